@@ -1,0 +1,69 @@
+# make train        ResNet-20 on handwritten digits, into runs/digits_resnet20
+# make test         lint and tests, under ten minutes on two cores
+# make test-long    the tests that take longer
+# make lint         ruff and mypy only
+# make format       what ruff can mend
+# make results      regenerates results/digits_resnet20.json, five seeds
+# make constraints  takes the newest versions into constraints.txt
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=dir where it is set up, ACCEL=cuda, cuda13 or
+# tpu the build of JAX, ARGS='--config.KEY=VALUE' is added to train.py's flags.
+
+PYTHON ?= python3
+VENV ?= .venv
+ACCEL ?= cpu
+ARGS ?=
+BIN := $(VENV)/bin
+EXTRA := $(filter-out cpu,$(ACCEL))
+RUN := $(VENV)/installed-$(ACCEL)
+TEST := $(VENV)/installed-$(ACCEL)-test
+comma := ,
+
+.PHONY: train test test-long lint format results constraints clean
+
+train: $(RUN)
+	$(BIN)/python train.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not long" $(ARGS)
+
+test-long: $(TEST)
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: $(TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(TEST)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+results: $(RUN)
+	$(BIN)/python -m resnet_flax sweep --config=configs/digits_resnet20.py --seeds=0,1,2,3,4 \
+	  --workdir=runs/sweep/digits_resnet20 --out=results/digits_resnet20.json $(ARGS)
+
+constraints:
+	$(PYTHON) -m venv $(VENV)-uv
+	$(VENV)-uv/bin/python -m pip install --quiet uv
+	$(VENV)-uv/bin/uv pip compile --quiet --universal --no-annotate --no-header \
+	  --python-version 3.11 --extra test --upgrade pyproject.toml -o constraints.txt
+	rm -rf $(VENV)-uv
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11; give a newer one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --editable '.$(if $(EXTRA),[$(EXTRA)])'
+	@touch $@
+
+$(TEST): $(RUN)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  --editable '.[test$(if $(EXTRA),$(comma)$(EXTRA))]'
+	@touch $@

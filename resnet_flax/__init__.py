@@ -1,0 +1,26 @@
+"""Residual networks in JAX: models, sharded training, exact evaluation."""
+
+import importlib
+from typing import Any
+
+# Imported at first use: `resnet-flax --help` needs none of them, and JAX takes a second.
+_PUBLIC = {
+    "VARIANTS": "resnet_flax.models",
+    "ResNet": "resnet_flax.models",
+    "UserError": "resnet_flax.errors",
+    "create_model": "resnet_flax.models",
+    "default_config": "resnet_flax.config",
+    "train": "resnet_flax.train.loop",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'resnet_flax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,75 @@
+"""The command line: `resnet-flax VERB`, one module a verb, imported when it is called."""
+
+import argparse
+import errno
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from resnet_flax.errors import UserError, closest
+
+VERBS = {
+    "sweep": "train one config with several seeds and report mean and deviation",
+    "train": "train a network, or go on training it",
+}
+
+# Of the user's machine, not of this program.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `UserError`s and that takes no abbreviations."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(
+            prog=f"resnet-flax {verb}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of printing the usage."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb.
+
+    Returns:
+      The exit status: 0 done, 2 the user's input or machine is at fault (one sentence on
+      standard error says how), 128 + n stopped by signal n with everything saved. What is this
+      program's fault ends in a traceback and 1.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        return _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        listed = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
+        print(f"usage: resnet-flax VERB ...\n\n{listed}\n\nresnet-flax VERB --help says more.")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise UserError(f"there is no verb {verb!r}{closest(verb, VERBS)}; see resnet-flax --help")
+    module = importlib.import_module(f"resnet_flax.cli.{verb}")
+    status: int = module.main(rest)
+    return status
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return 2

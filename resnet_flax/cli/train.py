@@ -1,0 +1,95 @@
+"""`resnet-flax train`: also what train.py runs."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+
+from resnet_flax.cli import Parser
+from resnet_flax.config import SCHEMA, flatten, load_config, override, resolve
+from resnet_flax.errors import UserError
+
+DEFAULT = "configs/digits_resnet20.py"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains; returns the exit status."""
+    parser = Parser("train", "Train a network, or go on training it.")
+    parser.epilog = help_on_keys()
+    parser.add_argument(
+        "--workdir",
+        default="",
+        metavar="DIR",
+        help="where checkpoints and curves go (default: runs/ and the config's name)",
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="show the resolved config and stop"
+    )
+    arguments, config = parse(parser, argv)
+    if arguments.print_config:
+        for key, value in flatten(config).items():
+            print(f"{key} = {value!r}")
+        return 0
+
+    def run() -> None:
+        from resnet_flax.train.loop import train
+
+        train(config, arguments.workdir or f"runs/{config_name(arguments.config)}")
+
+    return stoppable(run)
+
+
+def stoppable(run: Callable[[], None]) -> int:
+    """Runs what trains; the exit status is 0, or 128 + n where signal n stopped it."""
+    from resnet_flax.train.loop import Stopped
+
+    try:
+        run()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+    return 0
+
+
+def parse(parser: Parser, argv: Sequence[str]):  # type: ignore[no-untyped-def]
+    """Adds `--config` and `--config.KEY=VALUE` to the parser's flags and parses.
+
+    ml_collections' own flags are not used: they raise before `main` could explain, and do not
+    say which key is nearest to an unknown one.
+
+    Returns:
+      The flags, and the resolved config.
+    """
+    parser.add_argument(
+        "--config",
+        default=DEFAULT,
+        metavar="FILE.py[:VARIANT]",
+        help="the experiment (default: %(default)s)",
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    settings = []
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--config."):
+            kind = "flag" if argument.startswith("-") else "argument"
+            raise UserError(f"there is no {kind} {argument!r}; see {parser.prog} --help")
+        setting = argument.removeprefix("--config.")
+        if "=" not in setting and rest and not rest[0].startswith("--"):
+            setting += "=" + rest.pop(0)
+        settings.append(setting)
+    config = ml_collections.ConfigDict(load_config(arguments.config))
+    override(config, settings)
+    return arguments, resolve(config)
+
+
+def config_name(path: str) -> str:
+    """'configs/cifar10.py:resnet20' as 'cifar10_resnet20', for directories."""
+    name, _, variant = path.partition(":")
+    stem = name.rpartition("/")[2].removesuffix(".py")
+    return f"{stem}_{variant}" if variant else stem
+
+
+def help_on_keys() -> str:
+    """Every config key with its default and meaning."""
+    lines = [f"  {key} = {entry.default!r}\n      {entry.meaning}" for key, entry in SCHEMA.items()]
+    return "config keys, changed by --config.KEY=VALUE:\n" + "\n".join(lines)

@@ -1,0 +1,280 @@
+"""The experiment schema: every key with its default, type, range and meaning.
+
+A config file's `get_config()` starts from `default_config()` and fills in what differs;
+`resolve` holds whatever it returns against the schema. Values are bool, int, float, str or
+tuples of numbers: None and lists could not be overridden from the command line.
+"""
+
+import ast
+import importlib.util
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from resnet_flax.errors import UserError, closest
+
+Value = bool | int | float | str | tuple[float, ...]
+
+
+class Key(NamedTuple):
+    """One key: its default (which fixes the type), its meaning, and what it must satisfy."""
+
+    default: Value
+    meaning: str
+    rule: tuple[Callable[[Any], bool], str] | None = None
+    resume_safe: bool = False  # may differ when a run is continued
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in words, "one of " + ", ".join(words)
+
+
+_POSITIVE = (lambda value: value > 0, "more than 0")
+_NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+_FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+_DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1 for the rest")
+_STEPS = (lambda value: min(value, default=1) > 0, "steps, each more than 0")
+_SCALES = (lambda value: min(value, default=0) > 0, "one or more numbers, each more than 0")
+_NUMBERS = (lambda value: len(value) > 0, "one or more numbers")
+_SPAN = (
+    lambda value: value in ("global", "device") or (value.isdecimal() and int(value) > 0),
+    "global, device or a number of examples",
+)
+
+SCHEMA: dict[str, Key] = {
+    "seed": Key(0, "of initialisation, data order and augmentation", _NOT_NEGATIVE),
+    "steps": Key(1000, "training steps in all", _POSITIVE, True),
+    "batch_size": Key(128, "training examples a step, over all devices", _POSITIVE),
+    "model.name": Key("cifar_resnet20", "a variant, see resnet_flax.VARIANTS"),
+    "model.dtype": Key(
+        "float32",
+        "type of the computation; parameters stay float32",
+        _one_of("float32", "bfloat16"),
+    ),
+    "model.norm_span": Key(
+        "global", "what batch normalisation averages over: global, device or k examples", _SPAN
+    ),
+    "model.norm_momentum": Key(0.9, "what running statistics keep of themselves", _FRACTION),
+    "data.source": Key("tfds:digits", "where examples come from: tfds:NAME"),
+    "data.data_dir": Key("", "of TFDS; empty for its default", None, True),
+    "data.in_memory": Key(False, "decode all images once and keep them", None, True),
+    "data.train_split": Key("train", "TFDS split trained on"),
+    "data.eval_split": Key("test", "TFDS split whose error is reported", None, True),
+    "data.eval_batch_size": Key(0, "0 for batch_size", _NOT_NEGATIVE, True),
+    "data.workers": Key(0, "reader processes; 0 reads in threads", _NOT_NEGATIVE, True),
+    "data.mean": Key((0.0,), "subtracted from pixels in [0, 1]; one, or one a channel", _NUMBERS),
+    "data.std": Key((1.0,), "divides them then; one, or one a channel", _SCALES),
+    "data.pad": Key(0, "black pixels on each side before a random crop", _NOT_NEGATIVE),
+    "data.flip": Key(False, "mirror half of the training images left to right"),
+    "optim.learning_rate": Key(0.1, "the highest", _POSITIVE),
+    "optim.schedule": Key(
+        "cosine", "shape of the rate over the steps", _one_of("cosine", "piecewise", "constant")
+    ),
+    "optim.warmup_steps": Key(0, "steps of linear increase from 0", _NOT_NEGATIVE),
+    "optim.boundaries": Key((), "steps at which a piecewise rate drops", _STEPS),
+    "optim.drop": Key(0.1, "factor of each drop", _POSITIVE),
+    "optim.momentum": Key(0.9, "of SGD", _FRACTION),
+    "optim.nesterov": Key(False, "Nesterov's form of the momentum"),
+    "optim.weight_decay": Key(1e-4, "coupled L2, entering before the momentum", _NOT_NEGATIVE),
+    "optim.decay": Key("kernels", "what decays: kernels, or all", _one_of("kernels", "all")),
+    "optim.label_smoothing": Key(0.0, "share of the target spread over all classes", _FRACTION),
+    "mesh.data": Key(-1, "devices that share a batch", _DEVICES, True),
+    "mesh.fsdp": Key(1, "devices that share batch and parameters", _DEVICES, True),
+    "eval.every": Key(0, "steps between evaluations; 0: at the end only", _NOT_NEGATIVE, True),
+    "checkpoint.every": Key(
+        0, "steps between checkpoints; 0: only at the end", _NOT_NEGATIVE, True
+    ),
+    "checkpoint.keep": Key(2, "newest checkpoints kept", _POSITIVE, True),
+    "log.every": Key(50, "steps between records of training", _POSITIVE, True),
+    "log.tensorboard": Key(True, "write TensorBoard event files", None, True),
+    "log.progress": Key(True, "show a progress bar on a terminal", None, True),
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The schema's defaults; assigning an unknown key raises."""
+    return _nest({key: entry.default for key, entry in SCHEMA.items()})
+
+
+def _nest(flat: dict[str, Value]) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    for key, value in flat.items():
+        _set(config, key, value)
+    return config.lock()
+
+
+def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
+    """Sets a dotted key, making the groups that are not there."""
+    *groups, leaf = key.split(".")
+    node = config
+    for group in groups:
+        if group not in node:
+            node[group] = ml_collections.ConfigDict()
+        node = node[group]
+    node[leaf] = value
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted keys and values, with lists (as JSON returns tuples) made tuples again."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict | ml_collections.ConfigDict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+
+    walk(config, "")
+    return flat
+
+
+def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The whole config: the schema's defaults with `config` over them, checked.
+
+    Args:
+      config: any subset of the schema's keys, nested.
+
+    Returns:
+      A locked config that has every key of the schema.
+
+    Raises:
+      UserError: a key is unknown (the nearest known one is named), or a value is of the wrong
+        type, out of range, or at odds with another.
+    """
+    flat = {key: entry.default for key, entry in SCHEMA.items()}
+    for key, value in flatten(config).items():
+        if key not in SCHEMA:
+            raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
+        flat[key] = _checked(key, value)
+    _check_together(flat)
+    return _nest(flat)
+
+
+def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None:
+    """Changes `config` in place by settings written 'key=value', as on the command line."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if key not in SCHEMA:
+            raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
+        if not equals:
+            raise UserError(f"config key {key} needs a value: --config.{key}=VALUE")
+        value = _checked(key, _parsed(text, type(SCHEMA[key].default)))
+        with config.unlocked():
+            _set(config, key, value)
+
+
+def _parsed(text: str, kind: type) -> Any:
+    """`text` as a value of `kind`, or as it is where it is none (`_checked` then complains)."""
+    if kind is str:
+        return text
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    if kind is tuple:
+        value = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e3
+    return value
+
+
+def _checked(key: str, value: Any) -> Value:
+    entry = SCHEMA[key]
+    kind = type(entry.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if isinstance(value, tuple | list):
+        value = tuple(value)
+    numbers = value if kind is tuple and isinstance(value, tuple) else (value,)
+    is_number = [isinstance(n, int | float) and not isinstance(n, bool) for n in numbers]
+    if type(value) is not kind or (kind is tuple and not all(is_number)):
+        name = "tuple of numbers" if kind is tuple else kind.__name__
+        raise UserError(f"config key {key} takes a value of type {name}, not {value!r}")
+    if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+        raise UserError(f"config key {key} takes finite numbers, not {value!r}")
+    if entry.rule is not None:
+        valid, expected = entry.rule
+        if not valid(value):
+            raise UserError(f"config key {key} must be {expected}, not {value!r}")
+    return value
+
+
+def _check_together(flat: dict[str, Any]) -> None:
+    """What no key can be held to by itself."""
+    if flat["mesh.data"] == flat["mesh.fsdp"] == -1:
+        raise UserError("only one of mesh.data and mesh.fsdp can be -1, for the rest")
+    span = flat["model.norm_span"]
+    if span.isdecimal() and flat["batch_size"] % int(span):
+        raise UserError(
+            f"batch_size={flat['batch_size']} must be a multiple of model.norm_span={span}, "
+            "the examples that batch normalisation averages over"
+        )
+    if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:
+        raise UserError("optim.schedule=piecewise needs optim.boundaries, the steps of its drops")
+    if flat["optim.warmup_steps"] >= flat["steps"]:
+        raise UserError(
+            f"optim.warmup_steps={flat['optim.warmup_steps']} must be less than "
+            f"steps={flat['steps']}"
+        )
+
+
+def conflicts(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> dict[str, tuple]:
+    """Keys that must not but do differ from a saved config: `{key: (saved, now)}`.
+
+    A key that the saved config lacks, since it was written before the key existed, counts as
+    its default.
+    """
+    now, then = flatten(config), flatten(saved)
+    return {
+        key: (then.get(key, entry.default), now[key])
+        for key, entry in SCHEMA.items()
+        if not entry.resume_safe and then.get(key, entry.default) != now[key]
+    }
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """Calls `get_config` of a config file, given as FILE.py or FILE.py:variant.
+
+    A relative path that does not exist here is looked up in the configs that come with the
+    package, with or without its leading 'configs/'.
+    """
+    name, _, variant = path.partition(":")
+    file = _find(name)
+    spec = importlib.util.spec_from_file_location(f"resnet_flax_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"the config file {name} is no Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"the config file {path} cannot be used: {said}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"get_config() of {name} must return an ml_collections.ConfigDict")
+    return config
+
+
+def _find(name: str) -> Path:
+    here = Path(__file__).parent
+    shipped = name.removeprefix("configs/")
+    # Beside the package in a checkout, inside it when installed.
+    for file in (Path(name), here / "configs" / shipped, here.parent / "configs" / shipped):
+        if file.is_file():
+            return file
+    known = sorted(
+        f"configs/{file.name}"
+        for folder in (here / "configs", here.parent / "configs")
+        for file in folder.glob("*.py")
+    )
+    raise UserError(
+        f"there is no config file {name}{closest(name, known)} (known: {', '.join(known)})"
+    )

@@ -1,0 +1,5 @@
+"""Networks: plain linen modules that need nothing else of the package."""
+
+from resnet_flax.models.resnet import VARIANTS, ResNet, create_model
+
+__all__ = ["VARIANTS", "ResNet", "create_model"]

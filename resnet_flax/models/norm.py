@@ -1,0 +1,68 @@
+"""Batch normalisation over a stated number of groups of examples."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+Dtype = Any
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015), each group of examples by itself.
+
+    In training the batch is cut into `groups` equal runs of examples, and each is normalised by
+    its own mean and (biased) variance; the running statistics move towards the groups' average.
+    One group is the usual batch normalisation, over the global batch however it is sharded.
+    In evaluation the running statistics are used.
+
+    Statistics, `scale` and `bias` are of `param_dtype` (float32), and the statistics are computed
+    in it: in bfloat16 a mean over a large batch loses most of its digits.
+
+    Attributes:
+      groups: number of groups; divides the batch.
+      momentum: what a running statistic keeps of itself in a step (1 - torch's momentum).
+      epsilon: added to the variance.
+      scale_init: initialiser of `scale`; zeros for the last normalisation of a block where the
+        block is to start as the identity.
+      dtype: type of the output.
+      param_dtype: type of parameters and statistics.
+    """
+
+    groups: int = 1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        """Normalises by the batch where `train`, updating the running statistics, else by those."""
+        b, h, w, c = x.shape
+        scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), self.param_dtype)
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            shift = bias - running_mean.value * factor
+            return (x * factor + shift).astype(self.dtype)
+        if b % self.groups:
+            raise ValueError(
+                f"a batch of {b} does not divide into {self.groups} groups for batch "
+                "normalisation; choose a multiple of the groups as the batch size"
+            )
+        x = x.astype(self.param_dtype).reshape(self.groups, b // self.groups, h, w, c)
+        mean = x.mean((1, 2, 3), keepdims=True)
+        centred = x - mean
+        var = jnp.square(centred).mean((1, 2, 3), keepdims=True)
+        if not self.is_initializing():
+            keep = self.momentum
+            for running, now in ((running_mean, mean), (running_var, var)):
+                new = keep * running.value + (1 - keep) * now.mean((0, 1, 2, 3))
+                running.value = lax.stop_gradient(new)
+        y = centred * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        return y.reshape(b, h, w, c).astype(self.dtype)

@@ -1,0 +1,74 @@
+"""How arrays lie on devices. The only file that names a mesh axis."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnet_flax.errors import UserError
+
+# Both axes share the batch; `fsdp` shares parameters and optimiser state as well.
+DATA, FSDP = "data", "fsdp"
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of `data` by `fsdp` devices, where -1 stands for all that the other leaves.
+
+    Raises:
+      UserError: the two numbers do not make up the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    n = len(devices)
+    asked = f"mesh.data={data}, mesh.fsdp={fsdp}"
+    if data == -1:
+        data = n // fsdp
+    elif fsdp == -1:
+        fsdp = n // data
+    if data * fsdp != n:
+        raise UserError(
+            f"a mesh of {asked} does not fit {n} device{'s' * (n > 1)}; "
+            "their product must be the number of devices (-1 takes the rest)"
+        )
+    grid = np.asarray(devices).reshape(data, fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """The leading axis is cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def for_state(state: Any, mesh: Mesh) -> Any:
+    """A sharding for every leaf of a train state: its largest axis that `fsdp` divides is cut.
+
+    Args:
+      state: arrays or their shapes (`jax.eval_shape`).
+      mesh: of the devices.
+    """
+    fsdp = mesh.shape[FSDP]
+
+    def of(leaf: Any) -> NamedSharding:
+        divisible = [axis for axis, n in enumerate(leaf.shape) if n % fsdp == 0]
+        if fsdp == 1 or not divisible:
+            return replicated(mesh)
+        # The later of equally long axes: output channels, as a kernel's gradient is laid out.
+        cut = max(divisible, key=lambda axis: (leaf.shape[axis], axis))
+        spec = [FSDP if axis == cut else None for axis in range(len(leaf.shape))]
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(of, state)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch on the devices, from this process's share of it."""
+    sharding = over_batch(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

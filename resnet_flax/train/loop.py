@@ -1,0 +1,205 @@
+"""The training loop: read this to learn what a run does."""
+
+import dataclasses
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from resnet_flax import sharding
+from resnet_flax.config import conflicts, flatten, resolve
+from resnet_flax.data.pipeline import eval_batches, train_batches
+from resnet_flax.errors import UserError
+from resnet_flax.evaluation.run import Result, evaluate
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.curves import draw_curves
+from resnet_flax.train.interrupt import Interruption
+from resnet_flax.train.meter import Meter
+from resnet_flax.train.setup import Run, build
+from resnet_flax.train.state import TrainState
+from resnet_flax.train.writers import Writers
+
+
+class Stopped(Exception):  # noqa: N818  no error
+    """A signal ended the run; what is needed to go on is saved.
+
+    Attributes:
+      signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Result:
+    """Trains, or goes on training, or finds the run finished; evaluates at the end in any case.
+
+    Args:
+      config: an experiment, see `resnet_flax.config`.
+      workdir: made where it is not there. Gets checkpoints/, metrics.jsonl, tensorboard/,
+        config.json and curves.png.
+
+    Returns:
+      The result on `data.eval_split` after the last step.
+
+    Raises:
+      UserError: the config, the data, the workdir or the devices do not fit, the disk is full,
+        or the loss is not finite.
+      Stopped: SIGTERM or SIGINT came; the state is saved.
+    """
+    config, workdir = resolve(config), Path(workdir)
+    run = build(config)
+    _prepare_workdir(workdir, config)
+    with ExitStack() as stack:
+        stop = stack.enter_context(Interruption())
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        )
+        state, start, notes = _restore_or_init(run, config, checkpoints, workdir)
+        writers = stack.enter_context(
+            Writers(
+                workdir,
+                start,
+                config.steps,
+                tensorboard=config.log.tensorboard,
+                progress=config.log.progress,
+            )
+        )
+        for note in notes:
+            writers.terminal.say(note)
+        batches = stack.enter_context(
+            train_batches(
+                run.train_source,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                start=start,
+                host=jax.process_index(),
+                hosts=jax.process_count(),
+                workers=config.data.workers,
+            )
+        )
+        meter = Meter(config, run.schedule, writers)
+        result, saved = None, start or None
+        for step in range(start, config.steps + 1):
+            # Evaluate, save, next batch, step, log: always in this order, so that a run that
+            # goes on from a checkpoint does what the uninterrupted one does after saving it.
+            last = step == config.steps
+            if last or _due(step, config.eval.every):
+                with meter.paused():
+                    result = _evaluate(run, config, state, step, writers, stop)
+            if step != saved and (last or stop.signal or _due(step, config.checkpoint.every)):
+                with meter.paused():  # which raises where the state is not finite
+                    checkpoints.save(step, state, run.about)
+                saved = step
+            if stop.signal and not (last and result):
+                checkpoints.wait()
+                raise Stopped(_how_to_go_on(stop.signal.name, step, workdir), stop.signal)
+            if last:
+                break
+            batch = sharding.put_batch(next(batches), run.mesh)
+            state, sums = run.train_step(state, batch)
+            meter.add(step + 1, sums)
+    assert result is not None
+    _report(config, workdir, result)
+    return result
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step > 0 and step % every == 0
+
+
+def _prepare_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Finds out now, not after hours, that the workdir cannot be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".writable"
+        probe.write_text("yes")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {workdir}: {error.strerror}; give one that can be "
+            "written as --workdir"
+        ) from error
+
+
+def _restore_or_init(
+    run: Run, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
+) -> tuple[TrainState, int, list[str]]:
+    """The state to start from, its step, and what the user should know about it."""
+
+    def accept(meta: dict[str, Any]) -> None:
+        different = conflicts(config, meta["config"])
+        if different:
+            listed = ", ".join(f"{k} is {b!r} but was {a!r}" for k, (a, b) in different.items())
+            raise UserError(
+                f"{workdir} holds a run of another config: {listed}; "
+                "give another --workdir, or the config that the run began with"
+            )
+        if meta["step"] > config.steps:
+            raise UserError(
+                f"{workdir} holds a run of {meta['step']} steps, more than steps={config.steps}; "
+                "give another --workdir, or as many steps"
+            )
+
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(run.init, config.seed),
+        run.shardings,
+    )
+    restored = checkpoints.restore_newest(target, accept)
+    (workdir / "config.json").write_text(json.dumps(flatten(config), indent=2) + "\n")
+    if restored is None:
+        return run.init(config.seed), 0, []
+    state, meta, notes = restored
+    step = meta["step"]
+    word = "is finished" if step == config.steps else "goes on"
+    return state, step, [*notes, f"{workdir} {word} at step {step} of {config.steps}"]
+
+
+def _evaluate(
+    run: Run,
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    step: int,
+    writers: Writers,
+    stop: Interruption,
+) -> Result | None:
+    """Evaluates and records the result; None where a signal came before the end."""
+    source, size = run.eval_source, config.data.eval_batch_size or config.batch_size
+    batches = eval_batches(
+        source, batch_size=size, host=jax.process_index(), hosts=jax.process_count()
+    )
+    number = -(-len(source) // size)
+    progress = evaluate(run.eval_step, state.variables, batches, run.mesh, len(source))
+    for done, result in enumerate(progress, start=1):
+        if result is None:
+            writers.terminal.evaluating(done, number)
+            if stop.signal:
+                return None
+    assert result is not None
+    record = {"split": config.data.eval_split, "step": step, **dataclasses.asdict(result)}
+    if not writers.metrics.has(record["split"], step):  # as it is when the run was finished
+        writers.write(record)
+    writers.terminal.evaluated(step, record)
+    return result
+
+
+def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
+    return (
+        f"stopped by {signal} at step {step}, which is saved in {workdir}; "
+        "run the same command again to go on"
+    )
+
+
+def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) -> None:
+    curves = workdir / "curves.png"
+    draw_curves(workdir / "metrics.jsonl", curves, f"{config.model.name} on {config.data.source}")
+    print(f"curves: {curves}")
+    print(f"checkpoints: {workdir / 'checkpoints'}")
+    wrong = round(result.error * result.count)
+    error = f"{config.data.eval_split} error: {100 * result.error:.2f} %"
+    print(f"{error} ({wrong} of {result.count}, loss {result.loss:.4f})", flush=True)

@@ -1,0 +1,120 @@
+"""From a config to the things that it names."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from resnet_flax import sharding
+from resnet_flax.config import flatten
+from resnet_flax.data.augment import augment, normalize
+from resnet_flax.data.sources import Source, in_memory, open_source
+from resnet_flax.errors import UserError
+from resnet_flax.models import create_model
+from resnet_flax.train.optim import make_optimizer, make_schedule
+from resnet_flax.train.state import init_state
+from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
+
+
+class Run(NamedTuple):
+    """A config made into things that work: what `train` loops over."""
+
+    mesh: jax.sharding.Mesh
+    train_source: Source
+    eval_source: Source
+    schedule: Any
+    init: Any
+    shardings: Any
+    train_step: Any
+    eval_step: Any
+    about: dict[str, Any]
+
+
+def build(config: ml_collections.ConfigDict) -> Run:
+    """Opens the data and compiles nothing yet: jit does at the first call.
+
+    Args:
+      config: resolved.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    _check_batches(config, mesh.size)
+    data = config.data
+    train_source, eval_source = (
+        open_source(data.source, split, data.data_dir)
+        for split in (data.train_split, data.eval_split)
+    )
+    if data.in_memory:
+        train_source, eval_source = in_memory(train_source), in_memory(eval_source)
+    image_shape = tuple(train_source[0]["image"].shape)
+    _check_channels(config, image_shape[-1])
+    model = create_model(
+        config.model.name,
+        num_classes=len(train_source.class_names),
+        norm_groups=norm_groups(config.model.norm_span, config.batch_size, mesh.size),
+        norm_momentum=config.model.norm_momentum,
+        dtype=jnp.dtype(config.model.dtype),
+    )
+    schedule = make_schedule(config.optim, config.steps)
+    tx = make_optimizer(config.optim, schedule)
+    normalized = partial(normalize, mean=data.mean, std=data.std, dtype=model.dtype)
+    augmented = partial(augment, seed=config.seed, pad=data.pad, flip=data.flip)
+    init, shardings = compile_init(
+        partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
+    )
+    steps = compile_steps(
+        mesh,
+        shardings,
+        partial(
+            train_step,
+            model=model,
+            tx=tx,
+            prepare=lambda images, step: normalized(augmented(images, step)),
+            label_smoothing=config.optim.label_smoothing,
+        ),
+        partial(eval_step, model=model, prepare=normalized),
+    )
+    about = {
+        "config": flatten(config),
+        "class_names": list(train_source.class_names),
+        "preprocessing": {
+            "image_shape": list(image_shape),
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+    }
+    return Run(mesh, train_source, eval_source, schedule, init, shardings, *steps, about)
+
+
+def norm_groups(span: str, batch_size: int, devices: int) -> int:
+    """The groups of examples that batch normalisation treats by themselves.
+
+    Args:
+      span: 'global' for one group, 'device' for each device's share, or a number of examples.
+      batch_size: of the global batch.
+      devices: that share it.
+    """
+    if span == "global":
+        return 1
+    return devices if span == "device" else batch_size // int(span)
+
+
+def _check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
+    eval_batch_size = config.data.eval_batch_size or config.batch_size
+    for name, size in (("batch_size", config.batch_size), ("eval batch size", eval_batch_size)):
+        if size % devices:
+            raise UserError(
+                f"{name} {size} does not divide over {devices} devices; it must be a multiple "
+                f"of {devices}, such as {max(1, round(size / devices)) * devices}"
+            )
+
+
+def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
+    for name in ("mean", "std"):
+        given = len(config.data[name])
+        if given not in (1, channels):
+            raise UserError(
+                f"data.{name} has {given} numbers, but the images of {config.data.source} have "
+                f"{channels} channel{'s' * (channels > 1)}; give one number or one a channel"
+            )

@@ -1,0 +1,138 @@
+"""One step of training and one of evaluation, as pure functions.
+
+`compile_steps` puts them under `jax.jit` with shardings; nothing here knows how many devices
+there are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from resnet_flax import sharding
+from resnet_flax.train.losses import cross_entropy
+from resnet_flax.train.state import TrainState
+
+Batch = dict[str, Array]
+Sums = dict[str, Array]
+Prepare = Callable[..., Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    prepare: Prepare,
+    label_smoothing: float = 0.0,
+) -> tuple[TrainState, Sums]:
+    """One step of gradient descent on one global batch.
+
+    Args:
+      state: before the step.
+      batch: `image` `[b, h, w, c]` uint8, `label` `[b]` int32, `mask` `[b]`, true for examples
+        that count.
+      model: the network.
+      tx: the optimiser.
+      prepare: `(images, step) -> x`, augmentation and normalisation on the device.
+      label_smoothing: see `losses.cross_entropy`.
+
+    Returns:
+      The state after the step, and of this batch the sums `loss` (nats), `errors` and `count`
+      (examples), and the norms `grad_norm` of the gradient and `param_norm` of the parameters
+      after the step.
+    """
+    images = prepare(batch["image"], state.step)
+    weights = batch["mask"]
+
+    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        return (losses * weights).sum() / weights.sum(), (logits, updated["batch_stats"])
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    count = weights.sum()
+    sums = {
+        "loss": loss * count,
+        "errors": (weights & (logits.argmax(-1) != batch["label"])).sum(),
+        "count": count,
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+    }
+    return new_state, sums
+
+
+def eval_step(
+    variables: dict[str, Any], batch: Batch, sums: Sums, *, model: nn.Module, prepare: Prepare
+) -> Sums:
+    """Adds one batch's `loss` (nats), `errors` and `count` (examples) to `sums`.
+
+    Args:
+      variables: the network's parameters and running statistics.
+      batch: as for `train_step`; examples whose `mask` is false add nothing.
+      sums: of the batches before, `zero_sums()` at the first.
+      model: the network.
+      prepare: `(images) -> x`, normalisation on the device.
+    """
+    logits: Any = model.apply(variables, prepare(batch["image"]), train=False)
+    weights = batch["mask"]
+    losses = cross_entropy(logits, batch["label"])
+    return {
+        # where, not a product: a padding image may give a loss that is not finite
+        "loss": sums["loss"] + jnp.where(weights, losses, 0).sum(),
+        "errors": sums["errors"] + (weights & (logits.argmax(-1) != batch["label"])).sum(),
+        "count": sums["count"] + weights.sum(),
+    }
+
+
+def zero_sums() -> Sums:
+    """What `eval_step` starts from."""
+    zero = jnp.zeros((), jnp.int32)
+    return {"loss": jnp.zeros(()), "errors": zero, "count": zero}
+
+
+def compile_steps(
+    mesh: Mesh, state_shardings: Any, train: Callable[..., Any], evaluate: Callable[..., Any]
+) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
+    """`train_step` and `eval_step` (their keywords bound) as programs over the mesh.
+
+    The state is donated to the training step: its buffers hold the new state.
+    """
+    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
+    compiled_train = jax.jit(
+        train,
+        in_shardings=(state_shardings, cut),
+        out_shardings=(state_shardings, whole),
+        donate_argnums=0,
+    )
+    variables = state_shardings.variables
+    compiled_eval = jax.jit(evaluate, in_shardings=(variables, cut, whole), out_shardings=whole)
+    return compiled_train, compiled_eval
+
+
+def compile_init(
+    init: Callable[[int], TrainState], mesh: Mesh
+) -> tuple[Callable[[int], TrainState], Any]:
+    """`init_state` (its keywords bound) as a program that makes every leaf where it belongs.
+
+    Returns:
+      The program, and the shardings of the state.
+    """
+    shardings = sharding.for_state(jax.eval_shape(partial(init, 0)), mesh)
+    return jax.jit(init, out_shardings=shardings), shardings

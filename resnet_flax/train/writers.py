@@ -1,0 +1,181 @@
+"""Where measurements go: the terminal, metrics.jsonl and TensorBoard event files."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+Record = dict[str, Any]
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each (`split`, `step`) once, crashes or not.
+
+    What was written after the step that a run goes on from is dropped on opening, as is a line
+    that a crash tore.
+
+    Args:
+      path: of the file; made where it is not there.
+      start: the step that the run goes on from.
+    """
+
+    def __init__(self, path: Path, start: int) -> None:
+        kept = [record for record in read_metrics(path) if record["step"] <= start]
+        self._written = {(record["split"], record["step"]) for record in kept}
+        scratch = path.with_suffix(".new")
+        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(scratch, path)
+        self._file = path.open("a", buffering=1)  # a line at a time: survives a kill
+
+    def has(self, split: str, step: int) -> bool:
+        """Whether there is a record of this split and step."""
+        return (split, step) in self._written
+
+    def write(self, record: Record) -> None:
+        """Appends a record, which has `split` and `step`."""
+        self._written.add((record["split"], record["step"]))
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl; none where there is no file."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue  # torn by a crash
+    return records
+
+
+class Terminal:
+    """A progress bar where the output is a terminal, plain lines where it is none.
+
+    Args:
+      total: steps of the run.
+      start: the step it goes on from.
+      bar: whether a bar is wanted.
+      file: written to.
+    """
+
+    def __init__(self, total: int, start: int, bar: bool, file: TextIO | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._file = sys.stdout if file is None else file
+        self._total = total
+        self._progress: Progress | None = None
+        if bar and self._file.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+                TimeRemainingColumn(compact=True),
+                console=Console(file=self._file),
+                transient=True,
+            )
+            self._progress.start()
+            self._train = self._progress.add_task(
+                "train", total=total, completed=start, text="compiling"
+            )
+            self._eval = self._progress.add_task("eval", total=0, text="", visible=False)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self._progress is None:
+            print(text, file=self._file, flush=True)
+        else:
+            self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def trained(self, step: int, record: Record | None, seconds_left: float) -> None:
+        """Shows that a step is done, and the newest record of training where there is one."""
+        text = "" if record is None else describe(record)
+        if self._progress is not None:
+            self._progress.update(self._train, completed=step)
+            if text:
+                self._progress.update(self._train, text=text)
+        elif text:
+            self.say(f"step {step}/{self._total}  {text}  {_duration(seconds_left)} left")
+
+    def evaluating(self, batch: int, batches: int) -> None:
+        """Shows how far an evaluation is."""
+        if self._progress is not None:
+            visible = batch < batches
+            self._progress.update(self._eval, completed=batch, total=batches, visible=visible)
+
+    def evaluated(self, step: int, record: Record) -> None:
+        """Shows an evaluation's result."""
+        self.say(f"step {step}/{self._total}  {record['split']}: {describe(record)}")
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def describe(record: Record) -> str:
+    """Loss, error rate and speed of a record, in a form of constant width."""
+    text = f"loss {record['loss']:.4f}  error {100 * record['error']:5.2f} %"
+    if "images_per_second" in record:
+        text += f"  {record['images_per_second']:,.0f} img/s"
+    return text
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Writers:
+    """All of the above, and TensorBoard, as one context.
+
+    Args:
+      workdir: where metrics.jsonl and the event files go.
+      start: the step that the run goes on from.
+      total: steps of the run.
+      tensorboard: write event files.
+      progress: show a bar on a terminal.
+    """
+
+    def __init__(
+        self, workdir: Path, start: int, total: int, *, tensorboard: bool, progress: bool
+    ) -> None:
+        self.metrics = MetricsFile(workdir / "metrics.jsonl", start)
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self.terminal = Terminal(total, start, progress)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.terminal.close()
+        self.metrics.close()
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, record: Record) -> None:
+        """To metrics.jsonl and TensorBoard."""
+        self.metrics.write(record)
+        if self._events is not None:
+            for name, value in record.items():
+                if name not in ("split", "step"):
+                    self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
+            self._events.flush()
