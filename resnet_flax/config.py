@@ -8,7 +8,7 @@ tuples of numbers: None and lists could not be overridden from the command line.
 import ast
 import importlib.util
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import ml_collections
 
 from resnet_flax.errors import UserError, closest
 
-Value = bool | int | float | str | tuple[float, ...]
+Value = bool | int | float | str | tuple[int | float, ...]
 
 
 class Key(NamedTuple):
@@ -117,7 +117,7 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
     node[leaf] = value
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def flatten(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys and values, with lists (as JSON returns tuples) made tuples again."""
     flat: dict[str, Any] = {}
 

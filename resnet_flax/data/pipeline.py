@@ -6,6 +6,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
@@ -58,6 +59,8 @@ def train_batches(
     # An element is a batch here, so a few ahead are enough.
     dataset = shares.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     batches = iter(dataset)
     try:

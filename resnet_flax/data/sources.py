@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from resnet_flax.errors import UserError, closest
 EMBEDDED = ("digits",)
 
 
+@runtime_checkable
 class Source(Protocol):
     """A data set split: any number of examples, by index.
 

@@ -105,8 +105,9 @@ def _cifar(depth: int, shortcut: str) -> dict[str, Any]:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"cifar_resnet{d}": _cifar(d, "A") for d in (20, 32, 44, 56, 110, 1202)},
-    **{f"cifar_plain{d}": _cifar(d, "none") for d in (20, 32, 44, 56, 110)},
+    # The paper's depths, and 8 for quick looks.
+    **{f"cifar_resnet{d}": _cifar(d, "A") for d in (8, 20, 32, 44, 56, 110, 1202)},
+    **{f"cifar_plain{d}": _cifar(d, "none") for d in (8, 20, 32, 44, 56, 110)},
 }
 
 # What create_model accepts beside the name: the network's axes, not linen's own fields.

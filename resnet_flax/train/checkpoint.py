@@ -6,14 +6,18 @@ A checkpoint directory holds, under the step's number, Orbax's `state` (the trai
 themselves: of 172 flipped bytes they restored 171 without a word.
 """
 
+import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +49,8 @@ def digests(tree: Any) -> dict[str, int]:
 @jax.jit
 def _digest(leaf: Array) -> UInt32[Array, ""]:
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
     position, stride = jnp.zeros(bits.shape, jnp.uint32), 1
     for axis in reversed(range(bits.ndim)):  # not a reshape, which would move sharded data
@@ -80,7 +86,7 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(
@@ -89,8 +95,6 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._manager is None:
-            return
         try:
             self.wait()
         except UserError:
@@ -98,7 +102,8 @@ class Checkpoints:
                 raise
         finally:
             manager, self._manager = self._manager, None
-            manager.close()
+            if manager is not None:
+                manager.close()
 
     def steps(self) -> list[int]:
         """Steps of finished checkpoints, the newest first."""
@@ -119,6 +124,7 @@ class Checkpoints:
           UserError: this save or the one before failed; its leavings are removed.
         """
         self.wait()
+        self._check_room(step, state)
         meta = {**about, "format": FORMAT, "step": step, "digests": digests(state)}
         meta["sha256"] = _sha256_of(meta)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -181,12 +187,21 @@ class Checkpoints:
         # Not before the first save: opening reads every checkpoint, damaged ones too, and makes
         # the directory.
         if self._manager is None:
+            _silence_stores()
             self.directory.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep, cleanup_tmp_directories=True
             )
             self._manager = ocp.CheckpointManager(self.directory, options=options)
         return self._manager
+
+    def _check_room(self, step: int, state: Any) -> None:
+        # Not all full disks are seen here (quotas are not), but those that are end in peace.
+        self.directory.mkdir(parents=True, exist_ok=True)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 1_000_000
+        if shutil.disk_usage(self.directory).free < needed:
+            self._saving = step
+            raise self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _write_sums(self) -> None:
         path = self.directory / str(self._saving)
@@ -216,6 +231,20 @@ class Checkpoints:
             target = aside / str(step)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(self.directory / str(step), target)
+
+
+@functools.cache
+def _silence_stores() -> None:
+    """Keeps what fails from saying so a hundred times over: it is raised, once, as well."""
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    logging.getLogger("asyncio").addFilter(lambda r: "never retrieved" not in r.getMessage())
+    hook = sys.unraisablehook
+
+    def quieter(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = quieter
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -255,6 +284,7 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
     # First, since the stores are not made for damaged bytes and may say a great deal.
     for name in _wrong_files(path):
         raise DamagedError(f"{name} does not match its digest")
+    _silence_stores()
     try:
         with ocp.StandardCheckpointer() as reader:
             state = reader.restore(path / "state", target)
@@ -296,7 +326,9 @@ def _sha256_of(meta: dict[str, Any]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """One line of an error; the stores' own run over many."""
+    """One line of an error, or of what caused it: the stores' own run over many."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror

@@ -51,4 +51,4 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
 
 
 def _next_tick(value: float) -> float:
-    return next((tick for tick in (1, 2, 5, 10, 20, 50, 100) if tick >= value), 100)
+    return next((tick for tick in (1.0, 2.0, 5.0, 10.0, 20.0, 50.0) if tick >= value), 100.0)

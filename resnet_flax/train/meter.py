@@ -89,5 +89,5 @@ class Meter:
             }
             self._writers.write(record)
             self._sums = dict.fromkeys(self._sums, 0.0)
-        left = (self._steps - step) * sums["count"] / speed if speed else math.nan
+        left = (self._steps - step) * sums["count"] / speed if speed else None
         self._writers.terminal.trained(step, record, left)

@@ -14,14 +14,17 @@ from jaxtyping import Array, Int
 class TrainState:
     """Everything that a step reads and writes, and that a checkpoint holds.
 
+    A tree: `jax.tree.map` makes others of its form, of shapes or of shardings.
+
     Attributes:
-      step: steps taken; with the seed it determines the position in the data and all randomness.
+      step: steps taken, int32 `[]`; with the seed it determines the position in the data and
+        all randomness.
       params: the network's parameters.
       batch_stats: running statistics of batch normalisation.
       opt_state: the optimiser's.
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     batch_stats: Any
     opt_state: Any
@@ -33,7 +36,11 @@ class TrainState:
 
 
 def init_state(
-    seed: int, *, model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...]
+    seed: int | Int[Array, ""],
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
 ) -> TrainState:
     """The state before the first step; a pure function, to be compiled with shardings.
 

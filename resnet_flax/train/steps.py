@@ -127,12 +127,16 @@ def compile_steps(
 
 
 def compile_init(
-    init: Callable[[int], TrainState], mesh: Mesh
-) -> tuple[Callable[[int], TrainState], Any]:
+    init: Callable[..., TrainState], mesh: Mesh
+) -> tuple[Callable[..., TrainState], Any]:
     """`init_state` (its keywords bound) as a program that makes every leaf where it belongs.
 
     Returns:
       The program, and the shardings of the state.
     """
     shardings = sharding.for_state(jax.eval_shape(partial(init, 0)), mesh)
-    return jax.jit(init, out_shardings=shardings), shardings
+    # XLA's CPU backend takes seconds to optimise what runs once: for ResNet-20 2.3 s on JAX 0.10
+    # and 8.2 s on 0.12, against 0.6 s.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options), shardings

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 Record = dict[str, Any]
 
@@ -95,7 +95,7 @@ class Terminal:
         else:
             self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def trained(self, step: int, record: Record | None, seconds_left: float) -> None:
+    def trained(self, step: int, record: Record | None, seconds_left: float | None) -> None:
         """Shows that a step is done, and the newest record of training where there is one."""
         text = "" if record is None else describe(record)
         if self._progress is not None:
@@ -103,7 +103,8 @@ class Terminal:
             if text:
                 self._progress.update(self._train, text=text)
         elif text:
-            self.say(f"step {step}/{self._total}  {text}  {_duration(seconds_left)} left")
+            left = "" if seconds_left is None else f"  {_duration(seconds_left)} left"
+            self.say(f"step {step}/{self._total}  {text}{left}")
 
     def evaluating(self, batch: int, batches: int) -> None:
         """Shows how far an evaluation is."""
@@ -157,7 +158,7 @@ class Writers:
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self.terminal = Terminal(total, start, progress)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writers":
         return self
 
     def __exit__(

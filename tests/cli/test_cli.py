@@ -1,0 +1,108 @@
+"""Bad input at the command line: one sentence, exit code 2, no traceback."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet_flax.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "there is no verb 'trian'; did you mean train?"),
+        (["train", "stray"], "there is no argument 'stray'"),
+        (["train", "--workdri=x"], "there is no flag '--workdri=x'"),
+        (["train", "--workdir"], "argument --workdir: expected one argument"),
+        (["train", "--config=configs/nope.py"], "there is no config file configs/nope.py"),
+        (["train", "--config.optim.learning_rat=1"], "did you mean optim.learning_rate"),
+        (["train", "--config.steps=many"], "takes a value of type int, not 'many'"),
+        (["train", "--config.optim.learning_rate=-1"], "must be more than 0, not -1.0"),
+        (["train", "--config.steps"], "config key steps needs a value"),
+        (["sweep", "--seeds=1,x"], "--seeds takes numbers with commas between"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys, arguments, message):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_print_config_shows_the_resolved_config_and_stops(capsys):
+    flags = ["--print_config", "--config.optim.momentum", "0.8", "--config.data.mean=0.5,"]
+    assert main(["train", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "optim.momentum = 0.8" in lines
+    assert "data.mean = (0.5,)" in lines
+    assert "model.name = 'cifar_resnet20'" in lines
+
+
+def test_help_lists_the_verbs_and_the_keys(capsys):
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    assert "train" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "optim.weight_decay = 0.0001" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_help_is_quick():
+    # Half a second on an idle machine; the best of three, since this one may not be idle.
+    def once():
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-m", "resnet_flax", "--help"], check=True, cwd=ROOT)
+        return time.monotonic() - start
+
+    assert min(once() for _ in range(3)) < 0.5
+
+
+def _sentence(process):
+    _, err = process.communicate()
+    assert process.returncode == 2, err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_a_workdir_that_cannot_be_written_is_named(command, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    workdir.chmod(0o555)
+    wrapper = ()
+    if os.geteuid() == 0:  # whom permissions do not bind, unless it lays that power down
+        if shutil.which("setpriv") is None:
+            pytest.skip("root without setpriv writes everywhere")
+        wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    err = _sentence(command(f"--workdir={workdir}", wrapper=wrapper))
+    assert f"cannot write to the workdir {workdir}: Permission denied" in err
+
+
+def test_a_full_disk_is_one_sentence(command, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        flags = (f"--workdir={disk / 'run'}", "--config.log.every=1", "--config.steps=200")
+        # Too small for a checkpoint, and then for the metrics.
+        assert "cannot save the checkpoint of step 5" in _sentence(
+            command(*flags, "--config.checkpoint.every=5")
+        )
+        (disk / "filler").write_bytes(b"x" * (shutil.disk_usage(disk).free - 8192))
+        assert "No space left on device" in _sentence(command(*flags))
+    finally:
+        subprocess.run(["umount", disk], check=True)

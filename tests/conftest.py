@@ -1,0 +1,87 @@
+"""Eight virtual CPU devices, checked shapes, and data that tests share."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Before JAX is imported: sharding is tested without an accelerator. The tests, and the programs
+# that they start, compile the same few things again and again.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/resnet_flax_tests_{os.getuid()}"
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked in the tests only: see pyproject.toml's test extra.
+install_import_hook("resnet_flax", "beartype.beartype")
+
+import jax  # noqa: E402
+import ml_collections  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def x64():
+    """Float64: equivalences are asserted in it, see docs/decisions.md."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """A TFDS directory in which the digits are prepared, once a session and worker."""
+    from resnet_flax.data.sources import open_source
+
+    directory = str(tmp_path_factory.mktemp("tfds"))
+    open_source("tfds:digits", "train", directory)
+    return directory
+
+
+@pytest.fixture
+def config(data_dir) -> ml_collections.ConfigDict:
+    """A short run on digits."""
+    from resnet_flax.config import load_config
+
+    config = load_config(str(ROOT / "configs" / "digits_resnet20.py"))
+    config.data.data_dir = data_dir
+    config.model.name = "cifar_resnet8"
+    config.steps = 12
+    config.optim.warmup_steps = 4
+    config.eval.every = 4
+    config.checkpoint.every = 4
+    config.log.every = 2
+    config.log.tensorboard = False
+    return config
+
+
+@pytest.fixture(scope="module")
+def command(data_dir):
+    """Starts `python train.py` on one device, as a user does; returns the process."""
+    started = []
+
+    def start(*flags: str, wrapper: tuple[str, ...] = ()) -> subprocess.Popen:
+        script = [sys.executable, "train.py", f"--config.data.data_dir={data_dir}"]
+        process = subprocess.Popen(
+            [*wrapper, *script, *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+            cwd=ROOT,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

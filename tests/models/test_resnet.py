@@ -1,0 +1,139 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_flax import VARIANTS, UserError, create_model
+
+# Of the published Torch and Caffe nets for the depths of table 6; of 8 layers, summed by hand.
+PARAMETERS = {
+    8: 75_290,
+    20: 269_722,
+    32: 464_154,
+    44: 658_586,
+    56: 853_018,
+    110: 1_727_962,
+    1202: 19_421_274,
+}
+
+
+def _shapes(model, size=32, channels=3):
+    x = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+
+def _count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameter_count(name):
+    depth = int(name.removeprefix("cifar_resnet").removeprefix("cifar_plain"))
+    # Option A adds none, so a plain network has as many.
+    assert _count(_shapes(create_model(name))["params"]) == PARAMETERS[depth]
+
+
+@pytest.mark.parametrize(("option", "extra"), [("A", 0), ("B", 2), ("C", 9)])
+def test_shortcut_parameters(option, extra):
+    params = _shapes(create_model("cifar_resnet20", shortcut=option))["params"]
+    projected = [name for name, block in params.items() if "shortcut" in block]
+    assert len(projected) == extra
+    in_out = {"A": [], "B": [(16, 32), (32, 64)], "C": [(16, 16)] * 3 + [(16, 32)]}[option]
+    if option == "C":
+        in_out += [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2
+    assert _count(params) == PARAMETERS[20] + sum(i * o + 2 * o for i, o in in_out)
+
+
+def test_names_and_shapes_are_public():
+    params = _shapes(create_model("cifar_resnet20", num_classes=7))["params"]
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    assert paths["stem/conv1/kernel"] == (3, 3, 3, 16)
+    assert paths["stem/norm1/scale"] == (16,)
+    assert paths["stage1_block1/conv1/kernel"] == (3, 3, 16, 16)
+    assert paths["stage2_block1/conv1/kernel"] == (3, 3, 16, 32)
+    assert paths["stage3_block3/norm2/bias"] == (64,)
+    assert paths["head/kernel"] == (64, 7)
+    assert len(paths) == 19 * 3 + 2
+
+
+def test_feature_maps():
+    model = create_model("cifar_resnet20")
+    x = jnp.ones((2, 32, 32, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    maps = model.apply(variables, x, train=False, features=True)
+    shapes = {name: value.shape for name, value in maps.items()}
+    assert shapes == {
+        "c2": (2, 32, 32, 16),
+        "c3": (2, 16, 16, 32),
+        "c4": (2, 8, 8, 64),
+        "pooled": (2, 64),
+        "logits": (2, 10),
+    }
+    np.testing.assert_array_equal(maps["logits"], model.apply(variables, x, train=False))
+
+
+def test_option_a_takes_every_other_pixel_and_pads_channels():
+    # With nothing in the residual branch a block is its shortcut.
+    model = create_model("cifar_resnet20")
+    x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    for name, block in variables["params"].items():
+        if name.startswith("stage"):
+            block["norm2"]["scale"] *= 0
+    maps = model.apply(variables, x, train=False, features=True)
+    c2, c3 = maps["c2"], maps["c3"]
+    np.testing.assert_array_equal(c3[..., :16], c2[:, ::2, ::2])
+    np.testing.assert_array_equal(c3[..., 16:], 0)
+
+
+def test_plain_has_no_shortcut():
+    model = create_model("cifar_plain20")
+    x = jnp.ones((1, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    for name, block in variables["params"].items():
+        if name.startswith("stage"):
+            block["norm2"]["scale"] *= 0
+    assert not model.apply(variables, x, train=False, features=True)["c4"].any()
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_plain20"])
+@pytest.mark.parametrize("shortcut", ["A", "B", "C"])
+def test_every_parameter_gets_a_gradient(name, shortcut):
+    axes = {} if name == "cifar_plain20" else {"shortcut": shortcut}
+    model = create_model(name, stage_features=(4, 8, 16), **axes)
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+
+    def loss(params):
+        logits, _ = model.apply({**variables, "params": params}, x, train=True, mutable=True)
+        return jnp.square(logits - jnp.arange(10)).sum()
+
+    gradients = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(variables["params"]))
+    without = [jax.tree_util.keystr(path) for path, g in gradients if not np.abs(g).max() > 0]
+    assert without == []
+
+
+def test_logits_are_float32_under_bfloat16():
+    model = create_model("cifar_resnet20", dtype=jnp.bfloat16)
+    x = jnp.ones((1, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x, train=False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    maps = model.apply(variables, x, train=False, features=True)
+    assert maps["c3"].dtype == jnp.bfloat16
+    assert maps["logits"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "message"),
+    [
+        ("cifar_resnet21", {}, "no model called 'cifar_resnet21'; did you mean cifar_resnet"),
+        ("cifar_resnet20", {"shortcuts": "A"}, "no axis called 'shortcuts'; did you mean shortcut"),
+        ("cifar_resnet20", {"shortcut": "D"}, "shortcut must be one of A, B, C, none, not 'D'"),
+    ],
+)
+def test_bad_names_are_explained(name, axes, message):
+    with pytest.raises(UserError, match=message):
+        create_model(name, **axes)

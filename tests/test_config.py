@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from resnet_flax.config import (
+    SCHEMA,
+    conflicts,
+    default_config,
+    flatten,
+    load_config,
+    override,
+    resolve,
+)
+from resnet_flax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_defaults_satisfy_the_schema():
+    assert flatten(resolve(default_config())) == {k: entry.default for k, entry in SCHEMA.items()}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.name)
+def test_every_config_resolves(file):
+    config = resolve(load_config(str(file)))
+    assert set(flatten(config)) == set(SCHEMA)
+
+
+def test_a_partial_config_is_completed():
+    config = resolve(ml_collections.ConfigDict({"optim": {"learning_rate": 1}}))
+    assert config.optim.learning_rate == 1.0
+    assert isinstance(config.optim.learning_rate, float)
+    assert config.optim.momentum == 0.9
+
+
+def test_overrides_take_the_type_of_the_key():
+    config = default_config()
+    override(
+        config,
+        ["steps=2e3", "data.mean=0.5,0.4,0.3", "data.std=(2,)", "data.flip=true", "model.name=7"],
+    )
+    assert config.steps == 2000
+    assert isinstance(config.steps, int)
+    assert config.data.mean == (0.5, 0.4, 0.3)
+    assert config.data.std == (2,)
+    assert config.data.flip is True
+    assert config.model.name == "7"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.learning_rat=1", "no config key 'optim.learning_rat'; did you mean optim.learning"),
+        ("optim=1", "no config key 'optim'"),
+        ("steps", "config key steps needs a value"),
+        ("steps=many", "config key steps takes a value of type int, not 'many'"),
+        ("steps=1.5", "config key steps takes a value of type int, not 1.5"),
+        ("steps=True", "config key steps takes a value of type int, not True"),
+        ("steps=0", "config key steps must be more than 0, not 0"),
+        ("optim.learning_rate=-0.1", "optim.learning_rate must be more than 0, not -0.1"),
+        ("optim.learning_rate=1e999", "optim.learning_rate takes finite numbers, not inf"),
+        ("optim.momentum=1", "optim.momentum must be at least 0 and less than 1"),
+        ("data.flip=perhaps", "data.flip takes a value of type bool, not 'perhaps'"),
+        ("data.mean=('a',)", "data.mean takes a value of type tuple of numbers"),
+        ("data.mean=()", "data.mean must be one or more numbers"),
+        ("data.std=0", "data.std must be one or more numbers, each more than 0"),
+        ("model.dtype=float16", "model.dtype must be one of float32, bfloat16, not 'float16'"),
+        ("model.norm_span=0", "model.norm_span must be global, device or a number of examples"),
+        ("mesh.data=0", "mesh.data must be a number of devices, or -1"),
+    ],
+)
+def test_bad_overrides_are_explained(setting, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        override(default_config(), [setting])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["mesh.fsdp=-1"], "only one of mesh.data and mesh.fsdp can be -1"),
+        (["model.norm_span=48"], "batch_size=128 must be a multiple of model.norm_span=48"),
+        (["optim.schedule=piecewise"], "piecewise needs optim.boundaries"),
+        (["optim.warmup_steps=1000"], "optim.warmup_steps=1000 must be less than steps=1000"),
+    ],
+)
+def test_what_cannot_go_together(settings, message):
+    config = default_config()
+    override(config, settings)
+    with pytest.raises(UserError, match=message):
+        resolve(config)
+
+
+def test_unknown_key_in_a_config_file_is_named():
+    with pytest.raises(UserError, match=r"no config key 'optim.lr'"):
+        resolve(ml_collections.ConfigDict({"optim": {"lr": 0.1}}))
+
+
+def test_conflicts_name_the_keys_and_pass_what_is_safe():
+    config = resolve(default_config())
+    saved = flatten(config)
+    saved["data.mean"] = list(saved["data.mean"])  # as JSON returns it
+    assert conflicts(config, saved) == {}
+    saved |= {"steps": 5, "mesh.data": 3, "optim.momentum": 0.5}
+    del saved["optim.nesterov"]  # from before the key existed: its default
+    assert conflicts(config, saved) == {"optim.momentum": (0.5, 0.9)}
+
+
+def test_config_files_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/digits_resnet20.py").model.name == "cifar_resnet20"
+    assert load_config("digits_resnet20.py").model.name == "cifar_resnet20"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"no config file .*; did you mean|no config file .*known: configs/digits"),
+        ("x = 1", "cannot be used: AttributeError"),
+        ("def get_config():\n  return {}", "must return an ml_collections.ConfigDict"),
+        ("def get_config(:", "cannot be used: SyntaxError"),
+        ("import nonesuch", "cannot be used: ModuleNotFoundError"),
+    ],
+)
+def test_bad_config_files_are_explained(tmp_path, text, message):
+    file = tmp_path / "odd.py"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(file))

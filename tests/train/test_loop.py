@@ -1,0 +1,276 @@
+"""Runs from beginning to end, broken off in every way, and what is said of bad input."""
+
+import json
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_flax.errors import UserError
+from resnet_flax.train.checkpoint import Checkpoints, read_meta, read_state
+from resnet_flax.train.loop import train
+from resnet_flax.train.setup import build
+from resnet_flax.train.writers import read_metrics
+
+SHORT = (
+    "--config.model.name=cifar_resnet8",
+    "--config.steps=60",
+    "--config.optim.warmup_steps=10",
+    "--config.checkpoint.every=10",
+    "--config.eval.every=20",
+    "--config.log.every=5",
+    "--config.log.tensorboard=false",
+)
+
+
+def _final(workdir):
+    """The digests of the last checkpoint's leaves: equal where every bit is."""
+    step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
+    return step, read_meta(workdir / "checkpoints" / str(step))["digests"]
+
+
+def _timeless(workdir):
+    """The metrics without what differs from run to run."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    keys = [(record["split"], record["step"]) for record in records]
+    assert len(keys) == len(set(keys)), "a step is recorded twice"
+    return {
+        key: {name: value for name, value in record.items() if name != "images_per_second"}
+        for key, record in zip(keys, records, strict=True)
+    }
+
+
+def _wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, command):
+    """The workdir and the output of a run that nothing disturbs."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    process = command(*SHORT, f"--workdir={workdir}")
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    return workdir, out
+
+
+def _records(workdir, split):
+    return {r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == split}
+
+
+def _kill_and_go_on(command, workdir, moment, *more):
+    process = command(*SHORT, f"--workdir={workdir}", *more)
+    _wait_for(lambda: moment(workdir), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed_at = Checkpoints(workdir / "checkpoints", keep=1).steps()
+    assert 60 not in killed_at
+    again = command(*SHORT, f"--workdir={workdir}", *more)
+    out, err = again.communicate()
+    assert again.returncode == 0, err
+    assert ("goes on at step" in out) == bool(killed_at)
+    return out
+
+
+def test_killed_in_an_epoch_it_ends_with_the_same_bits(command, tmp_path, uninterrupted):
+    _kill_and_go_on(command, tmp_path / "run", lambda w: 25 in _records(w, "train"))
+    assert _final(tmp_path / "run") == _final(uninterrupted[0])
+    assert _timeless(tmp_path / "run") == _timeless(uninterrupted[0])
+
+
+@pytest.mark.long
+def test_killed_in_a_save_it_ends_with_the_same_bits(command, tmp_path, uninterrupted):
+    def saving(workdir):
+        return any((workdir / "checkpoints").glob("[3-9]0.*tmp*"))
+
+    _kill_and_go_on(command, tmp_path / "run", saving)
+    assert _final(tmp_path / "run") == _final(uninterrupted[0])
+    assert _timeless(tmp_path / "run") == _timeless(uninterrupted[0])
+
+
+@pytest.mark.long
+def test_killed_in_an_evaluation_it_ends_with_the_same_bits(command, tmp_path, uninterrupted):
+    # One example a batch, so that an evaluation takes a while. The record of training at step
+    # 40 is written right before that of evaluation.
+    more = "--config.data.eval_batch_size=1"
+    during = []
+
+    def evaluating(workdir):
+        if 40 in _records(workdir, "train"):
+            time.sleep(0.05)
+            during.append(40 not in _records(workdir, "test"))
+            return True
+        return False
+
+    _kill_and_go_on(command, tmp_path / "run", evaluating, more)
+    assert during == [True]
+    assert _final(tmp_path / "run") == _final(uninterrupted[0])
+    trained = {key: value for key, value in _timeless(tmp_path / "run").items() if "train" in key}
+    assert trained.items() <= _timeless(uninterrupted[0]).items()
+
+
+def test_the_last_lines_say_the_error_and_where_things_are(uninterrupted):
+    workdir, out = uninterrupted
+    lines = out.splitlines()[-3:]
+    assert lines[0] == f"curves: {workdir / 'curves.png'}"
+    assert lines[1] == f"checkpoints: {workdir / 'checkpoints'}"
+    record = read_metrics(workdir / "metrics.jsonl")[-1]
+    assert lines[2].startswith(f"test error: {100 * record['error']:.2f} % (")
+    with Image.open(workdir / "curves.png") as picture:
+        assert picture.size[0] > 800
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 60
+
+
+def test_a_finished_run_says_so_and_evaluates(command, uninterrupted, tmp_path):
+    workdir, first = uninterrupted
+    shutil.copytree(workdir, tmp_path / "run")
+    before = _timeless(workdir)
+    again = command(*SHORT, f"--workdir={tmp_path / 'run'}")
+    out, err = again.communicate()
+    assert (again.returncode, err) == (0, "")
+    assert "is finished at step 60 of 60" in out
+    assert out.splitlines()[-1] == first.splitlines()[-1]
+    assert _timeless(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
+    command, tmp_path, uninterrupted, number
+):
+    workdir = tmp_path / "run"
+    flags = (*SHORT, f"--workdir={workdir}", "--config.checkpoint.every=0")
+    process = command(*flags)
+    _wait_for(lambda: 25 in _records(workdir, "train"), process)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == 128 + number
+    saved = Checkpoints(workdir / "checkpoints", keep=1).steps()
+    assert len(saved) == 1
+    assert 25 <= saved[0] < 60
+    assert err == (
+        f"stopped by {number.name} at step {saved[0]}, which is saved in {workdir}; "
+        "run the same command again to go on\n"
+    )
+    again = command(*flags)
+    out, err = again.communicate()
+    assert (again.returncode, err) == (0, "")
+    assert f"goes on at step {saved[0]} of 60" in out
+    assert _final(workdir) == _final(uninterrupted[0])
+
+
+def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
+    workdir = tmp_path / "run"
+    flags = (*SHORT, f"--workdir={workdir}", "--config.data.eval_batch_size=1")
+    process = command(*flags, "--config.checkpoint.every=0")
+    _wait_for(lambda: 40 in _records(workdir, "train"), process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at step 40, which is saved" in err
+    assert 40 not in _records(workdir, "test")
+    again = command(*flags)
+    assert again.wait() == 0
+    assert {20, 40, 60} == _records(workdir, "test")
+    assert _final(workdir) == _final(uninterrupted[0])
+
+
+def test_it_learns_and_bfloat16_does_as_well(config, tmp_path):
+    config.steps, config.eval.every, config.checkpoint.every = 150, 0, 0
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        config.model.dtype = dtype
+        results[dtype] = train(config, tmp_path / dtype)
+        assert results[dtype].count == 360
+    errors = {dtype: result.error for dtype, result in results.items()}
+    assert errors["float32"] != errors["bfloat16"] or (
+        results["float32"].loss != results["bfloat16"].loss
+    )
+    assert max(errors.values()) < 0.2  # 0.9 is chance
+
+
+def test_tensorboard_gets_what_the_file_gets(config, tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    config.log.tensorboard = True
+    train(config, tmp_path / "run")
+    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
+    data, seen = file.read_bytes(), {}
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        for value in event.summary.value:
+            seen[value.tag, event.step] = value.simple_value
+        data = data[16 + length :]
+    for (split, step), record in _timeless(tmp_path / "run").items():
+        assert seen[f"{split}/loss", step] == pytest.approx(record["loss"], rel=1e-6)
+
+
+def test_another_config_s_checkpoint_is_refused_and_left(config, tmp_path):
+    train(config, tmp_path / "run")
+    before = sorted(map(str, (tmp_path / "run").rglob("*")))
+    config.optim.momentum = 0.8
+    config.data.pad = 0
+    with pytest.raises(UserError, match=r"data.pad is 0 but was 1, optim.momentum is 0.8 but was"):
+        train(config, tmp_path / "run")
+    assert sorted(map(str, (tmp_path / "run").rglob("*"))) == before
+
+
+def test_keys_that_are_safe_may_differ(config, tmp_path):
+    train(config, tmp_path / "run")
+    config.steps = 14
+    config.mesh.fsdp = 2
+    config.log.every = 3
+    config.checkpoint.keep = 1
+    train(config, tmp_path / "run")
+    assert _final(tmp_path / "run")[0] == 14
+
+
+def test_fewer_steps_than_done_are_refused(config, tmp_path):
+    train(config, tmp_path / "run")
+    config.steps = 8
+    with pytest.raises(UserError, match="holds a run of 12 steps, more than steps=8"):
+        train(config, tmp_path / "run")
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path):
+    config.optim.learning_rate = 1e38
+    config.optim.warmup_steps = 6
+    config.optim.schedule = "piecewise"
+    config.optim.boundaries = (100,)
+    config.checkpoint.every = 1
+    with pytest.raises(UserError, match=r"training diverged at step \d+ \(loss"):
+        train(config, tmp_path / "run")
+    steps = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps()
+    assert steps
+    for step in steps:
+        path = tmp_path / "run" / "checkpoints" / str(step)
+        state = read_state(path, jax.eval_shape(build(config).init, 0), read_meta(path))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 30}, "batch_size 30 does not divide over 8 devices; .* such as 32"),
+        ({"data.eval_batch_size": 9}, "eval batch size 9 does not divide over 8 devices"),
+        ({"batch_size": 2000}, "batch_size=2000 is more than the 1437 training examples"),
+        ({"mesh.data": 3}, "mesh.data=3, mesh.fsdp=1 does not fit 8 devices"),
+        ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, but the images .* 1 channel"),
+        ({"model.name": "resnet"}, "no model called 'resnet'"),
+        ({"data.source": "tfds:digitz"}, "no data set called 'digitz'"),
+    ],
+)
+def test_what_does_not_fit_is_explained(config, tmp_path, settings, message):
+    for key, value in settings.items():
+        group, _, leaf = key.rpartition(".")
+        (config[group] if group else config)[leaf] = value
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")

@@ -1,0 +1,198 @@
+"""One device against eight, in float64; and what a step is beside that."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_flax import create_model, sharding
+from resnet_flax.config import default_config
+from resnet_flax.data.augment import augment, normalize
+from resnet_flax.train.optim import make_optimizer
+from resnet_flax.train.state import init_state
+from resnet_flax.train.steps import (
+    compile_init,
+    compile_steps,
+    eval_step,
+    train_step,
+    zero_sums,
+)
+
+BATCH = 16
+
+
+def _batches(n, size=8):
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        yield {
+            "image": rng.integers(0, 256, (BATCH, size, size, 1), np.uint8),
+            "label": rng.integers(0, 10, BATCH).astype(np.int32),
+            "mask": np.ones(BATCH, bool),
+        }
+
+
+def _program(mesh, dtype, groups=1, name="cifar_resnet8", tx=None):
+    param_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    model = create_model(
+        name,
+        stage_features=(8, 16, 32),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        norm_groups=groups,
+    )
+    if tx is None:
+        tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))
+    norm = partial(normalize, mean=(0.3,), std=(0.4,), dtype=dtype)
+    init, shardings = compile_init(
+        partial(init_state, model=model, tx=tx, image_shape=(8, 8, 1)), mesh
+    )
+    return init, *compile_steps(
+        mesh,
+        shardings,
+        partial(
+            train_step,
+            model=model,
+            tx=tx,
+            prepare=lambda x, step: norm(augment(x, step, seed=0, pad=1, flip=True)),
+        ),
+        partial(eval_step, model=model, prepare=norm),
+    )
+
+
+def _run(mesh, steps, *, dtype=jnp.float64, **settings):
+    init, step, _ = _program(mesh, dtype, **settings)
+    state = init(0)
+    for batch in _batches(steps):
+        state, sums = step(state, sharding.put_batch(batch, mesh))
+    return jax.device_get((state, sums))
+
+
+def _one():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def _distance(tree, other):
+    """The largest distance between two trees' leaves, relative to each leaf's norm."""
+
+    def relative(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+
+    return max(jax.tree.leaves(jax.tree.map(relative, tree, other)))
+
+
+# Momentum and decay aside, the parameters' change in one step of rate 1 is the gradient.
+GRADIENT = optax.sgd(1.0)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with jax.enable_x64(True):
+        init, _, _ = _program(_one(), jnp.float64, tx=GRADIENT)
+        before = jax.device_get(init(0))
+        return before, _run(_one(), 1, tx=GRADIENT), _run(_one(), 10)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_eight_devices_do_what_one_does(reference, shape):
+    mesh = sharding.make_mesh(*shape)
+    before, (after, sums), (tenth, _) = reference
+    sharded, sharded_sums = _run(mesh, 1, tx=GRADIENT)
+    gradient = jax.tree.map(np.subtract, before.params, after.params)
+    sharded_gradient = jax.tree.map(np.subtract, before.params, sharded.params)
+    assert _distance(sharded_gradient, gradient) < 1e-10
+    assert _distance(sharded.batch_stats, after.batch_stats) < 1e-10
+    assert _distance(sharded_sums, sums) < 1e-10
+    assert _distance(_run(mesh, 10)[0], tenth) < 1e-8
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_comparison_sees_statistics_that_are_not_global(reference):
+    # What a sharding bug would do: each device normalises by its own share.
+    before, (after, _), _ = reference
+    local, _ = _run(sharding.make_mesh(), 1, tx=GRADIENT, groups=8)
+    gradients = [jax.tree.map(np.subtract, before.params, s.params) for s in (local, after)]
+    assert _distance(*gradients) > 1e-2
+    assert _distance(local.batch_stats, after.batch_stats) > 1e-3
+
+
+@pytest.mark.usefixtures("x64")
+def test_groups_give_the_same_on_any_number_of_devices():
+    one, _ = _run(_one(), 3, groups=4)
+    eight, _ = _run(sharding.make_mesh(), 3, groups=4)
+    assert _distance(eight, one) < 1e-9
+
+
+def test_parameters_lie_cut_where_fsdp_says():
+    mesh = sharding.make_mesh(2, 4)
+    init, step, _ = _program(mesh, jnp.float32)
+    state = init(0)
+    state, _ = step(state, sharding.put_batch(next(_batches(1)), mesh))
+    kernel = state.params["stage3_block1"]["conv2"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (3, 3, 32, 8)
+    momentum = jax.tree.leaves(state.opt_state)
+    assert any(leaf.addressable_shards[0].data.shape == (3, 3, 32, 8) for leaf in momentum)
+
+
+def test_float32_smoke():
+    one, _ = _run(_one(), 1, dtype=jnp.float32)
+    eight, _ = _run(sharding.make_mesh(), 1, dtype=jnp.float32)
+    assert _distance(eight.params, one.params) < 1e-3
+
+
+def test_bfloat16_trains_as_float32_does():
+    losses = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        init, step, _ = _program(_one(), dtype)
+        state, batch = init(0), sharding.put_batch(next(_batches(1)), _one())
+        losses[dtype] = []
+        for _ in range(30):
+            state, sums = step(state, batch)
+            losses[dtype].append(float(sums["loss"]) / BATCH)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    full, half = losses[jnp.float32], losses[jnp.bfloat16]
+    assert half[0] != full[0]  # it is computed in another type
+    assert abs(half[0] - full[0]) < 0.02 * full[0]
+    assert full[-1] < 0.7 * full[0]
+    assert half[-1] < 0.7 * half[0]
+
+
+def test_the_state_is_donated():
+    init, step, _ = _program(_one(), jnp.float32)
+    state = init(0)
+    step(state, sharding.put_batch(next(_batches(1)), _one()))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_a_step_counts_its_batch():
+    init, step, _ = _program(_one(), jnp.float32)
+    state, sums = step(init(0), sharding.put_batch(next(_batches(1)), _one()))
+    assert int(state.step) == 1
+    assert int(sums["count"]) == BATCH
+    assert 0 <= int(sums["errors"]) <= BATCH
+    assert float(sums["loss"]) / BATCH == pytest.approx(np.log(10), rel=0.3)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_counts_only_what_the_mask_lets_through(devices):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    init, _, evaluate = _program(mesh, jnp.float32)
+    variables = init(0).variables
+    batch = next(_batches(1))
+
+    def of(batch):
+        return jax.device_get(evaluate(variables, sharding.put_batch(batch, mesh), zero_sums()))
+
+    each = []
+    for i in range(BATCH):
+        each.append(of({**batch, "mask": np.arange(BATCH) == i}))
+        assert each[-1]["count"] == 1
+    some = np.arange(BATCH) % 3 == 0
+    sums = of({**batch, "mask": some})
+    for name in ("loss", "errors", "count"):
+        expected = sum(e[name] for e, chosen in zip(each, some, strict=True) if chosen)
+        np.testing.assert_allclose(sums[name], expected, rtol=1e-5)
