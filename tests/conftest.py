@@ -8,9 +8,8 @@ from pathlib import Path
 
 # Before JAX is imported: sharding is tested without an accelerator. The tests, and the programs
 # that they start, compile the same few things again and again.
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/resnet_flax_tests_{os.getuid()}"
-)
+CACHE = f"{tempfile.gettempdir()}/resnet_flax_tests_{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"

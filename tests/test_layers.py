@@ -17,7 +17,8 @@ LAYERS = (
     ("evaluation",),
     ("train",),
     ("", "sweep", "explore", "paper", "finetune"),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 
 
@@ -45,10 +46,8 @@ def _imports(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     modules = {_module(path) for path in FILES}
-    inside = {
-        name.removeprefix("resnet_flax").lstrip(".") for name in found if "resnet_flax" in name
-    }
-    return {name for name in inside if name in modules and name}
+    ours = {name.removeprefix("resnet_flax.") for name in found if name.startswith("resnet_flax.")}
+    return ours & modules
 
 
 @pytest.mark.parametrize("file", FILES, ids=_module)
