@@ -16,7 +16,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Shapes in signatures are checked in the tests only: see pyproject.toml's test extra.
 install_import_hook("resnet_flax", "beartype.beartype")

@@ -1,6 +1,7 @@
 """The learning curves of a run, as a picture."""
 
 from pathlib import Path
+from typing import Any
 
 from resnet_flax.train.writers import read_metrics
 
@@ -30,9 +31,15 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
             axes.plot(steps, errors, "--", color="tab:blue", linewidth=1, label="train")
         else:
             label = f"{split}, {errors[-1]:.2f} % at the end"
-            marker = "o" if len(points) < 30 else ""
-            axes.plot(steps, errors, color="tab:red", linewidth=2, marker=marker, ms=4, label=label)
-    axes.set_yscale("symlog", linthresh=1)  # late differences are far below the first errors
+            style: dict[str, Any] = {
+                "color": "tab:red",
+                "linewidth": 2,
+                "markersize": 4,
+                "clip_on": False,
+            }
+            axes.plot(steps, errors, "o-" if len(points) < 30 else "-", label=label, **style)
+    # Logarithmic down to 1 %, since late differences are far below the first errors; then to 0.
+    axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     top = max((100 * r["error"] for r in records), default=100)
     ticks = [t for t in (0, 0.5, 1, 2, 5, 10, 20, 50, 100) if t <= _next_tick(top)]
     axes.set_yticks(ticks, minor=False)

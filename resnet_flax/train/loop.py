@@ -69,7 +69,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Result:
                 progress=config.log.progress,
             )
         )
-        for note in notes:
+        for note in [_introduction(run, config, state), *notes]:
             writers.terminal.say(note)
         batches = stack.enter_context(
             train_batches(
@@ -106,6 +106,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Result:
     assert result is not None
     _report(config, workdir, result)
     return result
+
+
+def _introduction(run: Run, config: ml_collections.ConfigDict, state: TrainState) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    return (
+        f"{config.model.name} ({parameters:,} parameters) on {config.data.source} "
+        f"({len(run.train_source):,} + {len(run.eval_source):,} images), {devices}"
+    )
 
 
 def _due(step: int, every: int) -> bool:

@@ -99,9 +99,10 @@ class Terminal:
         """Shows that a step is done, and the newest record of training where there is one."""
         text = "" if record is None else describe(record)
         if self._progress is not None:
-            self._progress.update(self._train, completed=step)
-            if text:
-                self._progress.update(self._train, text=text)
+            if record is None and seconds_left is not None:  # nothing to replace the old text
+                self._progress.update(self._train, completed=step)
+            else:
+                self._progress.update(self._train, completed=step, text=text)
         elif text:
             left = "" if seconds_left is None else f"  {_duration(seconds_left)} left"
             self.say(f"step {step}/{self._total}  {text}{left}")
