@@ -1,7 +1,6 @@
 """The learning curves of a run, as a picture."""
 
 from pathlib import Path
-from typing import Any
 
 from resnet_flax.train.writers import read_metrics
 
