@@ -3,7 +3,7 @@
 A checkpoint directory holds, under the step's number, Orbax's `state` (the train state), `meta`
 (JSON: format version, config, class names, preprocessing, a digest of every leaf) and
 `sha256.json` (a digest of every file). Orbax and its stores detect hardly any damage by
-themselves: of 172 flipped bytes they restored 171 without a word.
+themselves: of 100 single flipped bits they restored 94 without a word, 90 of them to wrong numbers.
 """
 
 import errno
