@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments, config = parse(parser, argv)
     if arguments.print_config:
-        for key, value in flatten(config).items():
-            print(f"{key} = {value!r}")
+        values = flatten(config)
+        print("\n".join(f"{key} = {values[key]!r}" for key in SCHEMA))
         return 0
 
     def run() -> None:

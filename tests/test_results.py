@@ -1,0 +1,23 @@
+"""What README and results/ claim agrees with itself and with the configs that stand here."""
+
+import json
+import statistics
+from pathlib import Path
+
+from resnet_flax.config import flatten, load_config, resolve
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_digits_result_is_of_the_config_that_stands_here_and_good_enough():
+    result = json.loads((ROOT / "results" / "digits_resnet20.json").read_text())
+    config = flatten(resolve(load_config("configs/digits_resnet20.py")))
+    measured = {k: tuple(v) if isinstance(v, list) else v for k, v in result["config"].items()}
+    assert measured == {key: value for key, value in config.items() if key != "seed"}
+    errors = list(result["error_percent"].values())
+    assert len(errors) == result["n"] == 5
+    assert round(statistics.mean(errors), 4) == result["mean"] <= 2.5
+    assert round(statistics.stdev(errors), 4) == result["std"]
+    assert max(errors) == result["max"] <= 3.5
+    claim = f"{result['mean']:.2f} ± {result['std']:.2f} %"
+    assert claim in (ROOT / "README.md").read_text()
