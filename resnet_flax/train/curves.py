@@ -30,13 +30,8 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
             axes.plot(steps, errors, "--", color="tab:blue", linewidth=1, label="train")
         else:
             label = f"{split}, {errors[-1]:.2f} % at the end"
-            style: dict[str, Any] = {
-                "color": "tab:red",
-                "linewidth": 2,
-                "markersize": 4,
-                "clip_on": False,
-            }
-            axes.plot(steps, errors, "o-" if len(points) < 30 else "-", label=label, **style)
+            (line,) = axes.plot(steps, errors, color="tab:red", linewidth=2, label=label)
+            line.set(marker="o" if len(points) < 30 else "", markersize=4, clip_on=False)
     # Logarithmic down to 1 %, since late differences are far below the first errors; then to 0.
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     top = max((100 * r["error"] for r in records), default=100)
