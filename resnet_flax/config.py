@@ -32,6 +32,8 @@ def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in words, "one of " + ", ".join(words)
 
 
+_SEED = (lambda value: 0 <= value < 2**31, "at least 0 and less than 2**31")
+_COUNT = (lambda value: 0 < value < 2**31, "more than 0 and less than 2**31")
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
@@ -45,8 +47,8 @@ _SPAN = (
 )
 
 SCHEMA: dict[str, Key] = {
-    "seed": Key(0, "of initialisation, data order and augmentation", _NOT_NEGATIVE),
-    "steps": Key(1000, "training steps in all", _POSITIVE, True),
+    "seed": Key(0, "of initialisation, data order and augmentation", _SEED),
+    "steps": Key(1000, "training steps in all", _COUNT, True),
     "batch_size": Key(128, "training examples a step, over all devices", _POSITIVE),
     "model.name": Key("cifar_resnet20", "a variant, see resnet_flax.VARIANTS"),
     "model.dtype": Key(

@@ -17,7 +17,22 @@ VERBS = {
 }
 
 # Of the user's machine, not of this program.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+_DISK = {
+    getattr(errno, name)
+    for name in (
+        [
+            "EACCES",
+            "EDQUOT",
+            "EFBIG",
+            "EISDIR",
+            "ENAMETOOLONG",
+            "ENOSPC",
+            "ENOTDIR",
+            "EPERM",
+            "EROFS",
+        ]
+    )
+}
 
 
 class Parser(argparse.ArgumentParser):

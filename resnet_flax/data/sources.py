@@ -120,6 +120,9 @@ def _builder(dataset: str, data_dir: str) -> Any:
     except tfds.core.registered.DatasetNotFoundError as error:
         near = closest(dataset, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"TFDS has no data set called {dataset!r}{near}") from error
+    except (ValueError, AttributeError, KeyError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"TFDS cannot make {dataset!r} out: {said}") from error
 
 
 def _prepare(dataset: str, data_dir: str) -> Any:

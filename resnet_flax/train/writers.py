@@ -50,9 +50,11 @@ def read_metrics(path: Path) -> list[Record]:
     records = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue  # torn by a crash
+        if isinstance(record, dict) and {"split", "step", "loss", "error"} <= set(record):
+            records.append(record)
     return records
 
 
