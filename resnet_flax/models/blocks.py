@@ -39,9 +39,10 @@ class Shortcut(nn.Module):
             return x
         if self.option == "A":
             x = x[:, :: self.strides, :: self.strides]
-            # After the existing channels, as the released Caffe and Torch nets; some ports
-            # pad half on either side, which is the same function up to a permutation.
-            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+            # Half on either side, as the published CIFAR weights have it; all on one side would
+            # be the same network up to a permutation of channels.
+            extra = self.features - x.shape[-1]
+            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         x = self.conv(self.features, (1, 1), strides=self.strides, name="conv")(x)
         return self.norm(name="norm")(x, train)
 

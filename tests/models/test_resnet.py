@@ -85,8 +85,9 @@ def test_option_a_takes_every_other_pixel_and_pads_channels():
             block["norm2"]["scale"] *= 0
     maps = model.apply(variables, x, train=False, features=True)
     c2, c3 = maps["c2"], maps["c3"]
-    np.testing.assert_array_equal(c3[..., :16], c2[:, ::2, ::2])
-    np.testing.assert_array_equal(c3[..., 16:], 0)
+    np.testing.assert_array_equal(c3[..., 8:24], c2[:, ::2, ::2])
+    assert not c3[..., :8].any()
+    assert not c3[..., 24:].any()
 
 
 def test_plain_has_no_shortcut():
