@@ -1,13 +1,17 @@
-"""Residual blocks and the three shortcuts of the paper."""
+"""Residual blocks, their shortcuts, and squeeze-and-excitation."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 SHORTCUTS = ("A", "B", "C", "none")
+
+Map = Float[Array, "b h w c"]
+MapOut = Float[Array, "b h2 w2 f"]
 
 
 class Shortcut(nn.Module):
@@ -22,58 +26,140 @@ class Shortcut(nn.Module):
       features: output channels.
       strides: the block's stride.
       conv: makes a convolution from features, kernel size and strides.
-      norm: makes a normalisation.
+      norm: makes a normalisation; None for none after the projection (pre-activation).
+      pool: stride by average pooling before the projection (ResNet-D, He et al. 2018, 4.1).
     """
 
     option: str
     features: int
     strides: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    conv: Callable[..., Any]
+    norm: Callable[..., Any] | None
+    pool: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 f"]:
+    def __call__(self, x: Map, train: bool) -> MapOut:
         """The block's input in the shape of its output."""
-        same = self.strides == 1 and x.shape[-1] == self.features
-        if same and self.option != "C":
-            return x
-        if self.option == "A":
+        if not projects(self.option, x.shape[-1], self.features, self.strides):
+            if self.strides == 1 and x.shape[-1] == self.features:
+                return x
             x = x[:, :: self.strides, :: self.strides]
             # Half on either side, as the published CIFAR weights have it; all on one side would
             # be the same network up to a permutation of channels.
             extra = self.features - x.shape[-1]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-        x = self.conv(self.features, (1, 1), strides=self.strides, name="conv")(x)
-        return self.norm(name="norm")(x, train)
+        strides = self.strides
+        if self.pool and strides > 1:
+            x = average_pool(x, strides)
+            strides = 1
+        x = self.conv(self.features, (1, 1), strides=strides, name="conv")(x)
+        return x if self.norm is None else self.norm(name="norm")(x, train)
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, each normalised, and the shortcut (He et al. 2015, figure 5 left).
+def projects(option: str, channels: int, features: int, strides: int) -> bool:
+    """Whether a shortcut has parameters."""
+    return option == "C" or (option == "B" and (strides > 1 or channels != features))
+
+
+def average_pool(x: Map, size: int) -> Float[Array, "b h2 w2 c"]:
+    """Means over windows of `size` by `size` side by side, the last ones cut off by the edge."""
+    over = [(0, -n % size) for n in x.shape[1:3]]
+    return nn.avg_pool(x, (size, size), (size, size), over, count_include_pad=False)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels weighted by what the whole map holds (Hu et al. 2018, section 3).
 
     Attributes:
-      features: output channels.
-      strides: of the first convolution.
-      shortcut: one of `SHORTCUTS`; with 'none' the block is two layers of a plain network.
-      conv: makes a convolution from features, kernel size and strides.
+      ratio: channels over squeezed channels.
+      multiple: squeezed channels are rounded to a multiple of this, as timm does; 1 for the
+        authors' own.
+      dtype: type of the computation.
+      param_dtype: type of the parameters.
+    """
+
+    ratio: int
+    multiple: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Map) -> Map:
+        """`x`, every channel times a factor between 0 and 1."""
+        c = x.shape[-1]
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        squeezed = squeezed_features(c, self.ratio, self.multiple)
+        s = nn.relu(nn.Dense(squeezed, name="reduce", **types)(x.mean((1, 2))))
+        s = nn.Dense(c, name="expand", **types)(s)
+        return x * jax.nn.sigmoid(s)[:, None, None]
+
+
+def squeezed_features(features: int, ratio: int, multiple: int) -> int:
+    """Channels that a squeeze leaves, rounded to the nearest multiple (at least one)."""
+    return max(multiple, int(features / ratio + multiple / 2) // multiple * multiple)
+
+
+class Block(nn.Module):
+    """A residual block of any kind (He et al. 2015, figure 5; He et al. 2016, figure 4).
+
+    Attributes:
+      convs: of each convolution, output channels, kernel side, stride, dilation and groups.
+      shortcut: one of `SHORTCUTS`; with 'none' the block is layers of a plain network.
+      strides: the block's.
+      preactivation: normalise and activate before the convolutions, not after; a projection
+        then takes the normalised input.
+      shortcut_pool: see `Shortcut`.
+      zero_init: start the last normalisation's scale at zero, and so the block as the identity.
+      squeeze: makes squeeze-and-excitation, or None.
+      conv: makes a convolution.
       norm: makes a normalisation.
     """
 
-    features: int
-    strides: int
+    convs: tuple[tuple[int, int, int, int, int], ...]
     shortcut: str
+    strides: int
+    preactivation: bool
+    shortcut_pool: bool
+    zero_init: bool
+    squeeze: Callable[..., Any] | None
     conv: Callable[..., Any]
     norm: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 f"]:
+    def __call__(self, x: Map, train: bool) -> MapOut:
         """The block's output; `train` as for `BatchNorm`."""
-        y = self.conv(self.features, (3, 3), strides=self.strides, name="conv1")(x)
-        y = nn.relu(self.norm(name="norm1")(y, train))
-        y = self.conv(self.features, (3, 3), name="conv2")(y)
-        y = self.norm(name="norm2")(y, train)
-        if self.shortcut != "none":
-            skip = Shortcut(
-                self.shortcut, self.features, self.strides, self.conv, self.norm, name="shortcut"
+        features = self.convs[-1][0]
+        y, last = x, len(self.convs)
+        for i, (width, side, strides, dilation, groups) in enumerate(self.convs, start=1):
+            conv = self.conv(
+                width,
+                (side, side),
+                strides=strides,
+                dilation=dilation,
+                groups=groups,
+                name=f"conv{i}",
             )
-            y = y + skip(x, train)
-        return nn.relu(y)
+            if self.preactivation:
+                y = nn.relu(self.norm(name=f"norm{i}")(y, train))
+                if i == 1 and projects(self.shortcut, x.shape[-1], features, self.strides):
+                    x = y
+                y = conv(y)
+                continue
+            y = conv(y)
+            zero = {"scale_init": nn.initializers.zeros} if self.zero_init and i == last else {}
+            y = self.norm(name=f"norm{i}", **zero)(y, train)
+            if i < last:
+                y = nn.relu(y)
+        if self.squeeze is not None:
+            y = self.squeeze(name="se")(y)
+        if self.shortcut != "none":
+            y = y + Shortcut(
+                self.shortcut,
+                features,
+                self.strides,
+                self.conv,
+                None if self.preactivation else self.norm,
+                self.shortcut_pool,
+                name="shortcut",
+            )(x, train)
+        return y if self.preactivation else nn.relu(y)

@@ -1,4 +1,4 @@
-"""Batch normalisation over a stated number of groups of examples."""
+"""Normalisation: over groups of examples, or over groups of channels."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
+
+from resnet_flax.errors import UserError
 
 Dtype = Any
 
@@ -66,3 +68,40 @@ class BatchNorm(nn.Module):
                 running.value = lax.stop_gradient(new)
         y = centred * (lax.rsqrt(var + self.epsilon) * scale) + bias
         return y.reshape(b, h, w, c).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu and He 2018): each example by itself, over groups of channels.
+
+    Takes `BatchNorm`'s place: the same parameters, no statistics, `train` without effect.
+
+    Attributes:
+      channel_groups: 32, or as many as there are channels where these are fewer.
+      epsilon: added to the variance.
+      scale_init: initialiser of `scale`.
+      dtype: type of the output.
+      param_dtype: type of the parameters, and of the computation.
+    """
+
+    channel_groups: int = 32
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        """Normalises; the same in training and evaluation."""
+        del train
+        b, h, w, c = x.shape
+        groups = min(self.channel_groups, c)
+        if c % groups:
+            raise UserError(f"group normalisation cannot cut {c} channels into {groups} groups")
+        scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
+        x = x.astype(self.param_dtype).reshape(b, h, w, groups, c // groups)
+        mean = x.mean((1, 2, 4), keepdims=True)
+        centred = x - mean
+        var = jnp.square(centred).mean((1, 2, 4), keepdims=True)
+        y = (centred * lax.rsqrt(var + self.epsilon)).reshape(b, h, w, c)
+        return (y * scale + bias).astype(self.dtype)

@@ -1,4 +1,4 @@
-"""Residual and plain networks, and the table of the variants that have names."""
+"""The residual network: one module whose attributes are the family's axes."""
 
 from functools import partial
 from typing import Any
@@ -7,29 +7,61 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_flax.errors import UserError, closest
-from resnet_flax.models.blocks import SHORTCUTS, BasicBlock
+from resnet_flax.errors import UserError
+from resnet_flax.models.blocks import SHORTCUTS, Block, SqueezeExcitation
 from resnet_flax.models.conv import Conv
-from resnet_flax.models.norm import BatchNorm
+from resnet_flax.models.norm import BatchNorm, GroupNorm
+from resnet_flax.models.pool import max_pool
 
 Dtype = Any
 
 # As torch's nn.Linear: uniform within +-1 / sqrt(features).
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
+# What the axes that are words may be.
+CHOICES = {
+    "block": ("basic", "bottleneck"),
+    "shortcut": SHORTCUTS,
+    "stride_on": ("1x1", "3x3"),
+    "stem": ("cifar", "imagenet", "deep"),
+    "norm": ("batch", "group"),
+    "output_stride": (8, 16, 32),
+}
+
 
 class ResNet(nn.Module):
     """A residual network: stem, stages of blocks, mean over positions, linear head.
 
-    The first block of every stage but the first halves height and width. Parameters are named
-    `stem/conv1/kernel`, `stage1_block1/conv1/kernel`, `stage1_block1/norm1/scale`,
-    `stage2_block1/shortcut/conv/kernel`, `head/kernel`: weight import, decay masks and
-    checkpoints stand on these names.
+    Parameters are named `stem/conv1/kernel`, `stage1_block1/conv1/kernel`,
+    `stage1_block1/norm1/scale`, `stage2_block1/shortcut/conv/kernel`, `stage1_block1/se/reduce`,
+    `norm/scale` (pre-activation only) and `head/kernel`: weight import, decay masks and
+    checkpoints stand on these names. With `scan` the second and later blocks of stage 1 lie
+    stacked in `stage1_blocks`; see `stacking`.
 
     Attributes:
       stage_sizes: number of blocks of each stage.
-      stage_features: output channels of each stage's blocks.
+      stage_features: width of each stage; a bottleneck's output is four times as wide.
+      stem_features: channels of the stem.
+      block: 'basic' (two 3x3) or 'bottleneck' (1x1, 3x3, 1x1).
       shortcut: 'A', 'B', 'C' (He et al. 2015, section 3.3) or 'none', a plain network.
+      stride_on: the bottleneck's convolution that takes the stride: '1x1' as in the paper, or
+        '3x3' ("v1.5", torchvision and most others).
+      preactivation: blocks of He et al. 2016.
+      groups: of the 3x3 convolution (ResNeXt's cardinality).
+      group_width: channels that a group has where the width is 64 (ResNeXt's d; 128 for twice
+        as wide).
+      squeeze: channels over squeezed channels of squeeze-and-excitation; 0 for none.
+      squeeze_multiple: squeezed channels are rounded to a multiple of it; timm's is 8.
+      stem: 'cifar' (one 3x3), 'imagenet' (7x7 and max pooling) or 'deep' (three 3x3 and max
+        pooling).
+      stem_norm: normalise and activate in the stem.
+      shortcut_pool: stride of a projection by average pooling (ResNet-D).
+      norm: 'batch' or 'group'.
+      zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).
+      output_stride: of the last map against the image; below 32 the last stages are dilated.
+      scan: run the blocks that are alike in a loop over stacked parameters; compiles in time
+        that does not depend on the depth.
+      remat: keep only the blocks' inputs for the backward pass and compute the rest again.
       num_classes: outputs of the head.
       norm_groups: groups of examples that batch normalisation treats by themselves.
       norm_momentum: what running statistics keep of themselves in a step.
@@ -38,8 +70,24 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: tuple[int, ...]
-    stage_features: tuple[int, ...]
+    stage_features: tuple[int, ...] = (64, 128, 256, 512)
+    stem_features: int = 64
+    block: str = "basic"
     shortcut: str = "B"
+    stride_on: str = "3x3"
+    preactivation: bool = False
+    groups: int = 1
+    group_width: int = 64
+    squeeze: int = 0
+    squeeze_multiple: int = 1
+    stem: str = "imagenet"
+    stem_norm: bool = True
+    shortcut_pool: bool = False
+    norm: str = "batch"
+    zero_init: bool = False
+    output_stride: int = 32
+    scan: bool = False
+    remat: bool = False
     num_classes: int = 1000
     norm_groups: int = 1
     norm_momentum: float = 0.9
@@ -57,20 +105,31 @@ class ResNet(nn.Module):
           train: normalise by the batch's statistics and update the running ones (the caller
             makes `batch_stats` mutable) rather than use those.
           features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and `logits`.
+
+        Raises:
+          UserError: the images are smaller than the network's stride, or have other channels
+            than the parameters.
         """
+        self._check_images(x)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, **types)
-        norm = partial(BatchNorm, self.norm_groups, self.norm_momentum, **types)
+        norm: Any = partial(BatchNorm, self.norm_groups, self.norm_momentum, **types)
+        if self.norm == "group":
+            norm = partial(GroupNorm, **types)
         maps: dict[str, Array] = {}
-        x = Stem(self.stage_features[0], conv, norm, name="stem")(x, train)
-        for stage, (size, width) in enumerate(
-            zip(self.stage_sizes, self.stage_features, strict=True), start=1
-        ):
-            for block in range(1, size + 1):
-                strides = 2 if stage > 1 and block == 1 else 1
-                name = f"stage{stage}_block{block}"
-                x = BasicBlock(width, strides, self.shortcut, conv, norm, name=name)(x, train)
+        stem_norm = norm if self.stem_norm else None
+        x = Stem(self.stem, self.stem_features, conv, stem_norm, name="stem")(x, train)
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            first, rest = self._blocks(stage, conv, norm)
+            x = self._block(first, f"stage{stage}_block1")(x, train)
+            if self.scan and size > 1:
+                x = self._scanned(rest, f"stage{stage}_blocks", size - 1, x, train)
+            else:
+                for number in range(2, size + 1):
+                    x = self._block(rest, f"stage{stage}_block{number}")(x, train)
             maps[f"c{stage + 1}"] = x
+        if self.preactivation:
+            x = nn.relu(norm(name="norm")(x, train))
         pooled = x.astype(self.param_dtype).mean((1, 2))
         head = nn.Dense(
             self.num_classes, name="head", kernel_init=head_init, param_dtype=self.param_dtype
@@ -78,64 +137,129 @@ class ResNet(nn.Module):
         logits = head(pooled)
         return {**maps, "pooled": pooled, "logits": logits} if features else logits
 
+    @property
+    def stride(self) -> int:
+        """Pixels of the image from one position of the last map to the next."""
+        return strides_of(self)[-1][2]
+
+    def _check_images(self, x: Array) -> None:
+        if min(x.shape[1:3]) < self.stride:
+            raise UserError(
+                f"images of {x.shape[1]} x {x.shape[2]} are smaller than the network's stride of "
+                f"{self.stride}; give larger ones, or a network made for small ones (stem='cifar')"
+            )
+        params = self.variables.get("params", {})
+        if params:
+            channels = params["stem"]["conv1"]["kernel"].shape[2]
+            if channels != x.shape[-1]:
+                raise UserError(
+                    f"the images have {x.shape[-1]} channels, but the network's parameters are "
+                    f"for {channels}"
+                )
+
+    def _blocks(self, stage: int, conv: Any, norm: Any) -> tuple[Any, Any]:
+        """What makes the stage's first block, and its others."""
+        strides, dilation, _ = strides_of(self)[stage - 1]
+        # The first block of a stage whose stride became dilation still sees the old spacing.
+        before = strides_of(self)[stage - 2][1] if stage > 1 else 1
+        width = self.stage_features[stage - 1]
+        squeeze = None
+        if self.squeeze:
+            squeeze = partial(
+                SqueezeExcitation,
+                self.squeeze,
+                self.squeeze_multiple,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
+
+        def make(strides: int, dilation: int) -> Any:
+            if self.block == "basic":
+                convs: Any = ((width, 3, strides, dilation, 1), (width, 3, 1, dilation, 1))
+            else:
+                inner = width * self.group_width // 64 * self.groups
+                on_1x1 = self.stride_on == "1x1"
+                convs = (
+                    (inner, 1, strides if on_1x1 else 1, 1, 1),
+                    (inner, 3, 1 if on_1x1 else strides, dilation, self.groups),
+                    (4 * width, 1, 1, 1, 1),
+                )
+            return partial(
+                Block,
+                convs,
+                self.shortcut,
+                strides,
+                self.preactivation,
+                self.shortcut_pool,
+                self.zero_init,
+                squeeze,
+                conv,
+                norm,
+            )
+
+        return make(strides, before), make(1, dilation)
+
+    def _block(self, make: Any, name: str) -> Any:
+        block = make(name=name)
+        if not self.remat:
+            return block
+        return lambda x, train: nn.remat(lambda block, x: block(x, train))(block, x)
+
+    def _scanned(self, make: Any, name: str, length: int, x: Array, train: bool) -> Array:
+        def body(block: Any, x: Array, _: None) -> tuple[Array, None]:
+            return block(x, train), None
+
+        if self.remat:
+            body = nn.remat(body, prevent_cse=False)  # a loop's body cannot be merged anyway
+        loop = nn.scan(
+            body,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+            length=length,
+        )
+        x, _ = loop(make(name=name), x, None)
+        return x
+
 
 class Stem(nn.Module):
-    """The CIFAR nets' first layer: one 3x3 convolution (He et al. 2015, section 4.2)."""
+    """What comes before the first stage.
 
+    Attributes:
+      kind: 'cifar', 'imagenet' or 'deep', see `ResNet`.
+      features: output channels; the first two convolutions of a deep stem have half of it.
+      conv: makes a convolution.
+      norm: makes a normalisation; None for neither normalisation nor activation after the last
+        convolution.
+    """
+
+    kind: str
     features: int
     conv: Any
     norm: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w f"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 f"]:
         """What the first stage takes."""
-        x = self.conv(self.features, (3, 3), name="conv1")(x)
-        return nn.relu(self.norm(name="norm1")(x, train))
+        if self.kind == "deep":
+            half = self.features // 2
+            layers: Any = ((half, 3, 2), (half, 3, 1), (self.features, 3, 1))
+        else:
+            layers = ((self.features, 7, 2) if self.kind == "imagenet" else (self.features, 3, 1),)
+        for i, (width, side, strides) in enumerate(layers, start=1):
+            x = self.conv(width, (side, side), strides=strides, name=f"conv{i}")(x)
+            if self.norm is not None:
+                x = nn.relu(self.norm(name=f"norm{i}")(x, train))
+        return x if self.kind == "cifar" else max_pool(x)
 
 
-def _cifar(depth: int, shortcut: str) -> dict[str, Any]:
-    """The 6n+2 layers of section 4.2: 3 stages of n blocks, 16, 32 and 64 channels."""
-    n = (depth - 2) // 6
-    return {
-        "stage_sizes": (n, n, n),
-        "stage_features": (16, 32, 64),
-        "shortcut": shortcut,
-        "num_classes": 10,
-    }
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    # The paper's depths, and 8 for quick looks.
-    **{f"cifar_resnet{d}": _cifar(d, "A") for d in (8, 20, 32, 44, 56, 110, 1202)},
-    **{f"cifar_plain{d}": _cifar(d, "none") for d in (8, 20, 32, 44, 56, 110)},
-}
-
-# What create_model accepts beside the name: the network's axes, not linen's own fields.
-AXES = tuple(name for name in ResNet.__annotations__ if name not in ("parent", "name"))
-
-
-def create_model(name: str, **axes: Any) -> ResNet:
-    """The network called `name`, with any of its axes changed.
-
-    Args:
-      name: a key of `VARIANTS`, such as 'cifar_resnet20'.
-      **axes: attributes of `ResNet`, such as `num_classes`, `dtype`, `shortcut`.
-
-    Returns:
-      A linen module: `model.init(key, x, train=False)` makes its variables and
-      `model.apply(variables, x, train=False)` float32 logits.
-
-    Raises:
-      UserError: the name or an axis is unknown, or an axis has no such value.
-    """
-    if name not in VARIANTS:
-        raise UserError(f"there is no model called {name!r}{closest(name, VARIANTS)}")
-    for axis in axes:
-        if axis not in AXES:
-            raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
-    settings = {**VARIANTS[name], **axes}
-    if settings["shortcut"] not in SHORTCUTS:
-        raise UserError(
-            f"shortcut must be one of {', '.join(SHORTCUTS)}, not {settings['shortcut']!r}"
-        )
-    return ResNet(**settings)
+def strides_of(model: ResNet) -> list[tuple[int, int, int]]:
+    """Of each stage: the stride of its first block, its dilation, its map's total stride."""
+    total = 1 if model.stem == "cifar" else 4
+    dilation, stages = 1, []
+    for stage in range(len(model.stage_sizes)):
+        strides = 1 if stage == 0 else 2
+        if total * strides > model.output_stride:
+            dilation, strides = dilation * strides, 1
+        total *= strides
+        stages.append((strides, dilation, total))
+    return stages

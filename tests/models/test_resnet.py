@@ -3,18 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import VARIANTS, UserError, create_model
-
-# Of the published Torch and Caffe nets for the depths of table 6; of 8 layers, summed by hand.
-PARAMETERS = {
-    8: 75_290,
-    20: 269_722,
-    32: 464_154,
-    44: 658_586,
-    56: 853_018,
-    110: 1_727_962,
-    1202: 19_421_274,
-}
+from resnet_flax import UserError, create_model
 
 
 def _shapes(model, size=32, channels=3):
@@ -26,13 +15,6 @@ def _count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_parameter_count(name):
-    depth = int(name.removeprefix("cifar_resnet").removeprefix("cifar_plain"))
-    # Option A adds none, so a plain network has as many.
-    assert _count(_shapes(create_model(name))["params"]) == PARAMETERS[depth]
-
-
 @pytest.mark.parametrize(("option", "extra"), [("A", 0), ("B", 2), ("C", 9)])
 def test_shortcut_parameters(option, extra):
     params = _shapes(create_model("cifar_resnet20", shortcut=option))["params"]
@@ -41,7 +23,7 @@ def test_shortcut_parameters(option, extra):
     in_out = {"A": [], "B": [(16, 32), (32, 64)], "C": [(16, 16)] * 3 + [(16, 32)]}[option]
     if option == "C":
         in_out += [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2
-    assert _count(params) == PARAMETERS[20] + sum(i * o + 2 * o for i, o in in_out)
+    assert _count(params) == 269_722 + sum(i * o + 2 * o for i, o in in_out)
 
 
 def test_names_and_shapes_are_public():
@@ -98,23 +80,6 @@ def test_plain_has_no_shortcut():
         if name.startswith("stage"):
             block["norm2"]["scale"] *= 0
     assert not model.apply(variables, x, train=False, features=True)["c4"].any()
-
-
-@pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_plain20"])
-@pytest.mark.parametrize("shortcut", ["A", "B", "C"])
-def test_every_parameter_gets_a_gradient(name, shortcut):
-    axes = {} if name == "cifar_plain20" else {"shortcut": shortcut}
-    model = create_model(name, stage_features=(4, 8, 16), **axes)
-    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-    variables = model.init(jax.random.key(0), x, train=False)
-
-    def loss(params):
-        logits, _ = model.apply({**variables, "params": params}, x, train=True, mutable=True)
-        return jnp.square(logits - jnp.arange(10)).sum()
-
-    gradients = jax.tree_util.tree_leaves_with_path(jax.grad(loss)(variables["params"]))
-    without = [jax.tree_util.keystr(path) for path, g in gradients if not np.abs(g).max() > 0]
-    assert without == []
 
 
 def test_logits_are_float32_under_bfloat16():

@@ -1,0 +1,90 @@
+"""Parameters and multiply-adds, layer by layer, without allocating or running anything."""
+
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_flax.models.conv import Conv
+from resnet_flax.models.resnet import ResNet
+
+
+class Layer(NamedTuple):
+    """A convolution or dense layer, or several alike."""
+
+    path: str
+    kernel: tuple[int, ...]
+    output: tuple[int, ...]
+    multiply_adds: int
+    times: int
+
+
+class Summary(NamedTuple):
+    """What a network consists of, for one image.
+
+    Attributes:
+      layers: convolutions and dense layers in order.
+      parameters: of all layers, normalisations included; running statistics are none.
+      multiply_adds: of convolutions and dense layers, as the papers count them.
+      depth: weight layers from the image to the logits, without shortcuts' projections and
+        squeeze-and-excitation: the number in a network's name.
+      features: shape of the map behind each stage, `[h, w, c]`, by its name.
+    """
+
+    layers: tuple[Layer, ...]
+    parameters: int
+    multiply_adds: int
+    depth: int
+    features: dict[str, tuple[int, ...]]
+
+
+def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> Summary:
+    """Counts by abstract evaluation, in a time that does not depend on the depth.
+
+    Args:
+      model: the network.
+      image_shape: `(height, width, channels)`.
+    """
+    model = model.clone(scan=True, remat=False)  # blocks that are alike are looked at once
+    layers: list[Layer] = []
+
+    def note(call, arguments, keywords, context):  # type: ignore[no-untyped-def]
+        output = call(*arguments, **keywords)
+        if isinstance(context.module, Conv | nn.Dense) and context.method_name == "__call__":
+            kernel = context.module.variables["params"]["kernel"].shape
+            path = "/".join(context.module.path)
+            stage = re.match(r"stage(\d+)_blocks", path)
+            times = model.stage_sizes[int(stage[1]) - 1] - 1 if stage else 1
+            positions = math.prod(output.shape[1:-1])
+            each = positions * math.prod(kernel)
+            layers.append(Layer(path, kernel, output.shape[1:], each * times, times))
+        return output
+
+    def run() -> dict[str, jax.Array]:
+        maps, _ = model.init_with_output(
+            jax.random.key(0), jnp.zeros((1, *image_shape)), train=False, features=True
+        )
+        return maps
+
+    with nn.intercept_methods(note):
+        maps = jax.eval_shape(run)
+    # A loop's body may be traced more than once.
+    unique = tuple({layer.path: layer for layer in layers}.values())
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
+    )
+    return Summary(
+        layers=unique,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        multiply_adds=sum(layer.multiply_adds for layer in unique),
+        depth=sum(layer.times for layer in unique if not re.search("shortcut|/se/", layer.path)),
+        features={name: maps[name].shape[1:] for name in maps if name.startswith("c")},
+    )
+
+
+def native_size(model: ResNet) -> int:
+    """Side of the images that the papers report the network's multiply-adds for."""
+    return 32 if model.stem == "cifar" else 224

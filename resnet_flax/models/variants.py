@@ -1,0 +1,133 @@
+"""The networks that have names, as values on `ResNet`'s axes."""
+
+import dataclasses
+from typing import Any
+
+from resnet_flax.errors import UserError, closest
+from resnet_flax.models.resnet import CHOICES, ResNet
+
+Axes = dict[str, Any]
+
+# He et al. 2015, table 1.
+SIZES = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+def _imagenet(depth: int, **axes: Any) -> Axes:
+    block, sizes = SIZES[depth]
+    return {"block": block, "stage_sizes": sizes, **axes}
+
+
+def _cifar(depth: int, **axes: Any) -> Axes:
+    """Section 4.2: three stages of 16, 32 and 64 channels on a 3x3 stem.
+
+    Two or, for bottlenecks, three layers a block beside stem and head.
+    """
+    layers = 9 if axes.get("block") == "bottleneck" else 6
+    return {
+        "stage_sizes": ((depth - 2) // layers,) * 3,
+        "stage_features": (16, 32, 64),
+        "stem_features": 16,
+        "stem": "cifar",
+        "num_classes": 10,
+        **axes,
+    }
+
+
+_SE = {"squeeze": 16}
+_NEXT = {"groups": 32, "group_width": 4}
+_V2 = {"preactivation": True, "stem_norm": False}
+
+VARIANTS: dict[str, Axes] = {
+    # He et al. 2015; the stride of bottlenecks as in torchvision and timm ("v1.5").
+    **{f"resnet{d}": _imagenet(d) for d in SIZES},
+    # The stride where the paper has it.
+    **{f"resnet{d}_v1": _imagenet(d, stride_on="1x1") for d in (50, 101, 152)},
+    **{
+        f"resnet{d}_{option.lower()}": _imagenet(d, shortcut=option)
+        for d in (18, 34)
+        for option in "ABC"
+    },
+    **{f"plain{d}": _imagenet(d, shortcut="none") for d in (18, 34)},
+    # He et al. 2016, "Identity Mappings in Deep Residual Networks"; the stem as timm has it.
+    **{f"resnetv2_{d}": _imagenet(d, **_V2) for d in SIZES},
+    # Xie et al. 2017.
+    "resnext50_32x4d": _imagenet(50, **_NEXT),
+    "resnext101_32x4d": _imagenet(101, **_NEXT),
+    "resnext101_32x8d": _imagenet(101, groups=32, group_width=8),
+    "resnext101_64x4d": _imagenet(101, groups=64, group_width=4),
+    # Zagoruyko and Komodakis 2016.
+    **{f"wide_resnet{d}_2": _imagenet(d, group_width=128) for d in (50, 101)},
+    # Hu et al. 2018.
+    **{f"seresnet{d}": _imagenet(d, **_SE) for d in SIZES},
+    **{f"seresnext{d}_32x4d": _imagenet(d, **_NEXT, **_SE) for d in (50, 101)},
+    # He et al. 2018, "Bag of Tricks", ResNet-D with the deep stem.
+    **{f"resnet{d}d": _imagenet(d, stem="deep", shortcut_pool=True) for d in SIZES},
+    # The depths of table 6, and 8 for quick looks.
+    **{f"cifar_resnet{d}": _cifar(d, shortcut="A") for d in (8, 20, 32, 44, 56, 110, 1202)},
+    **{f"cifar_plain{d}": _cifar(d, shortcut="none") for d in (8, 20, 32, 44, 56, 110)},
+    "cifar_resnetv2_110": _cifar(110, **_V2),
+    **{
+        f"cifar_resnetv2_{d}": _cifar(d, **_V2, block="bottleneck", stride_on="1x1")
+        for d in (164, 1001)
+    },
+    "wrn28_10": _cifar(26, **_V2, stage_features=(160, 320, 640)),
+}
+
+# What create_model accepts beside the name.
+AXES = tuple(f.name for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name"))
+
+
+def create_model(name: str, **axes: Any) -> ResNet:
+    """The network called `name`, with any of its axes changed.
+
+    Args:
+      name: a key of `VARIANTS`, such as 'resnet50'.
+      **axes: attributes of `ResNet`, such as `num_classes`, `dtype`, `shortcut`.
+
+    Returns:
+      A linen module: `model.init(key, x, train=False)` makes its variables and
+      `model.apply(variables, x, train=False)` float32 logits.
+
+    Raises:
+      UserError: the name or an axis is unknown, or the axes make no network.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"there is no model called {name!r}{closest(name, VARIANTS)}")
+    for axis in axes:
+        if axis not in AXES:
+            raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
+    model = ResNet(**{**VARIANTS[name], **axes})
+    _check(model)
+    return model
+
+
+def _check(model: ResNet) -> None:
+    """Raises UserError for axes that make no network."""
+    for axis, choices in CHOICES.items():
+        value = getattr(model, axis)
+        if value not in choices:
+            known = ", ".join(map(str, choices))
+            raise UserError(f"{axis} must be one of {known}, not {value!r}")
+    if len(model.stage_sizes) != len(model.stage_features) or min(model.stage_sizes) < 1:
+        raise UserError(
+            f"stage_sizes={model.stage_sizes} and stage_features={model.stage_features} must "
+            "have as many entries, each more than 0"
+        )
+    if model.block == "basic" and (model.groups, model.group_width) != (1, 64):
+        raise UserError("groups and group_width need block='bottleneck'")
+    if model.preactivation and model.zero_init:
+        raise UserError("zero_init needs blocks that end in a normalisation, not preactivation")
+    if model.preactivation and model.shortcut == "none":
+        raise UserError("preactivation needs a shortcut; shortcut='none' leaves nothing to add to")
+    if model.shortcut_pool and model.shortcut not in ("B", "C"):
+        raise UserError("shortcut_pool needs projections: shortcut 'B' or 'C'")
+    if model.squeeze and model.shortcut == "none":
+        raise UserError("squeeze needs a residual branch; shortcut='none' has none")
+    if model.groups * model.group_width * min(model.stage_features) < 64 or model.groups < 1:
+        raise UserError(f"groups={model.groups} of group_width={model.group_width} have no channel")

@@ -1,0 +1,260 @@
+"""Every named network: counts as published, properties, and the scanned form of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_flax import VARIANTS, UserError, create_model
+from resnet_flax.models.stacking import stack, unstack
+from resnet_flax.models.summary import native_size, summarize
+
+# Parameters, and multiply-adds in units of 1e9 as printed, counted with torchvision and timm.
+# (Lists that give plain-34 as 3.645 and ResNeXt-50 as 4.231 rounded 3.6445 and 4.2305 again; the
+# integers are 3,644,493,824 and, hooks on torchvision's network agreeing, 4,230,479,872.)
+COUNTS = {
+    "plain18": (11_515_688, "1.795"),
+    "resnet18_a": (11_515_688, "1.795"),
+    "resnet18": (11_689_512, "1.814"),
+    "resnet18_b": (11_689_512, "1.814"),
+    "plain34": (21_623_848, "3.644"),
+    "resnet34_a": (21_623_848, "3.644"),
+    "resnet34": (21_797_672, "3.664"),
+    "resnet34_b": (21_797_672, "3.664"),
+    "resnet34_c": (22_716_840, "3.831"),
+    "resnet50_v1": (25_557_032, "3.858"),
+    "resnet50": (25_557_032, "4.089"),
+    "resnet101_v1": (44_549_160, "7.570"),
+    "resnet101": (44_549_160, "7.801"),
+    "resnet152_v1": (60_192_808, "11.282"),
+    "resnet152": (60_192_808, "11.514"),
+    "resnetv2_50": (25_549_352, "4.089"),
+    "resnetv2_101": (44_541_480, "7.801"),
+    "resnetv2_152": (60_185_128, "11.514"),
+    "seresnet18": (11_778_592, None),
+    "seresnet34": (21_958_868, None),
+    "seresnet50": (28_088_024, "4.092"),
+    "seresnet101": (49_326_872, None),
+    "seresnet152": (66_821_848, None),
+    "resnext50_32x4d": (25_028_904, "4.230"),
+    "resnext101_32x4d": (44_177_704, "7.970"),
+    "resnext101_64x4d": (83_455_272, "15.460"),
+    "resnext101_32x8d": (88_791_336, "16.414"),
+    "seresnext50_32x4d": (27_559_896, "4.233"),
+    "seresnext101_32x4d": (48_955_416, "7.975"),
+    "resnet50d": (25_576_264, None),
+    "cifar_resnet20": (269_722, "0.0406"),
+    "cifar_resnet32": (464_154, "0.0689"),
+    "cifar_resnet44": (658_586, "0.0972"),
+    "cifar_resnet56": (853_018, "0.1255"),
+    "cifar_resnet110": (1_727_962, "0.2529"),
+    "cifar_resnet1202": (19_421_274, "2.829"),
+    "cifar_resnetv2_164": (1_703_258, "0.2445"),
+    "cifar_resnetv2_1001": (10_327_706, "1.488"),
+    "wrn28_10": (36_479_194, "5.243"),
+    "wide_resnet50_2": (68_883_240, "11.398"),
+    "wide_resnet101_2": (126_886_696, "22.753"),
+}
+
+
+def _summary(name, **axes):
+    model = create_model(name, **axes)
+    side = native_size(model)
+    return summarize(model, (side, side, 3))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_and_multiply_adds_are_the_published(name):
+    parameters, printed = COUNTS[name]
+    summary = _summary(name)
+    assert summary.parameters == parameters
+    assert isinstance(summary.multiply_adds, int)
+    if printed is not None:
+        digits = len(printed.partition(".")[2])
+        assert f"{summary.multiply_adds / 1e9:.{digits}f}" == printed
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "parameters", "printed"),
+    [
+        ("resnetv2_50", {"stem_norm": True}, 25_549_480, "4.089"),
+        ("resnetv2_101", {"stem_norm": True}, 44_541_608, "7.801"),
+        ("resnetv2_152", {"stem_norm": True}, 60_185_256, "11.514"),
+        ("seresnet18", {"squeeze_multiple": 8}, 11_779_624, "1.814"),
+        ("cifar_resnetv2_164", {"stride_on": "3x3"}, 1_703_258, "0.248"),
+        ("cifar_resnetv2_1001", {"stride_on": "3x3"}, 10_327_706, "1.491"),
+    ],
+)
+def test_counts_along_the_axes(name, axes, parameters, printed):
+    summary = _summary(name, **axes)
+    assert summary.parameters == parameters
+    assert f"{summary.multiply_adds / 1e9:.3f}" == printed
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_number_in_the_name_is_the_number_of_layers(name):
+    number = int("".join(c if c.isdigit() else " " for c in name.replace("v2", "")).split()[0])
+    # Three convolutions instead of one in ResNet-D's stem; a wide network's name counts the two
+    # projections.
+    extra = {"d": 2}.get(name[-1], 0) if not name.endswith("32x4d") else 0
+    extra = 0 if "x" in name.partition("_")[2] else extra
+    assert _summary(name).depth == number + (-2 if name.startswith("wrn") else extra)
+
+
+def test_counting_agrees_with_what_is_allocated():
+    model = create_model("seresnext50_32x4d", stage_features=(8, 16, 32, 64), group_width=16)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+    allocated = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert summarize(model, (64, 64, 3)).parameters == allocated
+
+
+# The kinds of block, stem, shortcut and norm that the variants are made of, small.
+SMALL = {
+    "resnet18": {"stage_sizes": (1, 2, 1, 3)},
+    "resnet34_c": {"stage_sizes": (2, 1, 1, 1)},
+    "resnet50": {"stage_sizes": (1, 2, 1, 3)},
+    "resnet50_v1": {"stage_sizes": (1, 1, 2, 1)},
+    "resnetv2_50": {"stage_sizes": (2, 1, 1, 3)},
+    "resnext50_32x4d": {"stage_sizes": (2, 1, 1, 1), "groups": 4, "group_width": 32},
+    "seresnet50": {"stage_sizes": (2, 1, 1, 1)},
+    "resnet50d": {"stage_sizes": (2, 1, 1, 1)},
+    "cifar_resnet20": {},
+    "cifar_plain20": {},
+    "cifar_resnetv2_164": {"stage_sizes": (3, 2, 1)},
+    "wrn28_10": {"stage_sizes": (2, 2, 1)},
+}
+
+
+def _small(name, **axes):
+    model = create_model(name, **{**SMALL[name], **axes})
+    width = (8, 16, 32, 64)[: len(model.stage_sizes)]
+    features = {"stage_features": width, "stem_features": 8, "num_classes": 5}
+    return create_model(name, **{**SMALL[name], **features, **axes})
+
+
+def _gradient(model, variables, x):
+    def loss(params):
+        logits, updated = model.apply(
+            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        )
+        return jnp.square(logits - jnp.arange(5)).mean(), updated.get("batch_stats", {})
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_parameter_gets_a_gradient(name):
+    model = _small(name)
+    side = 16 if model.stem == "cifar" else 64
+    x = jax.random.normal(jax.random.key(1), (4, side, side, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+    _, gradients = _gradient(model, variables, x)
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    without = [jax.tree_util.keystr(path) for path, g in leaves if not np.abs(g).max() > 0]
+    assert without == []
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["resnet50", "cifar_resnet20", "cifar_resnetv2_164"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_and_unrolled_are_the_same_function(name, remat):
+    types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    unrolled, scanned = _small(name, **types), _small(name, scan=True, remat=remat, **types)
+    side = 8 if unrolled.stem == "cifar" else 32
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, side, side, 3)))
+    variables = jax.jit(lambda: unrolled.init(jax.random.key(0), x, train=False))()
+    stacked = stack(variables)
+    shapes = jax.eval_shape(lambda: scanned.init(jax.random.key(0), x, train=False))
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, shapes)
+    jax.tree.map(np.testing.assert_array_equal, unstack(stacked), variables)
+
+    (loss, stats), gradients = _gradient(unrolled, variables, x)
+    (scanned_loss, scanned_stats), scanned_gradients = _gradient(scanned, stacked, x)
+    assert abs(scanned_loss - loss) < 1e-12 * abs(loss)
+    ours = unstack({"params": scanned_gradients, "batch_stats": scanned_stats})
+    theirs = {"params": gradients, "batch_stats": stats}
+
+    def near(a, b):
+        assert np.linalg.norm(a - b) <= 1e-10 * np.linalg.norm(b)
+
+    jax.tree.map(near, ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "seresnet50"])
+def test_a_block_starts_as_the_identity_with_zero_init(name):
+    model = _small(name, zero_init=True, stage_sizes=(3, 1, 1, 1))
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+    # Blocks 2 and 3 of stage 1 change nothing: without them the maps are the same.
+    short = model.clone(stage_sizes=(1, 1, 1, 1))
+    kept = {
+        collection: {k: v for k, v in tree.items() if k not in ("stage1_block2", "stage1_block3")}
+        for collection, tree in variables.items()
+    }
+    long_maps, short_maps = (
+        net.apply(v, x, train=False, features=True)
+        for net, v in ((model, variables), (short, kept))
+    )
+    np.testing.assert_array_equal(long_maps["c2"], short_maps["c2"])
+    np.testing.assert_array_equal(long_maps["logits"], short_maps["logits"])
+
+
+@pytest.mark.parametrize(
+    ("stride", "sides"), [(32, (16, 8, 4, 2)), (16, (16, 8, 4, 4)), (8, (16, 8, 8, 8))]
+)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_dilation_keeps_the_map_and_the_parameters(name, stride, sides):
+    model = _small(name, output_stride=stride)
+    assert model.stride == stride
+    features = summarize(model, (64, 64, 3)).features
+    assert tuple(features[f"c{i}"][0] for i in (2, 3, 4, 5)) == sides
+    assert (
+        summarize(model, (64, 64, 3)).parameters == summarize(_small(name), (64, 64, 3)).parameters
+    )
+
+
+def test_odd_sizes_round_up_as_torch_does():
+    for name in ("resnet18", "resnet50", "resnet50d"):
+        features = summarize(_small(name), (65, 97, 3)).features
+        assert [features[f"c{i}"][:2] for i in (2, 3, 4, 5)] == [(17, 25), (9, 13), (5, 7), (3, 4)]
+
+
+def test_group_normalisation_needs_no_statistics():
+    model = _small("resnet50", norm="group")
+    x = jnp.ones((2, 32, 32, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+    assert set(variables) == {"params"}
+    train, evaluate = (
+        model.apply(variables, x, train=train, mutable=["batch_stats"])[0]
+        for train in (True, False)
+    )
+    np.testing.assert_array_equal(train, evaluate)
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "message"),
+    [
+        ("resnet51", {}, r"no model called 'resnet51'; did you mean resnet"),
+        ("resnet50", {"stem": "big"}, "stem must be one of cifar, imagenet, deep, not 'big'"),
+        ("resnet50", {"output_stride": 4}, "output_stride must be one of 8, 16, 32, not 4"),
+        ("resnet18", {"groups": 32}, "groups and group_width need block='bottleneck'"),
+        ("resnetv2_50", {"zero_init": True}, "zero_init needs blocks that end in a normalisation"),
+        ("resnetv2_50", {"shortcut": "none"}, "preactivation needs a shortcut"),
+        ("resnet50d", {"shortcut": "A"}, "shortcut_pool needs projections"),
+        ("resnet50", {"stage_sizes": (1, 2)}, "must have as many entries"),
+        ("plain18", {"squeeze": 16}, "squeeze needs a residual branch"),
+    ],
+)
+def test_axes_that_make_no_network_are_explained(name, axes, message):
+    with pytest.raises(UserError, match=message):
+        create_model(name, **axes)
+
+
+def test_images_that_do_not_fit_are_explained():
+    model = _small("resnet18")
+    with pytest.raises(UserError, match=r"images of 16 x 40 are smaller than .* stride of 32"):
+        model.init(jax.random.key(0), jnp.ones((1, 16, 40, 3)), train=False)
+    x = jnp.ones((1, 32, 32, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+    with pytest.raises(UserError, match=r"images have 1 channels, but .* for 3"):
+        model.apply(variables, x[..., :1], train=False)
