@@ -7,7 +7,6 @@ tuples of numbers: None and lists could not be overridden from the command line.
 
 import ast
 import importlib.util
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,11 +37,16 @@ _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 _DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1 for the rest")
-_STEPS = (lambda value: min(value, default=1) > 0, "steps, each more than 0")
+_STEPS = (
+    lambda value: all(type(b) is int and a < b for a, b in zip((0, *value), value, strict=False)),
+    "whole numbers, each more than the one before",
+)
 _SCALES = (lambda value: min(value, default=0) > 0, "one or more numbers, each more than 0")
 _NUMBERS = (lambda value: len(value) > 0, "one or more numbers")
 _SPAN = (
-    lambda value: value in ("global", "device") or (value.isdecimal() and int(value) > 0),
+    lambda value: (
+        value in ("global", "device") or (value.isdecimal() and len(value) < 10 and int(value) > 0)
+    ),
     "global, device or a number of examples",
 )
 
@@ -125,7 +129,8 @@ def flatten(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, 
 
     def walk(node: Any, prefix: str) -> None:
         for key, value in node.items():
-            if isinstance(value, dict | ml_collections.ConfigDict):
+            key = str(key)
+            if isinstance(value, dict | ml_collections.ConfigDict) and len(value):
                 walk(value, f"{prefix}{key}.")
             else:
                 flat[prefix + key] = tuple(value) if isinstance(value, list) else value
@@ -189,16 +194,17 @@ def _parsed(text: str, kind: type) -> Any:
 def _checked(key: str, value: Any) -> Value:
     entry = SCHEMA[key]
     kind = type(entry.default)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1e300:
         value = float(value)
     if isinstance(value, tuple | list):
         value = tuple(value)
     numbers = value if kind is tuple and isinstance(value, tuple) else (value,)
     is_number = [isinstance(n, int | float) and not isinstance(n, bool) for n in numbers]
-    if type(value) is not kind or (kind is tuple and not all(is_number)):
+    huge = kind is float and type(value) is int
+    if not huge and (type(value) is not kind or (kind is tuple and not all(is_number))):
         name = "tuple of numbers" if kind is tuple else kind.__name__
         raise UserError(f"config key {key} takes a value of type {name}, not {value!r}")
-    if any(isinstance(n, float) and not math.isfinite(n) for n in numbers):
+    if any(isinstance(n, int | float) and not abs(n) < 1e300 for n in numbers):
         raise UserError(f"config key {key} takes finite numbers, not {value!r}")
     if entry.rule is not None:
         valid, expected = entry.rule
@@ -257,7 +263,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
         config = module.get_config(variant) if variant else module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"the config file {path} cannot be used: {said}") from error
     if not isinstance(config, ml_collections.ConfigDict):

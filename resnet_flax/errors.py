@@ -11,6 +11,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def closest(word: str, words: Iterable[str]) -> str:
     """The words nearest to `word` as '; did you mean ...?', empty where none is near."""
     near = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)

@@ -13,18 +13,25 @@ import jax
 import ml_collections
 
 from resnet_flax.config import flatten, resolve
-from resnet_flax.train.loop import train
+from resnet_flax.train.interrupt import Interruption
+from resnet_flax.train.loop import Stopped, train
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def sweep(config: ml_collections.ConfigDict, seeds: Sequence[int], workdir: Path) -> dict[str, Any]:
+def sweep(
+    config: ml_collections.ConfigDict,
+    seeds: Sequence[int],
+    workdir: Path,
+    stop: Interruption | None = None,
+) -> dict[str, Any]:
     """Trains with every seed, in `workdir/seed<N>`; what is finished there is not trained again.
 
     Args:
       config: the experiment; its own seed is not used.
       seeds: each gives one run; all of them are reported.
       workdir: holds a directory a seed.
+      stop: see `train`.
 
     Returns:
       The error rates (%) of the last step, their mean and standard deviation (n - 1), and where
@@ -34,7 +41,9 @@ def sweep(config: ml_collections.ConfigDict, seeds: Sequence[int], workdir: Path
     for seed in seeds:
         one = config.copy_and_resolve_references()
         one.seed = seed
-        result = train(one, workdir / f"seed{seed}")
+        result = train(one, workdir / f"seed{seed}", stop)
+        if stop is not None and stop.signal:  # too late for that run, not for the next
+            raise Stopped(f"stopped by {stop.signal.name} behind seed {seed}", stop.signal)
         errors[str(seed)] = round(100 * result.error, 4)
         losses[str(seed)] = round(result.loss, 6)
     values = list(errors.values())

@@ -69,6 +69,11 @@ def test_overrides_take_the_type_of_the_key():
         ("data.std=0", "data.std must be one or more numbers, each more than 0"),
         ("model.dtype=float16", "model.dtype must be one of float32, bfloat16, not 'float16'"),
         ("model.norm_span=0", "model.norm_span must be global, device or a number of examples"),
+        ("optim.learning_rate=" + "9" * 400, "optim.learning_rate takes finite numbers"),
+        ("data.mean=" + "9" * 400, "data.mean takes finite numbers"),
+        ("model.norm_span=" + "9" * 5000, "model.norm_span must be global, device or"),
+        ("optim.boundaries=5,5", "optim.boundaries must be whole numbers, each more than"),
+        ("optim.boundaries=0.5,", "optim.boundaries must be whole numbers, each more than"),
         ("mesh.data=0", "mesh.data must be a number of devices, or -1"),
     ],
 )
@@ -122,6 +127,7 @@ def test_config_files_are_found_from_anywhere(tmp_path, monkeypatch):
         ("def get_config():\n  return {}", "must return an ml_collections.ConfigDict"),
         ("def get_config(:", "cannot be used: SyntaxError"),
         ("import nonesuch", "cannot be used: ModuleNotFoundError"),
+        ("import sys; sys.exit('bye')", "cannot be used: SystemExit: bye"),
     ],
 )
 def test_bad_config_files_are_explained(tmp_path, text, message):

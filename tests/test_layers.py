@@ -1,4 +1,4 @@
-"""Imports point inwards, in the layers that docs/decisions.md lists."""
+"""Imports point inwards, in the layers listed here."""
 
 import ast
 from pathlib import Path

@@ -12,26 +12,25 @@ from typing import NoReturn
 from resnet_flax.errors import UserError, closest
 
 VERBS = {
+    "models": "list the networks with their parameters, multiply-adds and layers",
+    "summary": "show one network layer by layer",
     "sweep": "train one config with several seeds and report mean and deviation",
     "train": "train a network, or go on training it",
 }
 
 # Of the user's machine, not of this program.
 _DISK = {
-    getattr(errno, name)
-    for name in (
-        [
-            "EACCES",
-            "EDQUOT",
-            "EFBIG",
-            "EISDIR",
-            "ENAMETOOLONG",
-            "ENOSPC",
-            "ENOTDIR",
-            "EPERM",
-            "EROFS",
-        ]
-    )
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
 }
 
 
@@ -72,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        return _fail(f"{error.filename or 'a file'} cannot be written: {error.strerror}")
+        return _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
 
 
 def _run(arguments: list[str]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from resnet_flax.cli import Parser
 from resnet_flax.cli.train import config_name, parse, stoppable
 from resnet_flax.errors import UserError
+from resnet_flax.train.interrupt import Interruption
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,10 +21,10 @@ def main(argv: Sequence[str]) -> int:
     seeds = _seeds(arguments.seeds)
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
-    def run() -> None:
+    def run(stop: Interruption) -> None:
         from resnet_flax.sweep import sweep, write_json
 
-        result = sweep(config, seeds, workdir)
+        result = sweep(config, seeds, workdir, stop)
         if arguments.out:
             write_json(Path(arguments.out), result)
             print(f"result: {arguments.out}")

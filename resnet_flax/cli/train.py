@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Callable, Sequence
 
-import ml_collections
-
 from resnet_flax.cli import Parser
 from resnet_flax.config import SCHEMA, flatten, load_config, override, resolve
 from resnet_flax.errors import UserError
+from resnet_flax.train.interrupt import Interruption
 
 DEFAULT = "configs/digits_resnet20.py"
 
@@ -31,23 +30,27 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"{key} = {values[key]!r}" for key in SCHEMA))
         return 0
 
-    def run() -> None:
+    def run(stop: Interruption) -> None:
         from resnet_flax.train.loop import train
 
-        train(config, arguments.workdir or f"runs/{config_name(arguments.config)}")
+        train(config, arguments.workdir or f"runs/{config_name(arguments.config)}", stop)
 
     return stoppable(run)
 
 
-def stoppable(run: Callable[[], None]) -> int:
-    """Runs what trains; the exit status is 0, or 128 + n where signal n stopped it."""
-    from resnet_flax.train.loop import Stopped
+def stoppable(run: Callable[[Interruption], None]) -> int:
+    """Runs what trains; the exit status is 0, or 128 + n where signal n stopped it.
 
-    try:
-        run()
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.signal
+    Signals are heard from here on, before what takes seconds to import.
+    """
+    with Interruption() as stop:
+        from resnet_flax.train.loop import Stopped
+
+        try:
+            run(stop)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 128 + stopped.signal
     return 0
 
 
@@ -77,9 +80,15 @@ def parse(parser: Parser, argv: Sequence[str]):  # type: ignore[no-untyped-def]
         if "=" not in setting and rest and not rest[0].startswith("--"):
             setting += "=" + rest.pop(0)
         settings.append(setting)
-    config = ml_collections.ConfigDict(load_config(arguments.config))
-    override(config, settings)
-    return arguments, resolve(config)
+    config = load_config(arguments.config)
+    try:
+        override(config, settings)
+        return arguments, resolve(config)
+    except UserError:
+        raise
+    except Exception as error:  # groups that are none, references to themselves, placeholders
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"the config {arguments.config} cannot be used: {said}") from error
 
 
 def config_name(path: str) -> str:

@@ -1,6 +1,7 @@
 """From a source to batches: shard, shuffle, batch, prefetch. A pure function of (seed, step)."""
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,7 +62,9 @@ def train_batches(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_interrupts
+        )
     batches = iter(dataset)
     try:
         yield batches
@@ -83,6 +86,11 @@ def eval_batches(
         examples = [source[i if i < len(source) else first] for i in wanted]
         batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
         yield {**batch, "mask": np.array([i < len(source) for i in wanted])}
+
+
+def _leave_interrupts(*_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the main one decides what to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _with_mask(batch: dict[str, Any]) -> Batch:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from resnet_flax.errors import UserError, closest
+from resnet_flax.errors import UserError, closest, first_line
 
 # Data sets that this package can prepare by itself, from other packages' data.
 EMBEDDED = ("digits",)
@@ -30,15 +30,21 @@ class Source(Protocol):
 class TfdsSource:
     """A split of a prepared TFDS image-classification set, read without TensorFlow."""
 
-    def __init__(self, split: Any, class_names: tuple[str, ...]) -> None:
-        self._split = split
+    def __init__(self, name: str, split: Any, class_names: tuple[str, ...]) -> None:
+        self._name, self._split = name, split
         self.class_names = class_names
 
     def __len__(self) -> int:
         return len(self._split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._split[int(index)]
+        try:
+            example = self._split[int(index)]
+        except Exception as error:  # the stores and decoders raise all kinds
+            raise UserError(
+                f"example {index} of {self._name} cannot be read ({first_line(error)}); "
+                "prepare the set anew"
+            ) from error
         return {"image": example["image"], "label": np.int32(example["label"])}
 
 
@@ -105,10 +111,11 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
         raise UserError(f"{name} is no image-classification set: it needs 'image' and 'label'")
     names = tuple(builder.info.features["label"].names)
     try:
-        return TfdsSource(builder.as_data_source(split=split), names)
+        return TfdsSource(name, builder.as_data_source(split=split), names)
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(
-            f"{name} has no split {split!r} (it has {', '.join(builder.info.splits)})"
+            f"{name} has no split {split!r}, or none with examples "
+            f"(it has {', '.join(builder.info.splits)})"
         ) from error
 
 
@@ -120,9 +127,8 @@ def _builder(dataset: str, data_dir: str) -> Any:
     except tfds.core.registered.DatasetNotFoundError as error:
         near = closest(dataset, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"TFDS has no data set called {dataset!r}{near}") from error
-    except (ValueError, AttributeError, KeyError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"TFDS cannot make {dataset!r} out: {said}") from error
+    except Exception as error:  # of all kinds: names, versions, damaged files
+        raise UserError(f"TFDS cannot make {dataset!r} out: {first_line(error)}") from error
 
 
 def _prepare(dataset: str, data_dir: str) -> Any:

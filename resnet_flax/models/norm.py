@@ -26,6 +26,7 @@ class BatchNorm(nn.Module):
     Attributes:
       groups: number of groups; divides the batch.
       momentum: what a running statistic keeps of itself in a step (1 - torch's momentum).
+      unbiased: the running variance follows the unbiased variance of a group, as torch's does.
       epsilon: added to the variance.
       scale_init: initialiser of `scale`; zeros for the last normalisation of a block where the
         block is to start as the identity.
@@ -35,6 +36,7 @@ class BatchNorm(nn.Module):
 
     groups: int = 1
     momentum: float = 0.9
+    unbiased: bool = False
     epsilon: float = 1e-5
     scale_init: Any = nn.initializers.ones
     dtype: Dtype = jnp.float32
@@ -62,8 +64,10 @@ class BatchNorm(nn.Module):
         centred = x - mean
         var = jnp.square(centred).mean((1, 2, 3), keepdims=True)
         if not self.is_initializing():
+            n = b // self.groups * h * w
+            correction = n / max(n - 1, 1) if self.unbiased else 1.0
             keep = self.momentum
-            for running, now in ((running_mean, mean), (running_var, var)):
+            for running, now in ((running_mean, mean), (running_var, var * correction)):
                 new = keep * running.value + (1 - keep) * now.mean((0, 1, 2, 3))
                 running.value = lax.stop_gradient(new)
         y = centred * (lax.rsqrt(var + self.epsilon) * scale) + bias

@@ -65,6 +65,7 @@ class ResNet(nn.Module):
       num_classes: outputs of the head.
       norm_groups: groups of examples that batch normalisation treats by themselves.
       norm_momentum: what running statistics keep of themselves in a step.
+      norm_unbiased: running variances follow unbiased ones, as torch's.
       dtype: type of the computation; logits are of `param_dtype` all the same.
       param_dtype: type of parameters, statistics and logits.
     """
@@ -91,6 +92,7 @@ class ResNet(nn.Module):
     num_classes: int = 1000
     norm_groups: int = 1
     norm_momentum: float = 0.9
+    norm_unbiased: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -113,7 +115,9 @@ class ResNet(nn.Module):
         self._check_images(x)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, **types)
-        norm: Any = partial(BatchNorm, self.norm_groups, self.norm_momentum, **types)
+        norm: Any = partial(
+            BatchNorm, self.norm_groups, self.norm_momentum, self.norm_unbiased, **types
+        )
         if self.norm == "group":
             norm = partial(GroupNorm, **types)
         maps: dict[str, Array] = {}

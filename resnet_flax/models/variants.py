@@ -119,6 +119,12 @@ def _check(model: ResNet) -> None:
             f"stage_sizes={model.stage_sizes} and stage_features={model.stage_features} must "
             "have as many entries, each more than 0"
         )
+    widths = [model.stem_features, *model.stage_features]
+    if model.shortcut == "A" and widths != sorted(widths):
+        raise UserError(
+            f"shortcut='A' only adds channels; stem_features={model.stem_features} and "
+            f"stage_features={model.stage_features} must not decrease"
+        )
     if model.block == "basic" and (model.groups, model.group_width) != (1, 64):
         raise UserError("groups and group_width need block='bottleneck'")
     if model.preactivation and model.zero_init:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -110,7 +111,8 @@ class Checkpoints:
         if not self.directory.is_dir():
             return []
         names = (entry.name for entry in self.directory.iterdir() if entry.is_dir())
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        steps = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        return sorted(steps, reverse=True)
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
         """Saves in the background; returns when the state's buffers may change.
@@ -133,6 +135,12 @@ class Checkpoints:
             self._open().save(step, args=items, force=True)
         except Exception as error:
             raise self._failed(error) from error
+
+    def poll(self) -> None:
+        """Finishes the save under way if nothing of it is left to wait for; cheap."""
+        waiting = self._manager is not None and self._saving is not None
+        if waiting and not self._manager.is_saving_in_progress():  # type: ignore[union-attr]
+            self.wait()
 
     def wait(self) -> None:
         """Waits for the save under way; raises UserError where it failed."""
@@ -282,8 +290,12 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
         written or a crash came before their digests, the first leaf.
     """
     # First, since the stores are not made for damaged bytes and may say a great deal.
-    for name in _wrong_files(path):
-        raise DamagedError(f"{name} does not match its digest")
+    try:
+        wrong = next(_wrong_files(path), None)
+    except OSError as error:
+        raise DamagedError(f"its files cannot be read ({_reason(error)})") from error
+    if wrong is not None:
+        raise DamagedError(f"{wrong} does not match its digest")
     _silence_stores()
     try:
         with ocp.StandardCheckpointer() as reader:
@@ -305,10 +317,13 @@ def _wrong_files(path: Path) -> Iterator[str]:
     except ValueError:
         yield SUMS
         return
-    if not isinstance(sums, dict) or set(sums) != set(_files(path)):
+    if not isinstance(sums, dict) or "meta/metadata" not in sums:
         yield SUMS
         return
-    yield from (name for name, digest in sums.items() if _sha256_of_file(path / name) != digest)
+    # What else lies there (a file manager's, say) is nobody's harm.
+    for name, digest in sums.items():
+        if not (path / name).is_file() or _sha256_of_file(path / name) != digest:
+            yield name
 
 
 def _files(path: Path) -> list[str]:

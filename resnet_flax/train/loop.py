@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from resnet_flax.evaluation.run import Result, evaluate
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.curves import draw_curves
 from resnet_flax.train.interrupt import Interruption
-from resnet_flax.train.meter import Meter
+from resnet_flax.train.meter import Meter, diverged
 from resnet_flax.train.setup import Run, build
 from resnet_flax.train.state import TrainState
 from resnet_flax.train.writers import Writers
@@ -35,13 +36,16 @@ class Stopped(Exception):  # noqa: N818  no error
         self.signal = signal
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Result:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | Path, stop: Interruption | None = None
+) -> Result:
     """Trains, or goes on training, or finds the run finished; evaluates at the end in any case.
 
     Args:
       config: an experiment, see `resnet_flax.config`.
       workdir: made where it is not there. Gets checkpoints/, metrics.jsonl, tensorboard/,
         config.json and curves.png.
+      stop: a context already entered, for who wants signals of before this call heard too.
 
     Returns:
       The result on `data.eval_split` after the last step.
@@ -52,10 +56,10 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Result:
       Stopped: SIGTERM or SIGINT came; the state is saved.
     """
     config, workdir = resolve(config), Path(workdir)
-    run = build(config)
-    _prepare_workdir(workdir, config)
     with ExitStack() as stack:
-        stop = stack.enter_context(Interruption())
+        stop = stack.enter_context(Interruption()) if stop is None else stop
+        run = build(config)
+        _prepare_workdir(workdir)
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         )
@@ -83,8 +87,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | Path) -> Result:
             )
         )
         meter = Meter(config, run.schedule, writers)
-        result, saved = None, start or None
+        result, saved = None, start  # step 0 is made anew faster than it is read
         for step in range(start, config.steps + 1):
+            checkpoints.poll()
             # Evaluate, save, next batch, step, log: always in this order, so that a run that
             # goes on from a checkpoint does what the uninterrupted one does after saving it.
             last = step == config.steps
@@ -121,17 +126,18 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def _prepare_workdir(workdir: Path, config: ml_collections.ConfigDict) -> None:
+def _prepare_workdir(workdir: Path) -> None:
     """Finds out now, not after hours, that the workdir cannot be written."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        probe.write_text("yes")
-        probe.unlink()
+        for directory in (workdir, workdir / "checkpoints"):
+            directory.mkdir(parents=True, exist_ok=True)
+            probe = directory / ".writable"
+            probe.write_text("yes")
+            probe.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write to the workdir {workdir}: {error.strerror}; give one that can be "
-            "written as --workdir"
+            f"cannot write to the workdir {workdir}: {error.strerror} ({error.filename}); give "
+            "one that can be written as --workdir"
         ) from error
 
 
@@ -190,7 +196,12 @@ def _evaluate(
             if stop.signal:
                 return None
     assert result is not None
-    record = {"split": config.data.eval_split, "step": step, **dataclasses.asdict(result)}
+    if not math.isfinite(result.loss):
+        raise diverged(step, f"evaluation loss {result.loss}")
+    split = config.data.eval_split
+    # The records of training are of "train".
+    name = "train (evaluated)" if split == "train" else split
+    record = {"split": name, "step": step, **dataclasses.asdict(result)}
     if not writers.metrics.has(record["split"], step):  # as it is when the run was finished
         writers.write(record)
     writers.terminal.evaluated(step, record)
@@ -198,10 +209,8 @@ def _evaluate(
 
 
 def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
-    return (
-        f"stopped by {signal} at step {step}, which is saved in {workdir}; "
-        "run the same command again to go on"
-    )
+    saved = f"which is saved in {workdir}" if step else "before the first"
+    return f"stopped by {signal} at step {step}, {saved}; run the same command again to go on"
 
 
 def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) -> None:

@@ -59,12 +59,8 @@ class Meter:
     def _take(self, step: int, sums: Any) -> None:
         sums = {name: float(value) for name, value in jax.device_get(sums).items()}
         if not all(map(math.isfinite, sums.values())):
-            raise UserError(
-                f"training diverged at step {step} (loss {sums['loss'] / sums['count']:.4g}, "
-                f"gradient norm {sums['grad_norm']:.4g}, parameter norm {sums['param_norm']:.4g}"
-                "); the newest checkpoint is from before; start anew in another --workdir with a "
-                "lower optim.learning_rate or a longer optim.warmup_steps"
-            )
+            norms = ", ".join(f"{name} {sums[name]:.4g}" for name in sums if name.endswith("norm"))
+            raise diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
         for name in self._sums:
             self._sums[name] += sums[name]
         now = time.monotonic()
@@ -91,3 +87,12 @@ class Meter:
             self._sums = dict.fromkeys(self._sums, 0.0)
         left = (self._steps - step) * sums["count"] / speed if speed else None
         self._writers.terminal.trained(step, record, left)
+
+
+def diverged(step: int, figures: str) -> UserError:
+    """What is said where a step gave something that is not finite."""
+    return UserError(
+        f"training diverged at step {step} ({figures}); no checkpoint holds that step or a later "
+        "one; start anew in another --workdir with a lower optim.learning_rate or a longer "
+        "optim.warmup_steps"
+    )

@@ -46,8 +46,8 @@ def train_step(
 
     Returns:
       The state after the step, and of this batch the sums `loss` (nats), `errors` and `count`
-      (examples), and the norms `grad_norm` of the gradient and `param_norm` of the parameters
-      after the step.
+      (examples), and the norms `grad_norm` of the gradient, `param_norm` of the parameters after
+      the step and `stats_norm` of the running statistics after it.
     """
     images = prepare(batch["image"], state.step)
     weights = batch["mask"]
@@ -74,6 +74,7 @@ def train_step(
         "count": count,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
+        "stats_norm": jnp.asarray(optax.tree.norm(batch_stats)),
     }
     return new_state, sums
 

@@ -38,6 +38,38 @@ def test_bad_input_is_one_sentence(capsys, arguments, message):
     assert message in err
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("{'optim': 3}", "error: "),
+        ("{'optimm': {}}", "there is no config key 'optimm'"),
+        ("{1: 2}", "error: "),
+        ("{'seed': {'a': 1}}", "there is no config key 'seed.a'"),
+    ],
+)
+def test_a_config_of_an_odd_form_is_one_sentence(tmp_path, capsys, body, message):
+    file = tmp_path / "odd.py"
+    text = f"import ml_collections as m\ndef get_config(): return m.ConfigDict({body})\n"
+    file.write_text(text)
+    assert main(["train", f"--config={file}", "--config.optim.momentum=0.5"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_models_and_summary_print_tables(capsys):
+    assert main(["models", "cifar_resnet20"]) == 0
+    assert "cifar_resnet20            269,722    0.041      20     32" in capsys.readouterr().out
+    assert main(["summary", "resnet18", "--size=64", "--classes=5"]) == 0
+    out = capsys.readouterr().out
+    assert "stage2_block1/shortcut/conv" in out
+    assert "18 layers, 11,179,077 parameters" in out
+    assert "c5 2 x 2 x 512" in out
+    assert main(["summary", "resnet19"]) == 2
+    assert main(["summary", "resnet18", "--size=16"]) == 2
+    assert "smaller than the network's stride" in capsys.readouterr().err
+
+
 def test_print_config_shows_the_resolved_config_and_stops(capsys):
     flags = ["--print_config", "--config.optim.momentum", "0.8", "--config.data.mean=0.5,"]
     assert main(["train", *flags]) == 0

@@ -242,6 +242,7 @@ def test_group_normalisation_needs_no_statistics():
         ("resnetv2_50", {"shortcut": "none"}, "preactivation needs a shortcut"),
         ("resnet50d", {"shortcut": "A"}, "shortcut_pool needs projections"),
         ("resnet50", {"stage_sizes": (1, 2)}, "must have as many entries"),
+        ("cifar_resnet20", {"stem_features": 32}, "shortcut='A' only adds channels"),
         ("plain18", {"squeeze": 16}, "squeeze needs a residual branch"),
     ],
 )

@@ -1,6 +1,7 @@
 """Runs from beginning to end, broken off in every way, and what is said of bad input."""
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -10,9 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_flax import sharding
+from resnet_flax.data.pipeline import train_batches
 from resnet_flax.errors import UserError
-from resnet_flax.train.checkpoint import Checkpoints, read_meta, read_state
-from resnet_flax.train.loop import train
+from resnet_flax.evaluation.run import Result
+from resnet_flax.train.checkpoint import SUMS, Checkpoints, read_meta, read_state
+from resnet_flax.train.interrupt import Interruption
+from resnet_flax.train.loop import Stopped, train
 from resnet_flax.train.setup import build
 from resnet_flax.train.writers import read_metrics
 
@@ -240,20 +245,94 @@ def test_fewer_steps_than_done_are_refused(config, tmp_path):
         train(config, tmp_path / "run")
 
 
-def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path):
-    config.optim.learning_rate = 1e38
-    config.optim.warmup_steps = 6
-    config.optim.schedule = "piecewise"
-    config.optim.boundaries = (100,)
+@pytest.mark.parametrize("rate", [1e38, 1e3])  # parameters, and running variances, overflow
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, rate):
+    config.optim.learning_rate = rate
+    config.optim.schedule = "constant"
+    config.optim.warmup_steps = 6 if rate > 1e10 else 0
+    config.optim.weight_decay = 0.0
     config.checkpoint.every = 1
-    with pytest.raises(UserError, match=r"training diverged at step \d+ \(loss"):
+    config.checkpoint.keep = 100
+    config.eval.every = 0
+    with pytest.raises(UserError, match=r"training diverged at step \d+ \(loss") as error:
         train(config, tmp_path / "run")
+    diverged = int(re.search(r"at step (\d+)", str(error.value))[1])
     steps = Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps()
-    assert steps
+    assert steps == list(range(diverged - 1, 0, -1))
     for step in steps:
         path = tmp_path / "run" / "checkpoints" / str(step)
         state = read_state(path, jax.eval_shape(build(config).init, 0), read_meta(path))
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_an_evaluation_that_is_not_finite_is_divergence(config, tmp_path, monkeypatch):
+    # Running statistics can be useless where the batch's are not.
+    monkeypatch.setattr(
+        "resnet_flax.train.loop.evaluate", lambda *_: iter([Result(float("nan"), 0.9, 360)])
+    )
+    with pytest.raises(UserError, match=r"diverged at step 4 \(evaluation loss nan"):
+        train(config, tmp_path / "run")
+    assert _records(tmp_path / "run", "test") == set()
+    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps() == []
+
+
+def test_a_signal_before_the_first_step_is_heard(config, tmp_path):
+    for _ in range(2):
+        with Interruption() as stop:
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(Stopped, match="by SIGINT at step 0, before the first"):
+                train(config, tmp_path / "run", stop)
+    train(config, tmp_path / "run")
+
+
+def test_file_digests_follow_a_save_at_once(config, tmp_path):
+    # Not only at the next save: a crash in between would leave the newest without.
+    with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
+        checkpoints.save(1, {"x": np.ones(3)}, {})
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "checkpoints" / "1" / SUMS).exists():
+            checkpoints.poll()
+            assert time.monotonic() < deadline
+
+
+def test_evaluating_the_training_split_is_recorded_beside_training(config, tmp_path):
+    config.data.eval_split = "train"
+    train(config, tmp_path / "run")
+    assert _records(tmp_path / "run", "train (evaluated)") == {4, 8, 12}
+    assert _records(tmp_path / "run", "train") == {2, 4, 6, 8, 10, 12}
+
+
+def test_seed_and_augmentation_reach_the_run(config):
+    def first(**changes):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        run = build(changed)
+        state = run.init(changed.seed)
+        with train_batches(run.train_source, seed=0, batch_size=config.batch_size) as batches:
+            batch = sharding.put_batch(next(batches), run.mesh)
+        kernel = np.asarray(state.params["stem"]["conv1"]["kernel"])
+        return kernel, float(run.train_step(state, batch)[1]["loss"])
+
+    kernel, loss = first()
+    assert (first(seed=1)[0] != kernel).any()
+    for changes in ({"data.pad": 0}, {"data.flip": True}, {"optim.label_smoothing": 0.1}):
+        same, other = first(**changes)
+        assert (same == kernel).all()
+        assert other != loss
+
+
+def test_a_workdir_with_odd_things_in_it(config, tmp_path):
+    train(config, tmp_path / "run")
+    directory = tmp_path / "run" / "checkpoints"
+    (directory / "12" / ".DS_Store").write_text("")
+    (directory / "013").mkdir()
+    (directory / "notes.txt").write_text("")
+    (directory / "9.orbax-checkpoint-tmp").mkdir()
+    config.steps = 16
+    train(config, tmp_path / "run")
+    assert _final(tmp_path / "run")[0] == 16
+    assert not (tmp_path / "run" / "damaged").exists()
+    assert not (directory / "9.orbax-checkpoint-tmp").exists()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def _program(mesh, dtype, groups=1, name="cifar_resnet8", tx=None):
     model = create_model(
         name,
         stage_features=(8, 16, 32),
+        stem_features=8,
         dtype=dtype,
         param_dtype=param_dtype,
         norm_groups=groups,
@@ -136,6 +137,38 @@ def test_parameters_lie_cut_where_fsdp_says():
     assert kernel.addressable_shards[0].data.shape == (3, 3, 32, 8)
     momentum = jax.tree.leaves(state.opt_state)
     assert any(leaf.addressable_shards[0].data.shape == (3, 3, 32, 8) for leaf in momentum)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+def test_the_batch_is_cut_over_all_devices(shape):
+    batch = sharding.put_batch(next(_batches(1)), sharding.make_mesh(*shape))
+    for array in batch.values():
+        assert [shard.data.shape[0] for shard in array.addressable_shards] == [BATCH // 8] * 8
+
+
+@pytest.mark.usefixtures("x64")
+def test_masked_examples_give_no_gradient():
+    # Their labels change nothing, though batch normalisation sees their images.
+    init, step, _ = _program(_one(), jnp.float64, tx=GRADIENT)
+    batch = next(_batches(1))
+    batch["mask"] = np.arange(BATCH) < 10
+    results = []
+    for label in (batch["label"], np.where(batch["mask"], batch["label"], 3).astype(np.int32)):
+        results.append(
+            jax.device_get(step(init(0), sharding.put_batch({**batch, "label": label}, _one())))
+        )
+    (one, sums), (other, other_sums) = results
+    assert sums["count"] == 10
+    jax.tree.map(np.testing.assert_array_equal, (one, sums), (other, other_sums))
+
+
+def test_initialisation_has_the_published_scale():
+    model = create_model("cifar_resnet20")
+    params = jax.jit(lambda: model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), train=False))()
+    kernel = params["params"]["stage3_block1"]["conv1"]["kernel"]  # 3 x 3 x 32 x 64
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.03)
+    head = np.abs(params["params"]["head"]["kernel"])
+    assert 0.9 / 8 < head.max() <= 1 / 8
 
 
 def test_float32_smoke():
