@@ -1,0 +1,120 @@
+"""The torch networks of the cases; needs torch, torchvision and timm.
+
+torchvision's and timm's compiled operators need not match the installed torch: none is used here,
+and an empty module takes the place of what would register them.
+"""
+
+import sys
+import types
+import warnings
+from typing import Any
+
+import networks
+
+sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("empty"))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import timm
+    import torch
+    from torch import nn
+    from torchvision.models import resnet as tv
+
+LAYERS = [2, 1, 1, 1]
+
+
+class CifarBlock(nn.Module):
+    """The block of akamaster/pytorch_resnet_cifar10, option A, written anew."""
+
+    def __init__(self, channels: int, features: int, strides: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, features, 3, strides, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(features)
+        self.strides, self.extra = strides, features - channels
+
+    def forward(self, x: Any) -> Any:
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.strides > 1:
+            half = self.extra // 2
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
+        return torch.relu(y + x)
+
+
+class Cifar(nn.Module):
+    """6n+2 layers."""
+
+    def __init__(self, n: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        channels = 16
+        for stage, features in enumerate((16, 32, 64), start=1):
+            blocks = []
+            for i in range(n):
+                blocks.append(CifarBlock(channels, features, 2 if stage > 1 and i == 0 else 1))
+                channels = features
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Any) -> Any:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+def torch_network(name: str) -> nn.Module:
+    """The torch network of a case, in float64."""
+    n, layers = networks.CLASSES, LAYERS
+    bottleneck, basic = timm.models.resnet.Bottleneck, timm.models.resnet.BasicBlock
+    v2 = {
+        "layers": layers,
+        "num_classes": n,
+        "conv_layer": timm.layers.create_conv2d,
+        "norm_layer": timm.layers.BatchNormAct2d,
+    }
+    resnet = timm.models.resnet.ResNet
+    se = {"attn_layer": "se"}
+    make = {
+        "resnet18": lambda: tv.ResNet(tv.BasicBlock, layers, n),
+        "resnet50": lambda: tv.ResNet(tv.Bottleneck, layers, n),
+        "resnext50_32x4d": lambda: tv.ResNet(
+            tv.Bottleneck, layers, n, groups=32, width_per_group=4
+        ),
+        "wide_resnet50_2": lambda: tv.ResNet(tv.Bottleneck, layers, n, width_per_group=128),
+        "resnet50_v1": lambda: _paper_strides(tv.ResNet(tv.Bottleneck, layers, n)),
+        "resnet50d": lambda: resnet(
+            bottleneck, layers, n, stem_type="deep", stem_width=32, avg_down=True
+        ),
+        "seresnet18": lambda: resnet(basic, layers, n, block_args=se),
+        "seresnet50": lambda: resnet(bottleneck, layers, n, block_args=se),
+        "seresnext50_32x4d": lambda: resnet(
+            bottleneck, layers, n, cardinality=32, base_width=4, block_args=se
+        ),
+        "resnetv2_18": lambda: timm.models.resnetv2.ResNetV2(
+            channels=(64, 128, 256, 512), basic=True, bottle_ratio=1.0, **v2
+        ),
+        "resnetv2_50": lambda: timm.models.resnetv2.ResNetV2(**v2),
+        "cifar_resnet20": lambda: Cifar(3, n),
+    }
+    return make[name]().double()
+
+
+def _paper_strides(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, tv.Bottleneck) and module.conv2.stride == (2, 2):
+            module.conv1.stride, module.conv2.stride = (2, 2), (1, 1)
+    return model
+
+
+def load(model: nn.Module, arrays: dict[str, Any]) -> None:
+    """Loads exported arrays; everything but the counters of batches must be there."""
+    state = {k: torch.from_numpy(a.copy()) for k, a in arrays.items()}
+    result = model.load_state_dict(state, strict=False)
+    assert not result.unexpected_keys, result.unexpected_keys
+    missing = [key for key in result.missing_keys if "num_batches_tracked" not in key]
+    assert not missing, missing
+
+
+def channels_first(images: Any) -> Any:
+    """NHWC numbers as an NCHW tensor."""
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

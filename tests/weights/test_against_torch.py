@@ -1,0 +1,104 @@
+"""The networks are the functions that published weights come from.
+
+Golden logits everywhere; where torch, torchvision and timm are installed, live comparisons in
+float64 of evaluation, loss, gradients and running statistics.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+
+from resnet_flax import UserError
+from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, torch_name
+
+GOLDENS = json.loads((Path(networks.__file__).parent / "logits.json").read_text())
+LABELS = np.array([0, 3, 6, 2])
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_float32_logits_are_the_golden_ones(name):
+    model = networks.network(name, jnp.float32)
+    variables = jax.tree.map(jnp.float32, networks.random_variables(name))
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(
+        variables, jnp.float32(networks.images(name))
+    )
+    golden = np.array(GOLDENS[name])
+    assert np.abs(logits - golden).max() <= 1e-4 * np.abs(golden).max()
+
+
+def test_every_golden_tells_images_and_classes_apart():
+    for golden in map(np.array, GOLDENS.values()):
+        assert golden.shape == (4, networks.CLASSES)
+        assert np.std(golden, axis=0).min() > 1e-3 * np.abs(golden).max()
+        assert np.std(golden, axis=1).min() > 1e-3 * np.abs(golden).max()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "torchvision", "timm"))),
+    reason="needs torch, torchvision and timm",
+)
+@pytest.mark.parametrize("name", networks.CASES)
+def test_training_is_torch_s_in_float64(name):
+    import torch_networks
+    from torch_networks import torch
+
+    layout = networks.CASES[name][1].removesuffix("_v1")
+    model, theirs = networks.network(name, jnp.float64), torch_networks.torch_network(name)
+    variables, images = networks.random_variables(name), jnp.asarray(networks.images(name))
+    torch_networks.load(theirs, export_torch(variables, model, layout))
+    x = torch_networks.channels_first(networks.images(name))
+    variables = jax.tree.map(jnp.asarray, variables)
+
+    expected = theirs.eval()(x).detach().numpy()
+    actual = model.apply(variables, images, train=False)
+    assert np.abs(actual - expected).max() <= 1e-10 * np.abs(expected).max()
+
+    expected_loss = torch.nn.functional.cross_entropy(theirs.train()(x), torch.tensor(LABELS))
+    expected_loss.backward()
+
+    def loss_of(params):
+        logits, updated = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return -jax.nn.log_softmax(logits)[jnp.arange(4), LABELS].mean(), updated
+
+    (loss, updated), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(
+        variables["params"]
+    )
+    assert abs(loss - expected_loss.item()) <= 1e-10 * expected_loss.item()
+    expected_gradients = {k: p.grad.numpy() for k, p in theirs.named_parameters()}
+    _near(export_torch({"params": gradients}, model, layout), expected_gradients)
+    statistics = {k: v.numpy() for k, v in theirs.state_dict().items() if "running" in k}
+    _near(export_torch(updated, model, layout), statistics)
+
+
+def _near(ours, theirs):
+    assert set(ours) == set(theirs)
+    for name, expected in theirs.items():
+        assert np.linalg.norm(ours[name] - expected) <= 1e-8 * np.linalg.norm(expected), name
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_there_and_back(name):
+    layout = networks.CASES[name][1].removesuffix("_v1")
+    model, variables = networks.network(name, jnp.float32), networks.random_variables(name)
+    exported = export_torch(variables, model, layout)
+    flat = flatten(variables)
+    assert len(exported) == len(flat)
+    for (_, path), array in flat.items():
+        back = from_torch(path, exported[torch_name(path, model, layout)])
+        np.testing.assert_array_equal(back, array)
+
+
+def test_projections_have_no_place_in_the_cifar_layout():
+    model = networks.network("cifar_resnet20", jnp.float32)
+    with pytest.raises(UserError, match="akamaster has no projections"):
+        torch_name("stage2_block1/shortcut/conv/kernel", model, "akamaster")
