@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import math
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import ml_collections
 
 from resnet_flax import sharding
 from resnet_flax.config import conflicts, flatten, resolve
-from resnet_flax.data.pipeline import eval_batches, train_batches
+from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.run import Result, evaluate
 from resnet_flax.train.checkpoint import Checkpoints
@@ -64,28 +65,13 @@ def train(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         )
         state, start, notes = _restore_or_init(run, config, checkpoints, workdir)
+        log = config.log
         writers = stack.enter_context(
-            Writers(
-                workdir,
-                start,
-                config.steps,
-                tensorboard=config.log.tensorboard,
-                progress=config.log.progress,
-            )
+            Writers(workdir, start, config.steps, tensorboard=log.tensorboard, bar=log.progress)
         )
         for note in [_introduction(run, config, state), *notes]:
             writers.terminal.say(note)
-        batches = stack.enter_context(
-            train_batches(
-                run.train_source,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                start=start,
-                host=jax.process_index(),
-                hosts=jax.process_count(),
-                workers=config.data.workers,
-            )
-        )
+        batches = stack.enter_context(_train_batches(run, config, start))
         meter = Meter(config, run.schedule, writers)
         result, saved = None, start  # step 0 is made anew faster than it is read
         for step in range(start, config.steps + 1):
@@ -124,6 +110,20 @@ def _introduction(run: Run, config: ml_collections.ConfigDict, state: TrainState
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
+
+
+def _train_batches(
+    run: Run, config: ml_collections.ConfigDict, start: int
+) -> AbstractContextManager[Iterator[Batch]]:
+    return train_batches(
+        run.train_source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start=start,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        workers=config.data.workers,
+    )
 
 
 def _prepare_workdir(workdir: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 Record = dict[str, Any]
@@ -147,11 +146,11 @@ class Writers:
       start: the step that the run goes on from.
       total: steps of the run.
       tensorboard: write event files.
-      progress: show a bar on a terminal.
+      bar: show a bar where the output is a terminal.
     """
 
     def __init__(
-        self, workdir: Path, start: int, total: int, *, tensorboard: bool, progress: bool
+        self, workdir: Path, start: int, total: int, *, tensorboard: bool, bar: bool
     ) -> None:
         self.metrics = MetricsFile(workdir / "metrics.jsonl", start)
         self._events = None
@@ -159,17 +158,12 @@ class Writers:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        self.terminal = Terminal(total, start, progress)
+        self.terminal = Terminal(total, start, bar)
 
     def __enter__(self) -> "Writers":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.terminal.close()
         self.metrics.close()
         if self._events is not None:
