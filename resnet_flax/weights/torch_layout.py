@@ -14,8 +14,6 @@ Arrays = dict[str, np.ndarray]
 # What a normalisation's arrays are called there.
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
-LAYOUTS = ("torchvision", "timm", "timm_v2", "timm_legacy_se", "akamaster")
-
 
 def torch_name(path: str, model: ResNet, layout: str) -> str:
     """The key, in a torch state dictionary, of one of our variables.
@@ -24,8 +22,8 @@ def torch_name(path: str, model: ResNet, layout: str) -> str:
       path: of the variable, without its collection: 'stage1_block2/conv1/kernel'.
       model: the network, unrolled (`scan=False`).
       layout: 'torchvision' (whose ResNet, ResNeXt and wide names timm shares), 'timm' (its
-        squeeze-and-excitation and deep stems as well), 'timm_v2' (its pre-activation networks),
-        'timm_legacy_se' (the SE authors' names) or 'akamaster' (pytorch_resnet_cifar10).
+        squeeze-and-excitation and deep stems as well), 'timm_v2' (its pre-activation networks)
+        or 'akamaster' (pytorch_resnet_cifar10).
     """
     *modules, leaf = path.split("/")
     name = _module_name(modules, model, layout)
@@ -36,9 +34,7 @@ def torch_name(path: str, model: ResNet, layout: str) -> str:
 def _module_name(modules: list[str], model: ResNet, layout: str) -> str:
     first, *inner = modules
     if first == "head":
-        return {"akamaster": "linear", "timm_v2": "head.fc", "timm_legacy_se": "last_linear"}.get(
-            layout, "fc"
-        )
+        return {"akamaster": "linear", "timm_v2": "head.fc"}.get(layout, "fc")
     if first == "norm":
         return "norm"
     if first == "stem":
@@ -54,22 +50,20 @@ def _module_name(modules: list[str], model: ResNet, layout: str) -> str:
         first_index = 1 if model.shortcut_pool else 0  # the pooling is number 0 there
         return f"{prefix}.downsample.{first_index + (inner[1] == 'norm')}"
     if inner[0] == "se":
-        squeeze = "se_module" if layout == "timm_legacy_se" else "se"
-        return f"{prefix}.{squeeze}.{'fc1' if inner[1] == 'reduce' else 'fc2'}"
+        return f"{prefix}.se.{'fc1' if inner[1] == 'reduce' else 'fc2'}"
     return f"{prefix}.{inner[0].replace('norm', 'bn')}"
 
 
 def _stem_name(module: str, model: ResNet, layout: str) -> str:
     if layout == "timm_v2":
         return {"conv1": "stem.conv", "norm1": "stem.norm"}[module]
-    prefix = "layer0." if layout == "timm_legacy_se" else ""
     if model.stem == "deep":
         # A sequence: convolution, normalisation, activation, and again; the last one outside.
         number = int(module[-1])
         if module == "norm3":
             return "bn1"
         return f"conv1.{3 * (number - 1) + (module.startswith('norm'))}"
-    return prefix + module.replace("norm", "bn")
+    return module.replace("norm", "bn")
 
 
 def to_torch(path: str, array: np.ndarray, layout: str) -> np.ndarray:
