@@ -28,7 +28,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -m "not long" $(ARGS)
 
 test-long: $(TEST)
-	$(BIN)/python -m pytest -m long $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m long $(ARGS)
 
 lint: $(TEST)
 	$(BIN)/ruff check .

@@ -55,6 +55,11 @@ SCHEMA: dict[str, Key] = {
     "steps": Key(1000, "training steps in all", _COUNT, True),
     "batch_size": Key(128, "training examples a step, over all devices", _POSITIVE),
     "model.name": Key("cifar_resnet20", "a variant, see resnet_flax.VARIANTS"),
+    "model.axes": Key("", "changes to the variant: 'shortcut=C stem=deep', see resnet_flax.ResNet"),
+    "model.scan": Key(False, "loop over stacked blocks: thousands of layers compile in seconds"),
+    "model.remat": Key(
+        0, "keep the input of every so many blocks only; 0 keeps all", _NOT_NEGATIVE, True
+    ),
     "model.dtype": Key(
         "float32",
         "type of the computation; parameters stay float32",

@@ -14,15 +14,18 @@ def main(argv: Sequence[str]) -> int:
         "--size", type=int, default=0, help="side of the image (default: 224, or 32 for CIFAR nets)"
     )
     parser.add_argument("--classes", type=int, default=0, help="(default: 1000, or 10)")
+    parser.add_argument("--axes", default="", help="changes: 'shortcut=C stem=deep squeeze=16'")
     arguments = parser.parse_args(argv)
     for flag, value in (("--size", arguments.size), ("--classes", arguments.classes)):
         if value < 0:
             raise UserError(f"{flag} takes a number more than 0, not {value}")
 
-    from resnet_flax.models import create_model
+    from resnet_flax.models import create_model, parse_axes
     from resnet_flax.models.summary import native_size, summarize
 
-    axes = {"num_classes": arguments.classes} if arguments.classes else {}
+    axes = parse_axes(arguments.axes)
+    if arguments.classes:
+        axes["num_classes"] = arguments.classes
     model = create_model(arguments.name, **axes)
     side = arguments.size or native_size(model)
     summary = summarize(model, (side, side, 3))
@@ -32,9 +35,10 @@ def main(argv: Sequence[str]) -> int:
         output = " x ".join(map(str, layer.output))
         millions = f"{layer.multiply_adds / 1e6:.2f}"
         print(f"{layer.path:32} {kernel:16} {output:14} {layer.times:4} {millions:>9}")
+    name = " ".join([arguments.name, *arguments.axes.split()])
     maps = ", ".join(f"{k} {' x '.join(map(str, v))}" for k, v in summary.features.items())
     print(
-        f"{arguments.name}: {summary.depth} layers, {summary.parameters:,} parameters, "
+        f"{name}: {summary.depth} layers, {summary.parameters:,} parameters, "
         f"{summary.multiply_adds / 1e9:.3f} GMAC at {side} x {side}\nmaps: {maps}"
     )
     return 0

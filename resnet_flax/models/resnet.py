@@ -12,6 +12,7 @@ from resnet_flax.models.blocks import SHORTCUTS, Block, SqueezeExcitation
 from resnet_flax.models.conv import Conv
 from resnet_flax.models.norm import BatchNorm, GroupNorm
 from resnet_flax.models.pool import max_pool
+from resnet_flax.models.stacking import scan_in_groups
 
 Dtype = Any
 
@@ -61,7 +62,9 @@ class ResNet(nn.Module):
       output_stride: of the last map against the image; below 32 the last stages are dilated.
       scan: run the blocks that are alike in a loop over stacked parameters; compiles in time
         that does not depend on the depth.
-      remat: keep only the blocks' inputs for the backward pass and compute the rest again.
+      remat: keep only the input of every so many blocks for the backward pass and compute what
+        is between again; 0 keeps everything, 1 each block's input. Of n blocks alike, about
+        sqrt(n) needs the least memory.
       num_classes: outputs of the head.
       norm_groups: groups of examples that batch normalisation treats by themselves.
       norm_momentum: what running statistics keep of themselves in a step.
@@ -88,7 +91,7 @@ class ResNet(nn.Module):
     zero_init: bool = False
     output_stride: int = 32
     scan: bool = False
-    remat: bool = False
+    remat: int = 0
     num_classes: int = 1000
     norm_groups: int = 1
     norm_momentum: float = 0.9
@@ -125,12 +128,11 @@ class ResNet(nn.Module):
         x = Stem(self.stem, self.stem_features, conv, stem_norm, name="stem")(x, train)
         for stage, size in enumerate(self.stage_sizes, start=1):
             first, rest = self._blocks(stage, conv, norm)
-            x = self._block(first, f"stage{stage}_block1")(x, train)
+            x = self._unrolled(first, stage, [1], x, train)
             if self.scan and size > 1:
                 x = self._scanned(rest, f"stage{stage}_blocks", size - 1, x, train)
             else:
-                for number in range(2, size + 1):
-                    x = self._block(rest, f"stage{stage}_block{number}")(x, train)
+                x = self._unrolled(rest, stage, range(2, size + 1), x, train)
             maps[f"c{stage + 1}"] = x
         if self.preactivation:
             x = nn.relu(norm(name="norm")(x, train))
@@ -203,25 +205,39 @@ class ResNet(nn.Module):
 
         return make(strides, before), make(1, dilation)
 
-    def _block(self, make: Any, name: str) -> Any:
-        block = make(name=name)
+    def _unrolled(self, make: Any, stage: int, numbers: Any, x: Array, train: bool) -> Array:
+        def several(parent: nn.Module, x: Array, numbers: Any) -> Array:
+            for number in numbers:
+                x = make(name=f"stage{stage}_block{number}", parent=parent)(x, train)
+            return x
+
         if not self.remat:
-            return block
-        return lambda x, train: nn.remat(lambda block, x: block(x, train))(block, x)
+            return several(self, x, numbers)
+        for i in range(0, len(numbers), self.remat):
+            group = partial(several, numbers=numbers[i : i + self.remat])
+            x = nn.remat(group)(self, x)
+        return x
 
     def _scanned(self, make: Any, name: str, length: int, x: Array, train: bool) -> Array:
-        def body(block: Any, x: Array, _: None) -> tuple[Array, None]:
-            return block(x, train), None
+        if self.is_initializing():
+            loop = nn.scan(
+                lambda block, x, _: (block(x, train), None),
+                variable_axes={"params": 0, "batch_stats": 0},
+                split_rngs={"params": True},
+                length=length,
+            )
+            return loop(make(name=name), x, None)[0]
+        # Not by nn.scan, which cannot cut its stack into groups.
+        block = make(parent=None)
+        updated = "batch_stats" if self.is_mutable_collection("batch_stats") else ()
+        stacked = {c: tree[name] for c, tree in self.variables.items() if name in tree}
 
-        if self.remat:
-            body = nn.remat(body, prevent_cse=False)  # a loop's body cannot be merged anyway
-        loop = nn.scan(
-            body,
-            variable_axes={"params": 0, "batch_stats": 0},
-            split_rngs={"params": True},
-            length=length,
-        )
-        x, _ = loop(make(name=name), x, None)
+        def one(x: Array, variables: Any) -> Any:
+            return block.apply(variables, x, train, mutable=updated)
+
+        x, states = scan_in_groups(one, x, stacked, length, self.remat)
+        for collection, tree in states.items():
+            self.put_variable(collection, name, tree)
         return x
 
 

@@ -1,6 +1,7 @@
-"""Between the variables of a scanned network and those of an unrolled one."""
+"""Stacked blocks: to and from separate ones, and the loop over them."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -47,3 +48,29 @@ def unstack(variables: Any) -> Any:
                 one = jax.tree.map(lambda x, i=i: x[i], branch)
                 result[collection][f"stage{blocks[1]}_block{i + 2}"] = one
     return result
+
+
+def scan_in_groups(body: Any, x: Any, xs: Any, length: int, size: int) -> tuple[Any, Any]:
+    """`jax.lax.scan` that keeps only the carry of every `size`-th turn for the backward pass.
+
+    Args:
+      body: of the loop, `(carry, slice) -> (carry, y)`.
+      x: the first carry.
+      xs: what the loop runs over, `length` along the first axis of each leaf.
+      length: number of turns; need not be a multiple of `size`.
+      size: turns in a group, computed again in the backward pass; 0 keeps everything.
+    """
+    loop = partial(jax.lax.scan, body)
+    if not size:
+        return loop(x, xs)
+    group = jax.checkpoint(loop, prevent_cse=False)  # a loop's body cannot be merged anyway
+    whole, rest = divmod(length, size)
+    done, ys = whole * size, []
+    if whole:
+        cut = jax.tree.map(lambda a: a[:done].reshape(whole, size, *a.shape[1:]), xs)
+        x, y = jax.lax.scan(group, x, cut)
+        ys.append(jax.tree.map(lambda a: a.reshape(done, *a.shape[2:]), y))
+    if rest:
+        x, y = jax.checkpoint(loop)(x, jax.tree.map(lambda a: a[done:], xs))
+        ys.append(y)
+    return x, jax.tree.map(lambda *parts: jnp.concatenate(parts), *ys)

@@ -1,5 +1,6 @@
 """The networks that have names, as values on `ResNet`'s axes."""
 
+import ast
 import dataclasses
 from typing import Any
 
@@ -79,8 +80,8 @@ VARIANTS: dict[str, Axes] = {
     "wrn28_10": _cifar(26, **_V2, stage_features=(160, 320, 640)),
 }
 
-# What create_model accepts beside the name.
-AXES = tuple(f.name for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name"))
+# What create_model accepts beside the name, and of what type.
+AXES = {f.name: f.type for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name")}
 
 
 def create_model(name: str, **axes: Any) -> ResNet:
@@ -99,12 +100,50 @@ def create_model(name: str, **axes: Any) -> ResNet:
     """
     if name not in VARIANTS:
         raise UserError(f"there is no model called {name!r}{closest(name, VARIANTS)}")
-    for axis in axes:
+    for axis, value in axes.items():
         if axis not in AXES:
             raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
+        _check_type(axis, value)
     model = ResNet(**{**VARIANTS[name], **axes})
     _check(model)
     return model
+
+
+def parse_axes(text: str) -> Axes:
+    """Axes written as words, 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
+
+    Raises:
+      UserError: a word is no `axis=value`.
+    """
+    axes: Axes = {}
+    for word in text.split():
+        axis, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"axes are written axis=value with spaces between, not {word!r}")
+        try:
+            axes[axis] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            axes[axis] = value  # a word, such as deep or 3x3
+    return axes
+
+
+def _check_type(axis: str, value: Any) -> None:
+    """Raises UserError for a value that is not what the axis takes."""
+    kind = AXES[axis]
+    if kind is bool:
+        fits, expected = isinstance(value, bool), "True or False"
+    elif kind is int:
+        least = 0 if axis in ("remat", "squeeze") else 1
+        fits, expected = isinstance(value, int) and value >= least, f"a whole number from {least}"
+    elif kind is float:
+        fits, expected = isinstance(value, int | float) and 0 <= value < 1, "a number from 0 to 1"
+    elif kind == tuple[int, ...]:
+        fits = isinstance(value, tuple) and all(isinstance(n, int) and n > 0 for n in value)
+        expected = "whole numbers from 1, one a stage, with commas between"
+    else:  # words are held to CHOICES, types are jnp.dtype's
+        return
+    if not fits:
+        raise UserError(f"{axis} takes {expected}, not {value!r}")
 
 
 def _check(model: ResNet) -> None:
@@ -114,10 +153,10 @@ def _check(model: ResNet) -> None:
         if value not in choices:
             known = ", ".join(map(str, choices))
             raise UserError(f"{axis} must be one of {known}, not {value!r}")
-    if len(model.stage_sizes) != len(model.stage_features) or min(model.stage_sizes) < 1:
+    if not 0 < len(model.stage_sizes) == len(model.stage_features):
         raise UserError(
             f"stage_sizes={model.stage_sizes} and stage_features={model.stage_features} must "
-            "have as many entries, each more than 0"
+            "have as many entries, one a stage"
         )
     widths = [model.stem_features, *model.stage_features]
     if model.shortcut == "A" and widths != sorted(widths):
@@ -135,5 +174,5 @@ def _check(model: ResNet) -> None:
         raise UserError("shortcut_pool needs projections: shortcut 'B' or 'C'")
     if model.squeeze and model.shortcut == "none":
         raise UserError("squeeze needs a residual branch; shortcut='none' has none")
-    if model.groups * model.group_width * min(model.stage_features) < 64 or model.groups < 1:
+    if model.group_width * min(model.stage_features) < 64:
         raise UserError(f"groups={model.groups} of group_width={model.group_width} have no channel")

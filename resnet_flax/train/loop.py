@@ -103,9 +103,13 @@ def _introduction(run: Run, config: ml_collections.ConfigDict, state: TrainState
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     return (
-        f"{config.model.name} ({parameters:,} parameters) on {config.data.source} "
+        f"{_network(config)} ({parameters:,} parameters) on {config.data.source} "
         f"({len(run.train_source):,} + {len(run.eval_source):,} images), {devices}"
     )
+
+
+def _network(config: ml_collections.ConfigDict) -> str:
+    return " ".join([config.model.name, *config.model.axes.split()])
 
 
 def _due(step: int, every: int) -> bool:
@@ -215,7 +219,7 @@ def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
 
 def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) -> None:
     curves = workdir / "curves.png"
-    draw_curves(workdir / "metrics.jsonl", curves, f"{config.model.name} on {config.data.source}")
+    draw_curves(workdir / "metrics.jsonl", curves, f"{_network(config)} on {config.data.source}")
     print(f"curves: {curves}")
     print(f"checkpoints: {workdir / 'checkpoints'}")
     wrong = round(result.error * result.count)

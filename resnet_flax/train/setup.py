@@ -12,7 +12,7 @@ from resnet_flax.config import flatten
 from resnet_flax.data.augment import augment, normalize
 from resnet_flax.data.sources import Source, in_memory, open_source
 from resnet_flax.errors import UserError
-from resnet_flax.models import create_model
+from resnet_flax.models import ResNet, create_model, parse_axes
 from resnet_flax.train.optim import make_optimizer, make_schedule
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
@@ -49,13 +49,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         train_source, eval_source = in_memory(train_source), in_memory(eval_source)
     image_shape = tuple(train_source[0]["image"].shape)
     _check_channels(config, image_shape[-1])
-    model = create_model(
-        config.model.name,
-        num_classes=len(train_source.class_names),
-        norm_groups=norm_groups(config.model.norm_span, config.batch_size, mesh.size),
-        norm_momentum=config.model.norm_momentum,
-        dtype=jnp.dtype(config.model.dtype),
-    )
+    model = _model(config.model, len(train_source.class_names), config.batch_size, mesh.size)
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
     normalized = partial(normalize, mean=data.mean, std=data.std, dtype=model.dtype)
@@ -85,6 +79,24 @@ def build(config: ml_collections.ConfigDict) -> Run:
         },
     }
     return Run(mesh, train_source, eval_source, schedule, init, shardings, *steps, about)
+
+
+def _model(
+    config: ml_collections.ConfigDict, classes: int, batch_size: int, devices: int
+) -> ResNet:
+    decided = {
+        "num_classes": classes,
+        "norm_groups": norm_groups(config.norm_span, batch_size, devices),
+        "norm_momentum": config.norm_momentum,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.float32,
+        "scan": config.scan,
+        "remat": config.remat,
+    }
+    axes = parse_axes(config.axes)
+    for axis in axes.keys() & decided.keys():
+        raise UserError(f"model.axes cannot set {axis}: other keys or the data decide it")
+    return create_model(config.name, **axes, **decided)
 
 
 def norm_groups(span: str, batch_size: int, devices: int) -> int:

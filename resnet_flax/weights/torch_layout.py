@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_flax.errors import UserError
 from resnet_flax.models.resnet import ResNet
+from resnet_flax.models.stacking import unstack
 
 Arrays = dict[str, np.ndarray]
 
@@ -110,11 +111,11 @@ def export_torch(variables: Mapping[str, Any], model: ResNet, layout: str) -> Ar
     """A torch state dictionary as arrays, without torch's counters of batches.
 
     Args:
-      variables: `params` and `batch_stats`, unrolled.
+      variables: `params` and `batch_stats`, scanned or not.
       model: the network.
       layout: see `torch_name`.
     """
     return {
         torch_name(path, model, layout): to_torch(path, array, layout)
-        for (_, path), array in flatten(variables).items()
+        for (_, path), array in flatten(unstack(variables)).items()
     }

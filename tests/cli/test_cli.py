@@ -65,6 +65,8 @@ def test_models_and_summary_print_tables(capsys):
     assert "stage2_block1/shortcut/conv" in out
     assert "18 layers, 11,179,077 parameters" in out
     assert "c5 2 x 2 x 512" in out
+    assert main(["summary", "resnet18", "--axes=stem=deep stage_sizes=1,1,1,1"]) == 0
+    assert "resnet18 stem=deep stage_sizes=1,1,1,1: 12 layers" in capsys.readouterr().out
     assert main(["summary", "resnet19"]) == 2
     assert main(["summary", "resnet18", "--size=16"]) == 2
     assert "smaller than the network's stride" in capsys.readouterr().err

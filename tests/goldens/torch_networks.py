@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import networks
+import numpy as np
 
 sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("empty"))
 with warnings.catch_warnings():
@@ -113,6 +114,33 @@ def load(model: nn.Module, arrays: dict[str, Any]) -> None:
     assert not result.unexpected_keys, result.unexpected_keys
     missing = [key for key in result.missing_keys if "num_batches_tracked" not in key]
     assert not missing, missing
+
+
+def outputs(model: nn.Module, images: Any) -> dict[str, np.ndarray]:
+    """What every module gives for images, channels last, by the module's name."""
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            # Copied at once: what follows may work in place.
+            array = output.detach().clone().numpy()
+            found[name] = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(name)) for name, m in model.named_modules()]
+    model(channels_first(images))
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def block_name(path: str, layout: str) -> str:
+    """Of one of our blocks, 'stage1_block2', the module's name there."""
+    stage, block = path.removeprefix("stage").split("_block")
+    if layout == "timm_v2":
+        return f"stages.{int(stage) - 1}.blocks.{int(block) - 1}"
+    return f"layer{stage}.{int(block) - 1}"
 
 
 def channels_first(images: Any) -> Any:

@@ -1,11 +1,14 @@
 """Every named network: counts as published, properties, and the scanned form of it."""
 
+from pathlib import Path
+
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import VARIANTS, UserError, create_model
+from resnet_flax import VARIANTS, UserError, create_model, parse_axes
 from resnet_flax.models.stacking import stack, unstack
 from resnet_flax.models.summary import native_size, summarize
 
@@ -103,7 +106,8 @@ def test_the_number_in_the_name_is_the_number_of_layers(name):
 
 def test_counting_agrees_with_what_is_allocated():
     model = create_model("seresnext50_32x4d", stage_features=(8, 16, 32, 64), group_width=16)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+    x = jnp.zeros((1, 64, 64, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
     allocated = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert summarize(model, (64, 64, 3)).parameters == allocated
 
@@ -139,26 +143,86 @@ def _gradient(model, variables, x):
         )
         return jnp.square(logits - jnp.arange(5)).mean(), updated.get("batch_stats", {})
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    # Compiling is what takes the time here.
+    return jax.jit(
+        jax.value_and_grad(loss, has_aux=True),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )(variables["params"])
 
 
-@pytest.mark.parametrize("name", SMALL)
+def _narrow(name, **axes):
+    """The variant with all of its blocks, at a small width."""
+    model = create_model(name)
+    width = (8, 16, 32, 64)[: len(model.stage_sizes)]
+    narrow = {"stage_features": width, "stem_features": 8, "num_classes": 5, "scan": True}
+    if model.groups > 1:
+        narrow |= {"groups": 4, "group_width": 8 * model.group_width}
+    return create_model(name, **narrow, **axes)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) for n in VARIANTS])
 def test_every_parameter_gets_a_gradient(name):
-    model = _small(name)
-    side = 16 if model.stem == "cifar" else 64
+    _assert_gradients(_narrow(name))
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "seresnext50_32x4d", "cifar_resnetv2_1001"])
+def test_every_parameter_gets_a_gradient_quickly(name):
+    _assert_gradients(_narrow(name))
+
+
+def _assert_gradients(model):
+    side = 8 if model.stem == "cifar" else 32
     x = jax.random.normal(jax.random.key(1), (4, side, side, 3))
     variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
     _, gradients = _gradient(model, variables, x)
-    leaves = jax.tree_util.tree_leaves_with_path(gradients)
-    without = [jax.tree_util.keystr(path) for path, g in leaves if not np.abs(g).max() > 0]
+    assert jax.tree.structure(gradients) == jax.tree.structure(variables["params"])
+    without = []
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        blocks = gradient if "_blocks/" in name else gradient[None]
+        if not np.abs(blocks).max(axis=tuple(range(1, blocks.ndim))).min() > 0:
+            without.append(name)
     assert without == []
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_strided_operators_pad_both_sides_alike(name):
+    """On even sides 'SAME' would pad one pixel more behind than before."""
+    model = _small(name)
+    x = jnp.ones((1, 32, 32, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, x)
+    strided = 0
+    for equation in _equations(jaxpr.jaxpr):
+        p = equation.params
+        if max(p.get("window_strides", (1,))) > 1:
+            strided += 1
+            assert all(before == after for before, after in p["padding"]), equation
+    # Stem and pooling where there are some, and stages of a stride.
+    assert strided >= len(model.stage_sizes) - 1
+
+
+def test_same_is_named_nowhere():
+    for file in (Path(__file__).parent.parent.parent / "resnet_flax").rglob("*.py"):
+        assert '"SAME"' not in file.read_text(), file
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", ["resnet50", "cifar_resnet20", "cifar_resnetv2_164"])
-@pytest.mark.parametrize("remat", [False, True])
-def test_scanned_and_unrolled_are_the_same_function(name, remat):
-    types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("resnet50", (1, 2, 1, 4)), ("cifar_resnet20", (4, 1, 3)), ("cifar_resnetv2_164", (2, 4, 1))],
+)
+@pytest.mark.parametrize("remat", [0, 1, 2])
+def test_scanned_and_unrolled_are_the_same_function(name, sizes, remat):
+    types = {"stage_sizes": sizes, "dtype": jnp.float64, "param_dtype": jnp.float64}
     unrolled, scanned = _small(name, **types), _small(name, scan=True, remat=remat, **types)
     side = 8 if unrolled.stem == "cifar" else 32
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, side, side, 3)))
@@ -172,8 +236,31 @@ def test_scanned_and_unrolled_are_the_same_function(name, remat):
     (scanned_loss, scanned_stats), scanned_gradients = _gradient(scanned, stacked, x)
     assert abs(scanned_loss - loss) < 1e-12 * abs(loss)
     ours = unstack({"params": scanned_gradients, "batch_stats": scanned_stats})
-    theirs = {"params": gradients, "batch_stats": stats}
+    _near(ours, {"params": gradients, "batch_stats": stats})
 
+
+@pytest.mark.usefixtures("x64")
+def test_rematerialised_blocks_are_the_same_function():
+    types = {"stage_sizes": (1, 4, 1), "dtype": jnp.float64, "param_dtype": jnp.float64}
+    kept, again = _small("cifar_resnet20", **types), _small("cifar_resnet20", remat=2, **types)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)))
+    variables = jax.jit(lambda: kept.init(jax.random.key(0), x, train=False))()
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        variables,
+        jax.jit(lambda: again.init(jax.random.key(0), x, train=False))(),
+    )
+    _near(_gradient(again, variables, x), _gradient(kept, variables, x))
+
+    # Five blocks beside the first of stage 2: groups of 2 and 1.
+    def checkpoints(model):
+        forward = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
+        return sum(e.primitive.name == "remat2" for e in _equations(forward.jaxpr))
+
+    assert (checkpoints(kept), checkpoints(again)) == (0, 5)
+
+
+def _near(ours, theirs):
     def near(a, b):
         assert np.linalg.norm(a - b) <= 1e-10 * np.linalg.norm(b)
 
@@ -244,11 +331,32 @@ def test_group_normalisation_needs_no_statistics():
         ("resnet50", {"stage_sizes": (1, 2)}, "must have as many entries"),
         ("cifar_resnet20", {"stem_features": 32}, "shortcut='A' only adds channels"),
         ("plain18", {"squeeze": 16}, "squeeze needs a residual branch"),
+        ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one a stage"),
+        ("resnet50", {"groups": 0}, "groups takes a whole number from 1, not 0"),
+        ("resnet50", {"squeeze": "yes"}, "squeeze takes a whole number from 0, not 'yes'"),
+        ("resnet50", {"zero_init": 1}, "zero_init takes True or False, not 1"),
+        ("resnet50", {"norm_momentum": 1.5}, "norm_momentum takes a number from 0 to 1, not 1.5"),
+        ("resnext50_32x4d", {"stage_features": (8, 16, 32, 64)}, "have no channel"),
     ],
 )
 def test_axes_that_make_no_network_are_explained(name, axes, message):
     with pytest.raises(UserError, match=message):
         create_model(name, **axes)
+
+
+def test_axes_are_read_from_words():
+    words = "shortcut=C stride_on=1x1 stem_norm=false zero_init=True squeeze=16 stage_sizes=1,2"
+    assert parse_axes(words) == {
+        "shortcut": "C",
+        "stride_on": "1x1",
+        "stem_norm": False,
+        "zero_init": True,
+        "squeeze": 16,
+        "stage_sizes": (1, 2),
+    }
+    assert parse_axes(" ") == {}
+    with pytest.raises(UserError, match="written axis=value with spaces between, not 'deep'"):
+        parse_axes("stem=deep deep")
 
 
 def test_images_that_do_not_fit_are_explained():

@@ -321,6 +321,23 @@ def test_seed_and_augmentation_reach_the_run(config):
         assert other != loss
 
 
+def test_a_line_of_config_is_another_network(config):
+    config.model.axes = "stage_sizes=3,3,3 shortcut=B squeeze=4"
+    config.model.scan = True
+    config.model.remat = 2
+    run = build(config)
+    names = set(run.shardings.params)
+    assert {"stage1_block1", "stage1_blocks", "stage3_blocks"} < names
+    assert "conv" in run.shardings.params["stage2_block1"]["shortcut"]
+    assert "se" in run.shardings.params["stage2_blocks"]
+    state = run.init(0)
+    with train_batches(run.train_source, seed=0, batch_size=config.batch_size) as batches:
+        batch = sharding.put_batch(next(batches), run.mesh)
+    state, sums = run.train_step(state, batch)
+    assert np.isfinite(sums["loss"])
+    assert int(state.step) == 1
+
+
 def test_a_workdir_with_odd_things_in_it(config, tmp_path):
     train(config, tmp_path / "run")
     directory = tmp_path / "run" / "checkpoints"
@@ -344,6 +361,8 @@ def test_a_workdir_with_odd_things_in_it(config, tmp_path):
         ({"mesh.data": 3}, "mesh.data=3, mesh.fsdp=1 does not fit 8 devices"),
         ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, but the images .* 1 channel"),
         ({"model.name": "resnet"}, "no model called 'resnet'"),
+        ({"model.axes": "stem=dep"}, "stem must be one of cifar, imagenet, deep, not 'dep'"),
+        ({"model.axes": "scan=True"}, "model.axes cannot set scan"),
         ({"data.source": "tfds:digitz"}, "no data set called 'digitz'"),
     ],
 )

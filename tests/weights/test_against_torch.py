@@ -15,36 +15,83 @@ import numpy as np
 import pytest
 
 from resnet_flax import UserError
+from resnet_flax.models.stacking import stack
 from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, torch_name
 
-GOLDENS = json.loads((Path(networks.__file__).parent / "logits.json").read_text())
+GOLDENS = json.loads((Path(networks.__file__).parent / "outputs.json").read_text())
 LABELS = np.array([0, 3, 6, 2])
 
 
 @pytest.mark.parametrize("name", networks.CASES)
-def test_float32_logits_are_the_golden_ones(name):
+def test_float32_maps_and_logits_are_the_golden_ones(name):
     model = networks.network(name, jnp.float32)
     variables = jax.tree.map(jnp.float32, networks.random_variables(name))
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(
+    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False, features=True))(
         variables, jnp.float32(networks.images(name))
     )
-    golden = np.array(GOLDENS[name])
-    assert np.abs(logits - golden).max() <= 1e-4 * np.abs(golden).max()
+    goldens = GOLDENS[name]
+    assert set(outputs) == {"pooled", *goldens}
+    for key, golden in goldens.items():
+        sample = outputs[key] if key == "logits" else networks.sample(outputs[key])
+        assert np.abs(sample - np.array(golden)).max() <= 1e-4 * np.abs(golden).max(), key
 
 
 def test_every_golden_tells_images_and_classes_apart():
-    for golden in map(np.array, GOLDENS.values()):
-        assert golden.shape == (4, networks.CLASSES)
-        assert np.std(golden, axis=0).min() > 1e-3 * np.abs(golden).max()
-        assert np.std(golden, axis=1).min() > 1e-3 * np.abs(golden).max()
+    for goldens in GOLDENS.values():
+        for golden in map(np.array, goldens.values()):
+            assert golden.shape == (4, networks.CLASSES)
+            assert np.std(golden, axis=0).min() > 1e-3 * np.abs(golden).max()
+            assert np.std(golden, axis=1).min() > 1e-3 * np.abs(golden).max()
 
 
+def live(test):
+    """Marks a comparison that needs torch; its warnings are none of ours."""
+    there = all(map(importlib.util.find_spec, ("torch", "torchvision", "timm")))
+    test = pytest.mark.filterwarnings("ignore")(test)
+    return pytest.mark.skipif(not there, reason="needs torch, torchvision and timm")(test)
+
+
+@live
+@pytest.mark.parametrize("name", networks.CASES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-10)])
+def test_every_layer_is_torch_s(name, dtype, tolerance):
+    import torch_networks
+
+    layout = networks.CASES[name][1].removesuffix("_v1")
+    variables, images = networks.random_variables(name), networks.images(name).astype(dtype)
+    theirs = torch_networks.torch_network(name).eval()
+    model = networks.network(name, jnp.dtype(dtype))
+    torch_networks.load(theirs, export_torch(variables, model, layout))
+    expected = torch_networks.outputs(theirs.to(getattr(torch_networks.torch, dtype)), images)
+    with jax.enable_x64(dtype == "float64"):
+        _, state = model.apply(
+            jax.tree.map(lambda a: jnp.asarray(a, dtype), variables),
+            jnp.asarray(images),
+            train=False,
+            capture_intermediates=True,
+            mutable=["intermediates"],
+        )
+    ours = {path.removesuffix("/__call__"): a for (_, path), a in flatten(state).items()}
+    # A layer's output is compared under the name of its weights, a block's under its own.
+    weights = {path.rpartition("/")[0]: path for _, path in flatten(variables)}
+    compared = 0
+    for path, actual in ours.items():
+        if path in weights:
+            there = torch_name(weights[path], model, layout).rpartition(".")[0]
+        elif "/" not in path and path.startswith("stage"):
+            there = torch_networks.block_name(path, layout)
+        else:
+            continue
+        if layout == "timm_v2" and "norm" in path:
+            actual = np.maximum(actual, 0)  # there, normalisation and activation are one
+        wanted = expected[there].reshape(actual.shape)
+        assert np.abs(actual - wanted).max() <= tolerance * np.abs(wanted).max(), path
+        compared += 1
+    assert compared == len(weights) + sum(model.stage_sizes)
+
+
+@live
 @pytest.mark.usefixtures("x64")
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("torch", "torchvision", "timm"))),
-    reason="needs torch, torchvision and timm",
-)
 @pytest.mark.parametrize("name", networks.CASES)
 def test_training_is_torch_s_in_float64(name):
     import torch_networks
@@ -96,6 +143,15 @@ def test_there_and_back(name):
     for (_, path), array in flat.items():
         back = from_torch(path, exported[torch_name(path, model, layout)])
         np.testing.assert_array_equal(back, array)
+
+
+def test_a_scanned_network_is_exported_as_an_unrolled_one():
+    model = networks.network("cifar_resnet20", jnp.float32)
+    variables = jax.tree.map(jnp.float32, networks.random_variables("cifar_resnet20"))
+    expected = export_torch(variables, model, "akamaster")
+    actual = export_torch(stack(variables), model.clone(scan=True), "akamaster")
+    assert list(actual) != []
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_projections_have_no_place_in_the_cifar_layout():

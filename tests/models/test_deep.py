@@ -1,0 +1,88 @@
+"""Networks of a thousand layers compile in seconds and fit in a few GB."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+# A process of its own: the peak of its memory is the step's. Compiled anew, by no cache.
+MEASURE = """
+import json, resource, sys, time
+from functools import partial
+import jax, jax.numpy as jnp
+from resnet_flax import create_model, sharding
+from resnet_flax.config import default_config
+from resnet_flax.data.augment import normalize
+from resnet_flax.train.optim import make_optimizer, make_schedule
+from resnet_flax.train.state import init_state
+from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
+
+config = default_config()
+model = create_model(sys.argv[1], scan=True, remat=int(sys.argv[2]))
+tx = make_optimizer(config.optim, make_schedule(config.optim, config.steps))
+mesh = sharding.make_mesh()
+prepare = partial(normalize, mean=(0.5,), std=(0.25,), dtype=model.dtype)
+init, shardings = compile_init(
+    partial(init_state, model=model, tx=tx, image_shape=(32, 32, 3)), mesh
+)
+step, _ = compile_steps(
+    mesh,
+    shardings,
+    partial(train_step, model=model, tx=tx, prepare=lambda x, step: prepare(x)),
+    partial(eval_step, model=model, prepare=prepare),
+)
+start = time.monotonic()
+state = jax.block_until_ready(init(0))
+initialised = time.monotonic()
+batch = {
+    "image": jax.random.randint(jax.random.key(0), (128, 32, 32, 3), 0, 256).astype("uint8"),
+    "label": jnp.arange(128) % 10,
+    "mask": jnp.ones(128, bool),
+}
+batch = sharding.put_batch(batch, mesh)
+lowered = time.monotonic()
+compiled = step.lower(state, batch).compile()
+done = time.monotonic()
+before = jax.device_get(state.params["stage1_blocks"]["conv1"]["kernel"])
+state, sums = jax.block_until_ready(compiled(state, batch))
+changed = (state.params["stage1_blocks"]["conv1"]["kernel"] != before).any((1, 2, 3, 4))
+print(json.dumps({
+    "init_seconds": initialised - start,
+    "compile_seconds": done - lowered,
+    "step_seconds": time.monotonic() - done,
+    "scratch_gb": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+    "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    "loss": float(sums["loss"]) / 128,
+    "all_blocks_trained": bool(changed.all()),
+}))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "remat"),
+    [("cifar_resnet1202", 1), ("cifar_resnet1202", 8), ("cifar_resnetv2_1001", 4)],
+)
+def test_a_thousand_layers_are_practical(name, remat):
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, name, str(remat)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    print(name, remat, measured)
+    assert measured["init_seconds"] + measured["compile_seconds"] < 90
+    assert measured["peak_gb"] < 6
+    assert measured["all_blocks_trained"]
+    assert math.isfinite(measured["loss"])
