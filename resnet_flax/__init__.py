@@ -14,10 +14,12 @@ _PUBLIC = {
     "train": "resnet_flax.train.loop",
 }
 
-__all__ = list(_PUBLIC)
+__all__ = [*_PUBLIC, "data"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":
+        return importlib.import_module("resnet_flax.data")
     if name in _PUBLIC:
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module 'resnet_flax' has no attribute {name!r}")

@@ -41,6 +41,16 @@ _STEPS = (
     lambda value: all(type(b) is int and a < b for a, b in zip((0, *value), value, strict=False)),
     "whole numbers, each more than the one before",
 )
+_SIDES = (
+    lambda value: all(type(n) is int and n > 0 for n in value),
+    "whole numbers, each more than 0",
+)
+_RANGE = (
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+    "two numbers more than 0, the first not more than the second",
+)
+_SHARE = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
+_PROBABILITY = (lambda value: 0 <= value <= 1, "at least 0 and at most 1")
 _SCALES = (lambda value: min(value, default=0) > 0, "one or more numbers, each more than 0")
 _NUMBERS = (lambda value: len(value) > 0, "one or more numbers")
 _SPAN = (
@@ -54,6 +64,9 @@ SCHEMA: dict[str, Key] = {
     "seed": Key(0, "of initialisation, data order and augmentation", _SEED),
     "steps": Key(1000, "training steps in all", _COUNT, True),
     "batch_size": Key(128, "training examples a step, over all devices", _POSITIVE),
+    "steps_per_dispatch": Key(
+        1, "steps that the device takes at a time where data.resident", _COUNT, True
+    ),
     "model.name": Key("cifar_resnet20", "a variant, see resnet_flax.VARIANTS"),
     "model.axes": Key("", "changes to the variant: 'shortcut=C stem=deep', see resnet_flax.ResNet"),
     "model.scan": Key(False, "loop over stacked blocks: thousands of layers compile in seconds"),
@@ -69,22 +82,54 @@ SCHEMA: dict[str, Key] = {
         "global", "what batch normalisation averages over: global, device or k examples", _SPAN
     ),
     "model.norm_momentum": Key(0.9, "what running statistics keep of themselves", _FRACTION),
-    "data.source": Key("tfds:digits", "where examples come from: tfds:NAME"),
+    "data.source": Key("tfds:digits", "where examples come from: tfds:NAME or folder:DIR"),
     "data.data_dir": Key("", "of TFDS; empty for its default", None, True),
     "data.in_memory": Key(False, "decode all images once and keep them", None, True),
-    "data.train_split": Key("train", "TFDS split trained on"),
-    "data.eval_split": Key("test", "TFDS split whose error is reported", None, True),
+    "data.resident": Key(False, "keep the training images on the devices", None, True),
+    "data.train_split": Key("train", "split trained on"),
+    "data.holdout": Key(0.0, "share of it that is not, but is the split 'holdout'", _FRACTION),
+    "data.eval_split": Key("test", "split whose error is reported, or 'holdout'", None, True),
     "data.eval_batch_size": Key(0, "0 for batch_size", _NOT_NEGATIVE, True),
     "data.workers": Key(0, "reader processes; 0 reads in threads", _NOT_NEGATIVE, True),
+    "data.crop": Key(
+        "none",
+        "from a photograph to a training image: none, jitter (the paper's) or random_resized",
+        _one_of("none", "jitter", "random_resized"),
+    ),
+    "data.size": Key(0, "side of images after crops; 0: as they are", _NOT_NEGATIVE),
+    "data.early_sizes": Key((), "sides of training images before the last one", _SIDES),
+    "data.early_steps": Key((), "steps at which the next side begins", _STEPS),
+    "data.jitter": Key((256, 480), "shorter side before the crop, from and to", _RANGE),
+    "data.crop_area": Key((0.08, 1.0), "of a random crop, share of the image", _RANGE),
+    "data.crop_ratio": Key((3 / 4, 4 / 3), "of a random crop, width by height", _RANGE),
+    "data.eval_size": Key(0, "side of evaluation's centre crop; 0 for data.size", _NOT_NEGATIVE),
+    "data.crop_fraction": Key(0.875, "of the resized shorter side in evaluation", _SHARE),
+    "data.interpolation": Key("bilinear", "of resizing", _one_of("bilinear", "bicubic")),
+    "data.policy": Key(
+        "none",
+        "none, randaugment or trivialaugment",
+        _one_of("none", "randaugment", "trivialaugment"),
+    ),
+    "data.policy_operations": Key(2, "of randaugment", _POSITIVE),
+    "data.policy_magnitude": Key(9, "of randaugment, 0 to 30", (lambda n: 0 <= n <= 30, "0 to 30")),
+    "data.repeats": Key(1, "times that an example stands in a batch, each augmented", _POSITIVE),
     "data.mean": Key((0.0,), "subtracted from pixels in [0, 1]; one, or one a channel", _NUMBERS),
     "data.std": Key((1.0,), "divides them then; one, or one a channel", _SCALES),
+    "data.pixel_mean": Key(False, "subtract the mean training image rather than data.mean"),
     "data.pad": Key(0, "black pixels on each side before a random crop", _NOT_NEGATIVE),
     "data.flip": Key(False, "mirror half of the training images left to right"),
+    "data.colour": Key(0.0, "deviation of the shift along colour's components", _NOT_NEGATIVE),
+    "data.erase": Key(0.0, "probability that a rectangle is erased", _PROBABILITY),
+    "data.mixup": Key(0.0, "alpha of mixup; 0 for none", _NOT_NEGATIVE),
+    "data.cutmix": Key(0.0, "alpha of cutmix; 0 for none", _NOT_NEGATIVE),
     "optim.learning_rate": Key(0.1, "the highest", _POSITIVE),
     "optim.schedule": Key(
-        "cosine", "shape of the rate over the steps", _one_of("cosine", "piecewise", "constant")
+        "cosine",
+        "shape of the rate over the steps",
+        _one_of("cosine", "piecewise", "constant", "onecycle"),
     ),
     "optim.warmup_steps": Key(0, "steps of linear increase from 0", _NOT_NEGATIVE),
+    "optim.warmup_rate": Key(0.0, "constant rate of the warm-up instead; 0: linear", _NOT_NEGATIVE),
     "optim.boundaries": Key((), "steps at which a piecewise rate drops", _STEPS),
     "optim.drop": Key(0.1, "factor of each drop", _POSITIVE),
     "optim.momentum": Key(0.9, "of SGD", _FRACTION),
@@ -228,12 +273,57 @@ def _check_together(flat: dict[str, Any]) -> None:
             f"batch_size={flat['batch_size']} must be a multiple of model.norm_span={span}, "
             "the examples that batch normalisation averages over"
         )
+    _check_data(flat)
     if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:
         raise UserError("optim.schedule=piecewise needs optim.boundaries, the steps of its drops")
     if flat["optim.warmup_steps"] >= flat["steps"]:
         raise UserError(
             f"optim.warmup_steps={flat['optim.warmup_steps']} must be less than "
             f"steps={flat['steps']}"
+        )
+
+
+def _check_data(flat: dict[str, Any]) -> None:
+    """Of the keys of `data`, what no key can be held to by itself."""
+    size, crop = flat["data.size"], flat["data.crop"]
+    if crop != "none" and not size:
+        raise UserError(f"data.crop={crop} needs data.size, the side of the training images")
+    if size and crop == "none":
+        raise UserError(
+            f"data.size={size} needs data.crop, which makes training images of that side: jitter "
+            "or random_resized"
+        )
+    if crop == "jitter" and size > flat["data.jitter"][0]:
+        raise UserError(
+            f"data.size={size} is more than the shorter sides of data.jitter={flat['data.jitter']}"
+        )
+    if any(type(side) is not int for side in flat["data.jitter"]):
+        raise UserError(f"data.jitter must be whole numbers, not {flat['data.jitter']!r}")
+    sizes, steps = flat["data.early_sizes"], flat["data.early_steps"]
+    if len(sizes) != len(steps) or (sizes and crop == "none"):
+        raise UserError(
+            "data.early_sizes and data.early_steps need as many entries as each other, and "
+            "data.crop"
+        )
+    if flat["data.resident"] and (crop != "none" or flat["data.policy"] != "none"):
+        raise UserError(
+            "data.resident needs images of one size that are augmented on the device only: "
+            "data.crop=none and data.policy=none"
+        )
+    if flat["steps_per_dispatch"] > 1 and not flat["data.resident"]:
+        raise UserError("steps_per_dispatch needs data.resident=True")
+    if flat["data.pixel_mean"] and any(flat["data.mean"]):
+        raise UserError("data.pixel_mean is instead of data.mean, which must be 0")
+    if flat["data.pixel_mean"] and (sizes or flat["data.eval_size"] not in (0, size)):
+        raise UserError(
+            "data.pixel_mean needs images of one size: no data.early_sizes, and data.eval_size=0"
+        )
+    if flat["data.eval_split"] == "holdout" and not flat["data.holdout"]:
+        raise UserError("data.eval_split=holdout needs data.holdout, the share of data.train_split")
+    if flat["batch_size"] % flat["data.repeats"]:
+        raise UserError(
+            f"batch_size={flat['batch_size']} must be a multiple of "
+            f"data.repeats={flat['data.repeats']}"
         )
 
 

@@ -39,9 +39,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def over_batch(mesh: Mesh) -> NamedSharding:
-    """The leading axis is cut over all devices."""
-    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The batch's axis is cut over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
 def for_state(state: Any, mesh: Mesh) -> Any:
@@ -65,10 +65,18 @@ def for_state(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(of, state)
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
     """The global batch on the devices, from this process's share of it."""
-    sharding = over_batch(mesh)
+    return _put(batch, over_batch(mesh, axis))
+
+
+def put_whole(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The arrays on every device; each process has them whole."""
+    return _put(arrays, replicated(mesh))
+
+
+def _put(arrays: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
+        for name, array in arrays.items()
     }

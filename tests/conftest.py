@@ -84,3 +84,15 @@ def command(data_dir):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images, which are no part of the repository."""
+    data = Path(os.environ.get("RESNET_FLAX_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not data.is_dir():
+        reason = f"{data} is not there: say by RESNET_FLAX_TEST_DATA where the data is"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return data

@@ -75,6 +75,12 @@ def test_overrides_take_the_type_of_the_key():
         ("optim.boundaries=5,5", "optim.boundaries must be whole numbers, each more than"),
         ("optim.boundaries=0.5,", "optim.boundaries must be whole numbers, each more than"),
         ("mesh.data=0", "mesh.data must be a number of devices, or -1"),
+        ("data.jitter=480,256", "data.jitter must be two numbers more than 0, the first not more"),
+        ("data.crop_area=0.5", "data.crop_area must be two numbers"),
+        ("data.crop_fraction=0", "data.crop_fraction must be more than 0 and at most 1"),
+        ("data.erase=1.5", "data.erase must be at least 0 and at most 1"),
+        ("data.policy=auto", "data.policy must be one of none, randaugment, trivialaugment"),
+        ("data.policy_magnitude=31", "data.policy_magnitude must be 0 to 30"),
     ],
 )
 def test_bad_overrides_are_explained(setting, message):
@@ -89,6 +95,26 @@ def test_bad_overrides_are_explained(setting, message):
         (["model.norm_span=48"], "batch_size=128 must be a multiple of model.norm_span=48"),
         (["optim.schedule=piecewise"], "piecewise needs optim.boundaries"),
         (["optim.warmup_steps=1000"], "optim.warmup_steps=1000 must be less than steps=1000"),
+        (["data.crop=jitter"], "data.crop=jitter needs data.size"),
+        (["data.size=224"], "data.size=224 needs data.crop"),
+        (["data.crop=jitter", "data.size=300"], "data.size=300 is more than the shorter sides"),
+        (
+            ["data.crop=jitter", "data.size=64", "data.jitter=70.5,80"],
+            "data.jitter must be whole numbers",
+        ),
+        (["data.early_sizes=128,"], "data.early_sizes and data.early_steps need as many entries"),
+        (
+            ["data.resident=True", "data.policy=randaugment"],
+            "data.resident needs images of one size that are augmented on the device only",
+        ),
+        (["steps_per_dispatch=4"], "steps_per_dispatch needs data.resident=True"),
+        (["data.pixel_mean=True", "data.mean=0.5"], "data.pixel_mean is instead of data.mean"),
+        (
+            ["data.pixel_mean=1", "data.crop=jitter", "data.size=64", "data.eval_size=96"],
+            "data.pixel_mean needs images of one size",
+        ),
+        (["data.eval_split=holdout"], "data.eval_split=holdout needs data.holdout"),
+        (["data.repeats=3"], "batch_size=128 must be a multiple of data.repeats=3"),
     ],
 )
 def test_what_cannot_go_together(settings, message):
@@ -122,7 +148,7 @@ def test_config_files_are_found_from_anywhere(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"no config file .*; did you mean|no config file .*known: configs/digits"),
+        (None, r"no config file .*; did you mean|no config file .*known: configs/cifar10"),
         ("x = 1", "cannot be used: AttributeError"),
         ("def get_config():\n  return {}", "must return an ml_collections.ConfigDict"),
         ("def get_config(:", "cannot be used: SyntaxError"),

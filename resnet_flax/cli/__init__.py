@@ -12,6 +12,7 @@ from typing import NoReturn
 from resnet_flax.errors import UserError, closest
 
 VERBS = {
+    "data": "check or prepare a data set",
     "models": "list the networks with their parameters, multiply-adds and layers",
     "summary": "show one network layer by layer",
     "sweep": "train one config with several seeds and report mean and deviation",

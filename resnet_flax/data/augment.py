@@ -1,30 +1,48 @@
-"""What is done to images on the device, inside the compiled step."""
+"""What is done to images on the device, inside the compiled step.
+
+What happens to an example depends on the seed and on its position in the stream of all training
+examples, and on nothing else: neither on the batch's division over hosts and devices nor on what
+ran before. Mixing draws once a batch, from the seed and the step.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
+
+Images = Float[Array, "b h w c"]
+Targets = Float[Array, "b classes"]
+
+# Principal components of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012, section 4.1),
+# the numbers of fb.resnet.torch: standard deviations, and a column for each component.
+COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+COLOUR_COMPONENTS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
 
 
 def normalize(
-    images: UInt8[Array, "b h w c"], mean: Sequence[float], std: Sequence[float], dtype: Any
-) -> Float[Array, "b h w c"]:
+    images: Num[Array, "b h w c"], mean: Sequence[float], std: Sequence[float], dtype: Any
+) -> Images:
     """Pixels in [0, 1], less `mean`, divided by `std` (each one number, or one a channel)."""
     pixels = images.astype(jnp.promote_types(dtype, jnp.float32)) / 255
     centred = pixels - jnp.asarray(mean, pixels.dtype)
     return (centred / jnp.asarray(std, pixels.dtype)).astype(dtype)
 
 
-def augment(
-    images: UInt8[Array, "b h w c"], step: Int[Array, ""], *, seed: int, pad: int, flip: bool
-) -> UInt8[Array, "b h w c"]:
-    """CIFAR's augmentation: pad, crop at random to the size, mirror half (paper, section 4.2).
+def less_pixel_mean(images: UInt8[Array, "b h w c"], pixel_mean: Float[Array, "h w c"]) -> Images:
+    """Grey levels less those of the mean image: before padding, which then pads with the mean."""
+    return images.astype(pixel_mean.dtype) - pixel_mean
 
-    What happens to an example depends on the seed and on its position in the stream of all
-    training examples, and on nothing else: neither on the batch size's division over hosts and
-    devices nor on what ran before.
+
+def crop_and_flip(
+    images: Num[Array, "b h w c"], step: Int[Array, ""], *, seed: int, pad: int, flip: bool
+) -> Num[Array, "b h w c"]:
+    """CIFAR's augmentation: pad, crop at random to the size, mirror half (paper, section 4.2).
 
     Args:
       images: a global batch.
@@ -33,9 +51,7 @@ def augment(
       pad: zero pixels on each side before the crop; 0 for no crop.
       flip: mirror half of the images left to right.
     """
-    b, h, w, c = images.shape
-    position = step.astype(jnp.uint32) * b + jnp.arange(b, dtype=jnp.uint32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), position)
+    h, w, c = images.shape[1:]
 
     def one(image: Array, key: Array) -> Array:
         crop_key, flip_key = jax.random.split(key)
@@ -47,4 +63,108 @@ def augment(
             image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
         return image
 
-    return jax.vmap(one)(images, keys) if pad or flip else images
+    return jax.vmap(one)(images, _keys(seed, step, len(images))) if pad or flip else images
+
+
+def shift_colours(
+    x: Images, step: Int[Array, ""], *, seed: int, deviation: float, std: Sequence[float]
+) -> Images:
+    """Adds each image a random multiple of the principal components of colour.
+
+    Args:
+      x: normalised RGB images.
+      step: number of the batch.
+      seed: of all augmentation.
+      deviation: standard deviation of the multiples; 0.1 in the paper.
+      std: what the images were divided by.
+    """
+    keys = _keys(seed, step, len(x), use=1)
+    draws = jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(keys)
+    components = jnp.array(COLOUR_COMPONENTS) * jnp.array(COLOUR_DEVIATIONS)
+    shifts = deviation * draws @ components.T / jnp.asarray(std, jnp.float32)
+    return x + shifts[:, None, None].astype(x.dtype)
+
+
+def erase(x: Images, step: Int[Array, ""], *, seed: int, probability: float) -> Images:
+    """Sets a random rectangle of some images to 0, the mean colour (Zhong et al. 2020).
+
+    The rectangle has 2 to 33 % of the area and a ratio of 0.3 to 3.3. One that is higher or
+    wider than the image is cut off at its edge.
+
+    Args:
+      x: normalised images.
+      step: number of the batch.
+      seed: of all augmentation.
+      probability: that an image loses a rectangle.
+    """
+    h, w = x.shape[1:3]
+
+    def one(image: Array, key: Array) -> Array:
+        wanted, area, ratio, *corner = jax.random.uniform(key, (5,), jnp.float32)
+        area = h * w * (0.02 + 0.31 * area)
+        ratio = jnp.exp(jnp.log(0.3) + (jnp.log(3.3) - jnp.log(0.3)) * ratio)
+        height = jnp.clip(jnp.round(jnp.sqrt(area * ratio)), 1, h)
+        width = jnp.clip(jnp.round(jnp.sqrt(area / ratio)), 1, w)
+        top = jnp.floor(corner[0] * (h - height + 1))
+        left = jnp.floor(corner[1] * (w - width + 1))
+        inside = _box(h, w, top, left, top + height, left + width)
+        return jnp.where(inside & (wanted < probability), 0, image)
+
+    return jax.vmap(one)(x, _keys(seed, step, len(x), use=2))
+
+
+def mix(
+    x: Images, targets: Targets, step: Int[Array, ""], *, seed: int, mixup: float, cutmix: float
+) -> tuple[Images, Targets]:
+    """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of each image with its neighbour.
+
+    One of the two is drawn for each batch where both are asked for. The neighbour is the one
+    before in the global batch.
+
+    Args:
+      x: normalised images.
+      targets: probabilities of the classes.
+      step: number of the batch.
+      seed: of all augmentation.
+      mixup: parameter of the beta distribution that the share is drawn from; 0 for none.
+      cutmix: the same.
+    """
+    h, w = x.shape[1:3]
+    keys = jax.random.split(jax.random.fold_in(_key(seed, use=3), step), 5)
+    cut = jax.random.bernoulli(keys[0], jnp.float32(0.5)) if mixup and cutmix else cutmix > 0
+    share = jnp.where(
+        cut,
+        jax.random.beta(keys[1], cutmix or 1.0, cutmix or 1.0, dtype=jnp.float32),
+        jax.random.beta(keys[2], mixup or 1.0, mixup or 1.0, dtype=jnp.float32),
+    )
+    # The rectangle has the other image's share of the area, less what the edges cut off.
+    reach = 0.5 * jnp.sqrt(1 - share)
+    row, column = (jax.random.uniform(key, dtype=jnp.float32) for key in keys[3:])
+    top, bottom = (jnp.round(h * jnp.clip(row + s * reach, 0, 1)) for s in (-1, 1))
+    left, right = (jnp.round(w * jnp.clip(column + s * reach, 0, 1)) for s in (-1, 1))
+    share = jnp.where(cut, 1 - (bottom - top) * (right - left) / (h * w), share)
+    inside = _box(h, w, top, left, bottom, right)
+    other = jnp.roll(x, 1, axis=0)
+    blended = share.astype(x.dtype) * x + (1 - share).astype(x.dtype) * other
+    x = jnp.where(cut, jnp.where(inside, other, x), blended)
+    share = share.astype(targets.dtype)
+    return x, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
+
+
+def _key(seed: int, use: int) -> Array:
+    """Of each use of randomness another key."""
+    key = jax.random.key(seed)
+    return jax.random.fold_in(key, 2**32 - 1 - use) if use else key
+
+
+def _keys(seed: int, step: Array, b: int, use: int = 0) -> Array:
+    """A key for each example of a batch, by its position in the stream."""
+    position = step.astype(jnp.uint32) * b + jnp.arange(b, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(_key(seed, use), position)
+
+
+def _box(h: int, w: int, top: Array, left: Array, bottom: Array, right: Array) -> Array:
+    """`[h, w, 1]`, true in the rectangle."""
+    rows, columns = jnp.arange(h), jnp.arange(w)
+    inside = ((rows >= top) & (rows < bottom))[:, None] & (columns >= left) & (columns < right)
+    return inside[..., None]

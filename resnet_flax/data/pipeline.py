@@ -1,18 +1,80 @@
-"""From a source to batches: shard, shuffle, batch, prefetch. A pure function of (seed, step)."""
+"""From a source to batches: order, share, transform, prefetch. A pure function of (seed, step)."""
 
 import contextlib
+import dataclasses
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from resnet_flax.data.order import Order
 from resnet_flax.data.sources import Source
+from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainShares:
+    """A host's shares of the global training batches, by the batch's number.
+
+    Position p of the stream of examples is what `Order` says; batch s is the positions from
+    `s * batch_size`, and a host's share of it a contiguous run. What is drawn for an example
+    comes from the seed and its position.
+    """
+
+    source: Source
+    order: Order
+    transform: Callable[[Any, np.random.Generator, int], np.ndarray]
+    batch_size: int
+    host: int
+    hosts: int
+    start: int
+
+    def __len__(self) -> int:
+        return sys.maxsize - self.start
+
+    def __getitem__(self, index: int) -> Batch:
+        step = self.start + index
+        share = self.batch_size // self.hosts
+        first = step * self.batch_size + self.host * share
+        examples = [self.source[int(i)] for i in self.order.examples(first, share)]
+        images = [
+            self.transform(example["image"], _generator(self.order.seed, first + i), step)
+            for i, example in enumerate(examples)
+        ]
+        return _batch(images, examples, np.ones(share, bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalShares:
+    """A host's shares of the global batches that hold every example once, in order.
+
+    The last batch is filled up with copies of its first example, whose `mask` is false; every
+    host gets the same number of batches.
+    """
+
+    source: Source
+    transform: Callable[[Any], np.ndarray]
+    batch_size: int
+    host: int
+    hosts: int
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        first, share = index * self.batch_size, self.batch_size // self.hosts
+        wanted = range(first + self.host * share, first + (self.host + 1) * share)
+        examples = [self.source[i if i < len(self.source) else first] for i in wanted]
+        images = [self.transform(example["image"]) for example in examples]
+        return _batch(images, examples, np.array([i < len(self.source) for i in wanted]))
 
 
 @contextlib.contextmanager
@@ -21,6 +83,8 @@ def train_batches(
     *,
     seed: int,
     batch_size: int,
+    transform: Callable[..., np.ndarray] | None = None,
+    repeats: int = 1,
     start: int = 0,
     host: int = 0,
     hosts: int = 1,
@@ -28,14 +92,14 @@ def train_batches(
 ) -> Iterator[Iterator[Batch]]:
     """This host's shares of the global batches `start`, `start + 1`, ... without end.
 
-    The stream of examples is one permutation of the source after another, each from the seed;
-    batch s is its examples `s * batch_size` and following. A host's share is a contiguous run.
     Nothing is read that comes before `start`.
 
     Args:
       source: examples.
-      seed: of the permutations.
+      seed: of order and transforms.
       batch_size: of the global batch.
+      transform: see `transforms.TrainTransform`, the default, which changes nothing.
+      repeats: see `Order`.
       start: the first batch, counted from 0.
       host: number of this host.
       hosts: number of all hosts.
@@ -49,16 +113,49 @@ def train_batches(
         raise UserError(f"batch_size={batch_size} is more than the {len(source)} training examples")
     if batch_size % hosts:
         raise UserError(f"batch_size={batch_size} must be a multiple of the {hosts} hosts")
-    shares = (
-        grain.MapDataset.source(source)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size // hosts)[start * hosts + host :: hosts]
-        .map(_with_mask)
+    order = Order(len(source), seed, repeats)
+    shares = TrainShares(
+        source, order, transform or TrainTransform(), batch_size, host, hosts, start
     )
+    with _reading(shares, workers) as batches:
+        yield batches
+
+
+@contextlib.contextmanager
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    transform: Callable[[Any], np.ndarray] | None = None,
+    host: int = 0,
+    hosts: int = 1,
+    workers: int = 0,
+) -> Iterator[Iterator[Batch]]:
+    """This host's shares of the global batches that hold every example once, in order.
+
+    Args:
+      source: examples.
+      batch_size: of the global batch.
+      transform: see `transforms.EvalTransform`, the default, which changes nothing.
+      host: number of this host.
+      hosts: number of all hosts.
+      workers: reader processes; 0 reads in threads of this one.
+
+    Yields:
+      An iterator over batches as `train_batches` yields; `mask` is false for what fills up the
+      last one.
+    """
+    shares = EvalShares(source, transform or EvalTransform(), batch_size, host, hosts)
+    with _reading(shares, workers) as batches:
+        yield batches
+
+
+@contextlib.contextmanager
+def _reading(shares: TrainShares | EvalShares, workers: int) -> Iterator[Iterator[Batch]]:
     # An element is a batch here, so a few ahead are enough.
-    dataset = shares.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+    threads = 2 if workers else max(2, os.cpu_count() or 2)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = grain.MapDataset.source(shares).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
             flags.FLAGS.mark_as_parsed()
@@ -72,26 +169,22 @@ def train_batches(
         batches.close()
 
 
-def eval_batches(
-    source: Source, *, batch_size: int, host: int = 0, hosts: int = 1
-) -> Iterator[Batch]:
-    """This host's shares of the global batches that hold every example once, in order.
-
-    The last batch is filled up with copies of its first example, whose `mask` is false; every
-    host gets the same number of batches.
-    """
-    share = batch_size // hosts
-    for first in range(0, len(source), batch_size):
-        wanted = range(first + host * share, first + (host + 1) * share)
-        examples = [source[i if i < len(source) else first] for i in wanted]
-        batch = {name: np.stack([e[name] for e in examples]) for name in ("image", "label")}
-        yield {**batch, "mask": np.array([i < len(source) for i in wanted])}
-
-
 def _leave_interrupts(*_: int) -> None:
     """Ctrl-C reaches every process of a terminal; the main one decides what to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _with_mask(batch: dict[str, Any]) -> Batch:
-    return {**batch, "mask": np.ones(len(batch["label"]), bool)}
+def _generator(seed: int, position: int) -> np.random.Generator:
+    # Another counter than the permutations', which have the same keys.
+    return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1]))
+
+
+def _batch(images: list[np.ndarray], examples: list[dict[str, Any]], mask: np.ndarray) -> Batch:
+    if len({image.shape for image in images}) > 1:
+        raise UserError(
+            "the images are not of one size "
+            f"({', '.join(sorted({str(image.shape) for image in images})[:3])}, ...); set "
+            "data.size, with data.crop for training, to make them so"
+        )
+    labels = np.array([example["label"] for example in examples], np.int32)
+    return {"image": np.stack(images), "label": labels, "mask": mask}

@@ -2,22 +2,29 @@
 
 import contextlib
 import io
-import logging
+import os
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from resnet_flax.data.order import permutation
+from resnet_flax.data.transforms import load, to_array
 from resnet_flax.errors import UserError, closest, first_line
 
 # Data sets that this package can prepare by itself, from other packages' data.
 EMBEDDED = ("digits",)
+
+# What counts as an image in a folder.
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
 
 @runtime_checkable
 class Source(Protocol):
     """A data set split: any number of examples, by index.
 
-    An example is `image` `[h, w, c]` uint8 and `label`, an index into `class_names`.
+    An example is `image`, a Pillow image or an array `[h, w, c]` uint8, and `label`, an index
+    into `class_names`.
     """
 
     class_names: tuple[str, ...]
@@ -30,8 +37,8 @@ class Source(Protocol):
 class TfdsSource:
     """A split of a prepared TFDS image-classification set, read without TensorFlow."""
 
-    def __init__(self, name: str, split: Any, class_names: tuple[str, ...]) -> None:
-        self._name, self._split = name, split
+    def __init__(self, name: str, split: Any, class_names: tuple[str, ...], channels: int) -> None:
+        self._name, self._split, self._channels = name, split, channels
         self.class_names = class_names
 
     def __len__(self) -> int:
@@ -45,7 +52,46 @@ class TfdsSource:
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
                 "prepare the set anew"
             ) from error
-        return {"image": example["image"], "label": np.int32(example["label"])}
+        name = f"example {index} of {self._name}"
+        image = load(io.BytesIO(example["image"]), name, self._channels)
+        return {"image": image, "label": np.int32(example["label"])}
+
+
+class FolderSource:
+    """Images in a directory that has one of them for each class, in RGB.
+
+    Args:
+      directory: of the split, such as /data/imagenet/train.
+      class_names: the names of its directories; a directory that is none of them is an error.
+    """
+
+    def __init__(self, directory: Path, class_names: tuple[str, ...]) -> None:
+        self._directory, self.class_names = directory, class_names
+        self._files: list[str] = []
+        labels: list[int] = []
+        known = {name: label for label, name in enumerate(class_names)}
+        for name in _directories(directory):
+            if name not in known:
+                raise UserError(
+                    f"{directory / name} is a class that the training images lack"
+                    f"{closest(name, known)}; remove it, or add it there"
+                )
+            files = [file for file in _entries(directory / name) if _is_image(file)]
+            if not files:
+                raise UserError(
+                    f"{directory / name} holds no image ({', '.join(IMAGES)}); add some, or "
+                    "remove it"
+                )
+            self._files += [f"{name}/{file}" for file in files]
+            labels += [known[name]] * len(files)
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self._directory / self._files[index]
+        return {"image": load(path, str(path), 3), "label": self._labels[index]}
 
 
 class ArraySource:
@@ -60,21 +106,62 @@ class ArraySource:
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
     ) -> None:
-        self._images, self._labels = images, labels.astype(np.int32)
+        self.images, self.labels = images, labels.astype(np.int32)
         self.class_names = class_names
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self._images[index], "label": self._labels[index]}
+        return {"image": self.images[index], "label": self.labels[index]}
+
+
+class Share:
+    """Some examples of another source.
+
+    Args:
+      source: that has them.
+      indices: theirs.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self._source, self._indices = source, indices
+        self.class_names = source.class_names
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._indices[index])]
+
+
+def hold_out(source: Source, share: float) -> tuple[Source, Source]:
+    """A source in two: what stays for training, and a `share` of it drawn for validation.
+
+    Which examples are drawn depends on their number alone, so that all seeds train on the same.
+    """
+    size = round(len(source) * share)
+    drawn = permutation(len(source), 0, 2**63)
+    return Share(source, np.sort(drawn[size:])), Share(source, np.sort(drawn[:size]))
 
 
 def in_memory(source: Source) -> ArraySource:
-    """All of a source's images, of one size, decoded once."""
+    """All of a source's images, decoded once.
+
+    Raises:
+      UserError: they are not of one size.
+    """
     examples = [source[i] for i in range(len(source))]
-    images, labels = (np.stack([e[name] for e in examples]) for name in ("image", "label"))
-    return ArraySource(images, labels, source.class_names)
+    images = [to_array(example["image"]) for example in examples]
+    for i, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise UserError(
+                f"only images of one size can be kept in memory, but number 0 is of "
+                f"{images[0].shape} and number {i} of {image.shape}; set data.in_memory and "
+                "data.resident to False"
+            )
+    labels = np.array([example["label"] for example in examples])
+    return ArraySource(np.stack(images), labels, source.class_names)
 
 
 def open_source(name: str, split: str, data_dir: str = "") -> Source:
@@ -83,35 +170,80 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     A set in `EMBEDDED` is prepared first where it is not yet.
 
     Args:
-      name: 'tfds:NAME'.
-      split: a TFDS split, slices included, such as 'train[:90%]'.
+      name: 'tfds:NAME' for a set of TFDS; or 'folder:DIR' for images in DIR/train/CLASS and
+        DIR/val/CLASS. The classes are those of DIR/train, in alphabetical order.
+      split: a TFDS split, slices included, such as 'train[:90%]'; of a folder, the name of a
+        directory in it.
       data_dir: of TFDS; empty for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
 
     Raises:
       UserError: there is no such set or split, it is not prepared, or has no images and labels.
     """
-    kind, _, dataset = name.partition(":")
-    if kind != "tfds" or not dataset:
-        raise UserError(f"data.source must be tfds:NAME, such as tfds:digits, not {name!r}")
+    kind, _, where = name.partition(":")
+    if kind == "tfds" and where:
+        return _open_tfds(name, where, split, data_dir)
+    if kind == "folder" and where:
+        return _open_folder(Path(where).expanduser(), split)
+    raise UserError(
+        f"data.source must be tfds:NAME or folder:DIR, such as tfds:digits, not {name!r}"
+    )
+
+
+def _open_folder(directory: Path, split: str) -> Source:
+    splits = _directories(directory)
+    if split not in splits:
+        raise UserError(
+            f"{directory} has no directory {split!r} for that split{closest(split, splits)} "
+            f"(it has {', '.join(splits[:10]) or 'none'})"
+        )
+    classes = directory / ("train" if "train" in splits else split)
+    names = tuple(_directories(classes))
+    if not names:
+        raise UserError(f"{classes} has no directories, of which each would be a class")
+    return FolderSource(directory / split, names)
+
+
+def _directories(directory: Path) -> list[str]:
+    return [name for name in _entries(directory) if (directory / name).is_dir()]
+
+
+def _entries(directory: Path) -> list[str]:
+    """Names in a directory, in alphabetical order, without hidden ones."""
+    try:
+        return sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGES)
+
+
+def _open_tfds(name: str, dataset: str, split: str, data_dir: str) -> Source:
+    import tensorflow_datasets as tfds
 
     import resnet_flax.data.digits  # noqa: F401  registers the builder
 
-    # TFDS advises installing OpenCV each time it decodes; its files are small here.
-    logging.getLogger("absl").addFilter(lambda r: "OpenCV is not installed" not in r.getMessage())
     builder = _builder(dataset, data_dir)
     if not builder.info.splits and dataset in EMBEDDED:
-        builder = _prepare(dataset, data_dir)
+        prepare(dataset, data_dir)
+        builder = _builder(dataset, data_dir)
     if not builder.info.splits:
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; prepare it with "
-            f"`tfds build {dataset} --file_format=array_record` (needs TensorFlow: the extra "
-            "'prepare'), or say where it is by data.data_dir"
+            f"`resnet-flax data prepare {name}`, or say where it is by --data_dir (in a run, "
+            "--config.data.data_dir)"
         )
     if not {"image", "label"} <= set(builder.info.features):
         raise UserError(f"{name} is no image-classification set: it needs 'image' and 'label'")
-    names = tuple(builder.info.features["label"].names)
+    features = builder.info.features
+    # Decoded by us: TFDS takes OpenCV where it is installed, Pillow where not.
+    decoders = {"image": tfds.decode.SkipDecoding()}
     try:
-        return TfdsSource(name, builder.as_data_source(split=split), names)
+        examples = builder.as_data_source(split=split, decoders=decoders)
+        return TfdsSource(
+            name, examples, tuple(features["label"].names), features["image"].shape[-1]
+        )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(
             f"{name} has no split {split!r}, or none with examples "
@@ -131,9 +263,31 @@ def _builder(dataset: str, data_dir: str) -> Any:
         raise UserError(f"TFDS cannot make {dataset!r} out: {first_line(error)}") from error
 
 
-def _prepare(dataset: str, data_dir: str) -> Any:
-    """Writes an embedded data set, once; another process may be doing so at the same time."""
+def splits_of(name: str, data_dir: str = "") -> tuple[str, ...]:
+    """The names of a data set's splits; see `open_source` for the arguments."""
+    kind, _, where = name.partition(":")
+    if kind == "folder" and where:
+        return tuple(_directories(Path(where).expanduser()))
+    if kind != "tfds" or not where:
+        raise UserError(f"a data set is written tfds:NAME or folder:DIR, not {name!r}")
+    import resnet_flax.data.digits  # noqa: F401  registers the builder
+
+    splits = _builder(where, data_dir).info.splits
+    return tuple(splits) or ("train",)  # which then says that the set is not prepared
+
+
+def prepare(dataset: str, data_dir: str = "") -> str:
+    """Downloads and writes a TFDS set, once; another process may be doing so at the same time.
+
+    Returns:
+      The directory that it lies in.
+
+    Raises:
+      UserError: there is no such set, or it cannot be downloaded or written.
+    """
     import tensorflow_datasets as tfds
+
+    import resnet_flax.data.digits  # noqa: F401  registers the builder
 
     builder = _builder(dataset, data_dir)
     print(f"preparing {dataset} in {builder.data_dir}", flush=True)
@@ -141,11 +295,20 @@ def _prepare(dataset: str, data_dir: str) -> Any:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # "Unknown size (download: Unknown ..."
             builder.download_and_prepare()
-    except OSError as error:
+    except Exception as error:  # of all kinds: disk, network, TensorFlow that is not there
         builder = _builder(dataset, data_dir)
         if not builder.info.splits:  # it was not another process that got there first
+            missing = isinstance(error, ImportError) or "tensorflow" in str(error).lower()
+            hint = (
+                "it needs TensorFlow: pip install 'resnet_flax[prepare]'"
+                if missing
+                else "give a directory that can be written as --data_dir (in a run, "
+                "--config.data.data_dir)"
+                if isinstance(error, OSError)
+                else "its page on tensorflow.org/datasets says what it needs"
+            )
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise UserError(
-                f"cannot prepare {dataset} in {builder.data_dir}: {error.strerror or error}; "
-                "give a directory that can be written as data.data_dir"
+                f"cannot prepare {dataset} in {builder.data_dir}: {reason}; {hint}"
             ) from error
-    return builder
+    return str(builder.data_dir)

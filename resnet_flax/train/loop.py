@@ -3,21 +3,20 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
 
-from resnet_flax import sharding
 from resnet_flax.config import conflicts, flatten, resolve
-from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
+from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.run import Result, evaluate
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.curves import draw_curves
+from resnet_flax.train.feed import open_feed
 from resnet_flax.train.interrupt import Interruption
 from resnet_flax.train.meter import Meter, diverged
 from resnet_flax.train.setup import Run, build
@@ -71,10 +70,11 @@ def train(
         )
         for note in [_introduction(run, config, state), *notes]:
             writers.terminal.say(note)
-        batches = stack.enter_context(_train_batches(run, config, start))
+        feed = stack.enter_context(open_feed(run, config, start))
         meter = Meter(config, run.schedule, writers)
         result, saved = None, start  # step 0 is made anew faster than it is read
-        for step in range(start, config.steps + 1):
+        step = start
+        while True:
             checkpoints.poll()
             # Evaluate, save, next batch, step, log: always in this order, so that a run that
             # goes on from a checkpoint does what the uninterrupted one does after saving it.
@@ -91,9 +91,10 @@ def train(
                 raise Stopped(_how_to_go_on(stop.signal.name, step, workdir), stop.signal)
             if last:
                 break
-            batch = sharding.put_batch(next(batches), run.mesh)
-            state, sums = run.train_step(state, batch)
-            meter.add(step + 1, sums)
+            n = min(feed.most, _until_due(step, config))
+            state, sums = feed.advance(state, step, n)
+            meter.add(step, n, sums)
+            step += n
     assert result is not None
     _report(config, workdir, result)
     return result
@@ -116,18 +117,10 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def _train_batches(
-    run: Run, config: ml_collections.ConfigDict, start: int
-) -> AbstractContextManager[Iterator[Batch]]:
-    return train_batches(
-        run.train_source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start=start,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        workers=config.data.workers,
-    )
+def _until_due(step: int, config: ml_collections.ConfigDict) -> int:
+    """Steps from `step` to the next one at which the loop has something to do."""
+    every = [n for n in (config.eval.every, config.checkpoint.every) if n > 0]
+    return min([config.steps - step, *(n - step % n for n in every)])
 
 
 def _prepare_workdir(workdir: Path) -> None:
@@ -189,16 +182,21 @@ def _evaluate(
 ) -> Result | None:
     """Evaluates and records the result; None where a signal came before the end."""
     source, size = run.eval_source, config.data.eval_batch_size or config.batch_size
-    batches = eval_batches(
-        source, batch_size=size, host=jax.process_index(), hosts=jax.process_count()
-    )
     number = -(-len(source) // size)
-    progress = evaluate(run.eval_step, state.variables, batches, run.mesh, len(source))
-    for done, result in enumerate(progress, start=1):
-        if result is None:
-            writers.terminal.evaluating(done, number)
-            if stop.signal:
-                return None
+    with eval_batches(
+        source,
+        batch_size=size,
+        transform=run.eval_transform,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        workers=config.data.workers,
+    ) as batches:
+        progress = evaluate(run.eval_step, state.variables, batches, run.mesh, len(source))
+        for done, result in enumerate(progress, start=1):
+            if result is None:
+                writers.terminal.evaluating(done, number)
+                if stop.signal:
+                    return None
     assert result is not None
     if not math.isfinite(result.loss):
         raise diverged(step, f"evaluation loss {result.loss}")

@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from resnet_flax.errors import UserError
 from resnet_flax.train.writers import Writers
 
 
 class Meter:
-    """Reads a step's sums when the next step is under way, so that the device never waits.
+    """Reads steps' sums when the next ones are under way, so that the device never waits.
 
     Args:
       config: for the intervals.
@@ -25,20 +26,19 @@ class Meter:
     def __init__(self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers) -> None:
         self._every, self._steps = config.log.every, config.steps
         self._schedule, self._writers = schedule, writers
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, int, Any] | None = None
         self._sums = {"loss": 0.0, "errors": 0.0, "count": 0.0}
-        # Of speed: the clock starts after this process's first step, which compiles.
         self._clock: float | None = None
-        self._images, self._steps_timed = 0.0, 0
+        self._images = 0.0
 
-    def add(self, step: int, sums: Any) -> None:
-        """Takes the sums of a step just dispatched, and reads those of the step before."""
-        earlier, self._pending = self._pending, (step, sums)
+    def add(self, step: int, n: int, sums: Any) -> None:
+        """Takes the sums of `n` steps just dispatched from `step`; reads those of before."""
+        earlier, self._pending = self._pending, (step, n, sums)
         if earlier is not None:
             self._take(*earlier)
 
     def read(self) -> None:
-        """Waits for the newest step and reads its sums; a record follows where one is due.
+        """Waits for the newest steps and reads their sums; records follow where they are due.
 
         Raises:
           UserError: loss, gradients or parameters are not finite.
@@ -56,20 +56,22 @@ class Meter:
         if self._clock is not None:
             self._clock += time.monotonic() - began
 
-    def _take(self, step: int, sums: Any) -> None:
-        sums = {name: float(value) for name, value in jax.device_get(sums).items()}
+    def _take(self, start: int, n: int, sums: Any) -> None:
+        rows = {name: np.atleast_1d(values) for name, values in jax.device_get(sums).items()}
+        # The clock of the speed begins after what this process compiled first.
+        now = time.monotonic()
+        timed, self._clock = self._clock is not None, self._clock or now
+        for i in range(n):
+            row = {name: float(values[i]) for name, values in rows.items()}
+            self._images += row["count"] * timed
+            self._step(start + i + 1, row, self._images / max(now - self._clock, 1e-9))
+
+    def _step(self, step: int, sums: dict[str, float], speed: float) -> None:
         if not all(map(math.isfinite, sums.values())):
             norms = ", ".join(f"{name} {sums[name]:.4g}" for name in sums if name.endswith("norm"))
             raise diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
         for name in self._sums:
             self._sums[name] += sums[name]
-        now = time.monotonic()
-        if self._clock is None:
-            self._clock = now
-        else:
-            self._images += sums["count"]
-            self._steps_timed += 1
-        speed = self._images / max(now - self._clock, 1e-9)
         record = None
         if step % self._every == 0 or step == self._steps:
             count = self._sums["count"]

@@ -12,11 +12,14 @@ def make_schedule(optim: ml_collections.ConfigDict, steps: int) -> optax.Schedul
 
     Args:
       optim: the config's `optim`.
-      steps: training steps in all; a cosine reaches 0 there.
+      steps: training steps in all; a cosine, or one cycle (linear up over the warm-up and down
+        after it), reaches 0 there.
     """
     rate, warmup = optim.learning_rate, optim.warmup_steps
     if optim.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, steps - warmup)
+    elif optim.schedule == "onecycle":
+        main = optax.linear_schedule(rate, 0.0, steps - warmup)
     elif optim.schedule == "piecewise":
         # join_schedules restarts the count after the warm-up; boundaries count from the start.
         drops = {int(step) - warmup: optim.drop for step in optim.boundaries}
@@ -25,7 +28,10 @@ def make_schedule(optim: ml_collections.ConfigDict, steps: int) -> optax.Schedul
         main = optax.constant_schedule(rate)
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    rise = optax.linear_schedule(0.0, rate, warmup)
+    if optim.warmup_rate:
+        rise = optax.constant_schedule(optim.warmup_rate)
+    return optax.join_schedules([rise, main], [warmup])
 
 
 def decay_mask(params: Any) -> Any:

@@ -1,5 +1,6 @@
 """From a config to the things that it names."""
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,25 +10,51 @@ import ml_collections
 
 from resnet_flax import sharding
 from resnet_flax.config import flatten
-from resnet_flax.data.augment import augment, normalize
-from resnet_flax.data.sources import Source, in_memory, open_source
+from resnet_flax.data import statistics
+from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
+from resnet_flax.data.sources import Source
+from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet, create_model, parse_axes
 from resnet_flax.train.optim import make_optimizer, make_schedule
 from resnet_flax.train.state import init_state
-from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
+from resnet_flax.train.steps import (
+    compile_init,
+    compile_resident,
+    compile_steps,
+    eval_step,
+    train_step,
+)
 
 
 class Run(NamedTuple):
-    """A config made into things that work: what `train` loops over."""
+    """A config made into things that work: what `train` loops over.
+
+    Attributes:
+      mesh: of the devices.
+      train_source: examples to train on, one `ArraySource` where `data.resident`.
+      eval_source: examples to evaluate on.
+      train_transform: of an image, on the host.
+      eval_transform: of an image, on the host.
+      schedule: the learning rate by the step.
+      init: the compiled `init_state`.
+      shardings: of the state.
+      train_step: compiled, on a batch.
+      resident_steps: compiled, on data that lies on the devices.
+      eval_step: compiled.
+      about: what checkpoints carry beside the state.
+    """
 
     mesh: jax.sharding.Mesh
     train_source: Source
     eval_source: Source
+    train_transform: TrainTransform
+    eval_transform: EvalTransform
     schedule: Any
     init: Any
     shardings: Any
     train_step: Any
+    resident_steps: Any
     eval_step: Any
     about: dict[str, Any]
 
@@ -41,34 +68,29 @@ def build(config: ml_collections.ConfigDict) -> Run:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batches(config, mesh.size)
     data = config.data
-    train_source, eval_source = (
-        open_source(data.source, split, data.data_dir)
-        for split in (data.train_split, data.eval_split)
-    )
-    if data.in_memory:
-        train_source, eval_source = in_memory(train_source), in_memory(eval_source)
-    image_shape = tuple(train_source[0]["image"].shape)
+    train_source, eval_source = open_splits(data)
+    train_transform, eval_transform = make_transforms(data)
+    image_shape = eval_transform(train_source[0]["image"]).shape
     _check_channels(config, image_shape[-1])
+    pixel_mean = None
+    if data.pixel_mean:
+        pixel_mean = statistics.pixel_mean(train_source, eval_transform, statistics.SAMPLE)
     model = _model(config.model, len(train_source.class_names), config.batch_size, mesh.size)
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
-    normalized = partial(normalize, mean=data.mean, std=data.std, dtype=model.dtype)
-    augmented = partial(augment, seed=config.seed, pad=data.pad, flip=data.flip)
+    prepare = Prepare(data, config.seed, model.num_classes, model.dtype, pixel_mean)
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
     )
-    steps = compile_steps(
-        mesh,
-        shardings,
-        partial(
-            train_step,
-            model=model,
-            tx=tx,
-            prepare=lambda images, step: normalized(augmented(images, step)),
-            label_smoothing=config.optim.label_smoothing,
-        ),
-        partial(eval_step, model=model, prepare=normalized),
+    train = partial(
+        train_step,
+        model=model,
+        tx=tx,
+        prepare=prepare.training,
+        label_smoothing=config.optim.label_smoothing,
     )
+    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
+    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate)
     about = {
         "config": flatten(config),
         "class_names": list(train_source.class_names),
@@ -76,9 +98,24 @@ def build(config: ml_collections.ConfigDict) -> Run:
             "image_shape": list(image_shape),
             "mean": list(data.mean),
             "std": list(data.std),
+            "pixel_mean": [] if pixel_mean is None else pixel_mean.astype(float).round(2).tolist(),
+            **dataclasses.asdict(eval_transform),
         },
     }
-    return Run(mesh, train_source, eval_source, schedule, init, shardings, *steps, about)
+    return Run(
+        mesh,
+        train_source,
+        eval_source,
+        train_transform,
+        eval_transform,
+        schedule,
+        init,
+        shardings,
+        compiled_train,
+        compile_resident(mesh, shardings, train),
+        compiled_eval,
+        about,
+    )
 
 
 def _model(

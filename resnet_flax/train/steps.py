@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from resnet_flax import sharding
 from resnet_flax.train.losses import cross_entropy
@@ -21,7 +21,7 @@ from resnet_flax.train.state import TrainState
 
 Batch = dict[str, Array]
 Sums = dict[str, Array]
-Prepare = Callable[..., Array]
+Prepare = Callable[..., Any]
 
 
 def train_step(
@@ -41,7 +41,8 @@ def train_step(
         that count.
       model: the network.
       tx: the optimiser.
-      prepare: `(images, step) -> x`, augmentation and normalisation on the device.
+      prepare: `(images, labels, step) -> x, targets`, augmentation and normalisation on the
+        device; targets as `losses.cross_entropy` takes them.
       label_smoothing: see `losses.cross_entropy`.
 
     Returns:
@@ -49,13 +50,13 @@ def train_step(
       (examples), and the norms `grad_norm` of the gradient, `param_norm` of the parameters after
       the step and `stats_norm` of the running statistics after it.
     """
-    images = prepare(batch["image"], state.step)
+    images, targets = prepare(batch["image"], batch["label"], state.step)
     weights = batch["mask"]
 
     def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        losses = cross_entropy(logits, targets, label_smoothing)
         return (losses * weights).sum() / weights.sum(), (logits, updated["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -102,6 +103,45 @@ def eval_step(
     }
 
 
+def resident_steps(
+    state: TrainState,
+    data: dict[str, Array],
+    indices: Int[Array, "k b"],
+    n: Int[Array, ""],
+    *,
+    train: Callable[..., tuple[TrainState, Sums]],
+    batch_sharding: Any,
+) -> tuple[TrainState, Sums]:
+    """The first `n` of `k` training steps, on data that lies on the devices.
+
+    Args:
+      state: before the steps.
+      data: `image` `[m, h, w, c]` uint8 and `label` `[m]` int32 of all training examples.
+      indices: of the examples of each batch.
+      n: how many steps to take; a number of its own, so that one program does for all.
+      train: `train_step`, its keywords bound.
+      batch_sharding: of a batch.
+
+    Returns:
+      The state after the steps, and the sums of each step, `[k]`, of which n are filled.
+    """
+
+    def step(i: Any, state: TrainState) -> tuple[TrainState, Sums]:
+        batch = {name: array[indices[i]] for name, array in data.items()}
+        batch["mask"] = jnp.ones(indices.shape[1], bool)
+        return train(state, jax.lax.with_sharding_constraint(batch, batch_sharding))
+
+    shapes = jax.eval_shape(partial(step, 0), state)[1]
+    empty = jax.tree.map(lambda s: jnp.zeros((len(indices), *s.shape), s.dtype), shapes)
+
+    def body(i: Array, carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+        state, sums = carry
+        state, new = step(i, state)
+        return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), sums, new)
+
+    return jax.lax.fori_loop(0, n, body, (state, empty))
+
+
 def zero_sums() -> Sums:
     """What `eval_step` starts from."""
     zero = jnp.zeros((), jnp.int32)
@@ -125,6 +165,19 @@ def compile_steps(
     variables = state_shardings.variables
     compiled_eval = jax.jit(evaluate, in_shardings=(variables, cut, whole), out_shardings=whole)
     return compiled_train, compiled_eval
+
+
+def compile_resident(
+    mesh: Mesh, state_shardings: Any, train: Callable[..., Any]
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """`resident_steps` of `train_step` (its keywords bound) as a program over the mesh."""
+    whole = sharding.replicated(mesh)
+    return jax.jit(
+        partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh)),
+        in_shardings=(state_shardings, whole, sharding.over_batch(mesh, axis=1), whole),
+        out_shardings=(state_shardings, whole),
+        donate_argnums=0,
+    )
 
 
 def compile_init(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from resnet_flax.cli import main
 
@@ -70,6 +71,42 @@ def test_models_and_summary_print_tables(capsys):
     assert main(["summary", "resnet19"]) == 2
     assert main(["summary", "resnet18", "--size=16"]) == 2
     assert "smaller than the network's stride" in capsys.readouterr().err
+
+
+def test_data_is_checked_and_prepared(capsys, tmp_path):
+    assert main(["data", "prepare", "tfds:digits", f"--data_dir={tmp_path}"]) == 0
+    assert main(["data", "check", "tfds:digits", f"--data_dir={tmp_path}", "--all"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 1,437 images, 10 classes (0, 1, 2, 3, 4, ...)" in out
+    assert "test: 360 images" in out
+    for split, number in (("train", 3), ("val", 1)):
+        (tmp_path / "folder" / split / "a").mkdir(parents=True)
+        for i in range(number):
+            Image.new("RGB", (4, 4)).save(tmp_path / "folder" / split / "a" / f"{i}.png")
+    (tmp_path / "folder" / "train" / "a" / "3.png").write_bytes(b"no image")
+    assert main(["data", "check", f"folder:{tmp_path / 'folder'}", "--all"]) == 2
+    out, err = capsys.readouterr()
+    assert "val: 1 images, 1 classes (a)" in out
+    assert "a/3.png cannot be decoded" in out
+    assert err.startswith("error: 1 image of folder:")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chek", "tfds:digits"], "argument what: invalid choice: 'chek'"),
+        (["check", "digits"], "a data set is written tfds:NAME or folder:DIR, not 'digits'"),
+        (["check", "folder:/nowhere"], "/nowhere cannot be read: No such file or directory"),
+        (["prepare", "folder:/x"], "only tfds:NAME can be prepared, not 'folder:/x'"),
+        (["check", "tfds:cifar100"], "prepare it with `resnet-flax data prepare tfds:cifar100`"),
+        (["prepare", "tfds:cifa10"], "no data set called 'cifa10'; did you mean cifar10"),
+    ],
+)
+def test_bad_data_arguments_are_one_sentence(capsys, tmp_path, arguments, message):
+    assert main(["data", *arguments, f"--data_dir={tmp_path}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
 
 
 def test_print_config_shows_the_resolved_config_and_stops(capsys):

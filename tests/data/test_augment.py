@@ -3,7 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.data.augment import augment, normalize
+from resnet_flax.data.augment import (
+    COLOUR_COMPONENTS,
+    COLOUR_DEVIATIONS,
+    crop_and_flip,
+    erase,
+    less_pixel_mean,
+    mix,
+    normalize,
+    shift_colours,
+)
 
 
 @pytest.fixture
@@ -12,7 +21,7 @@ def images():
 
 
 def _augment(images, step, pad=2, flip=True, seed=0):
-    return np.asarray(augment(images, jnp.int32(step), seed=seed, pad=pad, flip=flip))
+    return np.asarray(crop_and_flip(images, jnp.int32(step), seed=seed, pad=pad, flip=flip))
 
 
 def test_nothing_asked_nothing_done(images):
@@ -51,7 +60,7 @@ def test_steps_and_seeds_differ(images):
 def test_sharded_is_the_same(images):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    sharded = jax.jit(lambda x: augment(x, jnp.int32(7), seed=0, pad=2, flip=True))(
+    sharded = jax.jit(lambda x: crop_and_flip(x, jnp.int32(7), seed=0, pad=2, flip=True))(
         jax.device_put(images, cut)
     )
     assert len(sharded.sharding.device_set) == 8
@@ -63,3 +72,116 @@ def test_normalize(images):
     expected = (np.asarray(images) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
     assert normalize(images, (0.5,), (0.2,), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def _x(b=8, side=20):
+    return jnp.asarray(np.random.default_rng(1).normal(size=(b, side, side, 3)) + 5, jnp.float32)
+
+
+def test_the_pixel_mean_is_subtracted_before_padding():
+    images = jnp.full((1, 4, 4, 3), 100, jnp.uint8)
+    mean = jnp.asarray(np.arange(48).reshape(4, 4, 3), jnp.float32)
+    centred = less_pixel_mean(images, mean)
+    np.testing.assert_array_equal(centred[0], 100 - mean)
+    cropped = crop_and_flip(centred, jnp.int32(3), seed=0, pad=4, flip=False)
+    x = normalize(cropped, (0.0,), (0.5,), "float32")
+    # What the crop adds is the mean, 0; and the scale is that of pixels in [0, 1].
+    assert set(np.round(np.unique(x) * 255 * 0.5, 3)) <= {0.0, *map(float, range(53, 101))}
+
+
+def test_colours_shift_along_their_components():
+    x = _x(2000, 2)
+    shift = shift_colours(x, jnp.int32(0), seed=0, deviation=0.1, std=(0.5, 0.25, 0.2)) - x
+    # One shift for all pixels of an image.
+    assert np.abs(shift - shift[:, :1, :1]).max() < 1e-5
+    of_pixels = np.asarray(shift[:, 0, 0]) * (0.5, 0.25, 0.2)
+    components = np.array(COLOUR_COMPONENTS)
+    expected = components @ np.diag(np.square(np.multiply(COLOUR_DEVIATIONS, 0.1))) @ components.T
+    assert np.abs(np.cov(of_pixels.T) - expected).max() < 0.1 * expected.max()
+    assert np.abs(of_pixels.mean(0)).max() < 0.002
+
+
+def test_colour_components_are_orthonormal():
+    product = np.array(COLOUR_COMPONENTS).T @ np.array(COLOUR_COMPONENTS)
+    np.testing.assert_allclose(product, np.eye(3), atol=2e-4)
+
+
+def test_erased_rectangles_are_of_the_sizes_of_the_paper():
+    x = _x(600, 40)
+    erased = np.asarray(erase(x, jnp.int32(0), seed=0, probability=0.5)) == 0
+    assert (erased.all(-1) == erased.any(-1)).all()
+    which = erased.any((1, 2, 3))
+    assert 0.43 < which.mean() < 0.57
+    areas = []
+    for image in erased[which][..., 0]:
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert image.sum() == height * width
+        areas.append(height * width / 1600)
+    assert 0.015 < min(areas) < 0.04
+    assert 0.28 < max(areas) < 0.36
+    assert erased[which][:, 0].any()
+    assert erased[which][:, -1].any()
+    everyone = np.asarray(erase(x, jnp.int32(0), seed=0, probability=1.0)) == 0
+    assert everyone.any((1, 2, 3)).all()
+
+
+def _mix(x, step, **settings):
+    targets = jnp.eye(len(x))
+    return mix(x, targets, jnp.int32(step), **{"seed": 0, "mixup": 0.0, "cutmix": 0.0, **settings})
+
+
+def test_mixup_blends_neighbours_and_targets_alike():
+    x = _x()
+    shares = []
+    for step in range(60):
+        mixed, targets = _mix(x, step, mixup=0.2)
+        share = float(targets[0, 0])
+        shares.append(share)
+        blended = share * np.eye(8) + (1 - share) * np.roll(np.eye(8), 1, 0)
+        np.testing.assert_allclose(targets, blended, atol=1e-6)
+        np.testing.assert_allclose(mixed, share * x + (1 - share) * np.roll(x, 1, 0), atol=1e-4)
+    # Of beta(0.2, 0.2) about two thirds lie within 0.1 of the ends.
+    ends = np.minimum(shares, np.subtract(1, shares)) < 0.1
+    assert 0.45 < ends.mean() < 0.9
+    assert len(set(shares)) == 60
+
+
+def test_cutmix_pastes_a_rectangle_and_weighs_the_targets_by_its_area():
+    x = _x()
+    shares = []
+    for step in range(40):
+        mixed, targets = _mix(x, step, cutmix=1.0)
+        pasted = np.asarray(mixed == jnp.roll(x, 1, 0)).all(-1)
+        kept = np.asarray(mixed == x).all(-1)
+        assert (pasted ^ kept).all()
+        assert (pasted == pasted[:1]).all()
+        share = float(targets[0, 0])
+        np.testing.assert_allclose(share, 1 - pasted[0].mean(), atol=1e-5)
+        np.testing.assert_allclose(targets.sum(1), 1, atol=1e-6)
+        rows, columns = pasted[0].any(1), pasted[0].any(0)
+        np.testing.assert_array_equal(pasted[0], rows[:, None] & columns)
+        assert (np.diff(np.flatnonzero(rows)) == 1).all()
+        assert (np.diff(np.flatnonzero(columns)) == 1).all()
+        shares.append(share)
+    assert min(shares) < 0.35
+    assert max(shares) > 0.9
+
+
+def test_either_is_drawn_where_both_are_asked_for():
+    x = _x()
+    cut = [bool((_mix(x, s, mixup=1.0, cutmix=1.0)[0] == x).all(-1).any()) for s in range(60)]
+    assert 15 < sum(cut) < 45
+
+
+def test_randomness_of_each_kind_is_of_seed_and_position():
+    x = _x(16)
+    for kind in (
+        lambda x, step, seed: erase(x, step, seed=seed, probability=1.0),
+        lambda x, step, seed: shift_colours(x, step, seed=seed, deviation=0.1, std=(1.0,)),
+    ):
+        whole = kind(x, jnp.int32(0), 0)
+        np.testing.assert_array_equal(kind(x[8:], jnp.int32(1), 0), whole[8:])
+        assert (kind(x, jnp.int32(0), 1) != whole).any()
+        assert (kind(x, jnp.int32(1), 0) != whole).any()
+    assert (_mix(x, 0, mixup=1.0)[0] != _mix(x, 0, mixup=1.0, seed=1)[0]).any()

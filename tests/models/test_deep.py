@@ -31,7 +31,7 @@ init, shardings = compile_init(
 step, _ = compile_steps(
     mesh,
     shardings,
-    partial(train_step, model=model, tx=tx, prepare=lambda x, step: prepare(x)),
+    partial(train_step, model=model, tx=tx, prepare=lambda x, y, step: (prepare(x), y)),
     partial(eval_step, model=model, prepare=prepare),
 )
 start = time.monotonic()

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from resnet_flax import sharding
+from resnet_flax.config import resolve
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.run import Result
@@ -319,6 +320,15 @@ def test_seed_and_augmentation_reach_the_run(config):
         same, other = first(**changes)
         assert (same == kernel).all()
         assert other != loss
+
+
+def test_a_share_of_the_training_split_is_held_out(config, tmp_path):
+    config.data.holdout = 0.1
+    config.data.eval_split = "holdout"
+    config.steps = config.eval.every = 5
+    assert train(config, tmp_path / "run").count == 144
+    assert len(build(resolve(config)).train_source) == 1437 - 144
+    assert _records(tmp_path / "run", "holdout") == {5}
 
 
 def test_a_line_of_config_is_another_network(config):

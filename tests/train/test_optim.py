@@ -28,6 +28,31 @@ def test_piecewise_drops_at_its_boundaries_counted_from_the_start(warmup):
     np.testing.assert_allclose(values, [1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
 
 
+def test_one_cycle_is_a_triangle():
+    optim = _optim(schedule="onecycle", learning_rate=0.4, warmup_steps=30)
+    values = [float(make_schedule(optim, 100)(step)) for step in (0, 15, 30, 65, 100)]
+    np.testing.assert_allclose(values, [0, 0.2, 0.4, 0.2, 0], atol=1e-6)
+
+
+def test_a_constant_warm_up_as_the_paper_s_resnet_110():
+    optim = _optim(
+        schedule="piecewise", boundaries=(8,), warmup_steps=4, warmup_rate=0.01, learning_rate=0.1
+    )
+    values = [float(make_schedule(optim, 10)(step)) for step in (0, 3, 4, 7, 8)]
+    np.testing.assert_allclose(values, [0.01, 0.01, 0.1, 0.1, 0.01], rtol=1e-5)
+
+
+def test_targets_may_be_probabilities():
+    logits, labels = jnp.array([[2.0, 0, -1, 0], [0, 1, 0, 3]]), jnp.array([2, 1])
+    one_hot = jnp.eye(4)[labels]
+    for smoothing in (0.0, 0.1):
+        expected = cross_entropy(logits, labels, smoothing)
+        np.testing.assert_allclose(cross_entropy(logits, one_hot, smoothing), expected, rtol=1e-6)
+    mixed = 0.3 * one_hot + 0.7 * one_hot[::-1]
+    expected = 0.3 * cross_entropy(logits, labels) + 0.7 * cross_entropy(logits, labels[::-1])
+    np.testing.assert_allclose(cross_entropy(logits, mixed), expected, rtol=1e-6)
+
+
 def test_constant():
     assert float(make_schedule(_optim(schedule="constant"), 10)(7)) == pytest.approx(0.1)
 

@@ -10,7 +10,7 @@ import pytest
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
-from resnet_flax.data.augment import augment, normalize
+from resnet_flax.data.augment import crop_and_flip, normalize
 from resnet_flax.train.optim import make_optimizer
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import (
@@ -57,7 +57,7 @@ def _program(mesh, dtype, groups=1, name="cifar_resnet8", tx=None):
             train_step,
             model=model,
             tx=tx,
-            prepare=lambda x, step: norm(augment(x, step, seed=0, pad=1, flip=True)),
+            prepare=lambda x, y, step: (norm(crop_and_flip(x, step, seed=0, pad=1, flip=True)), y),
         ),
         partial(eval_step, model=model, prepare=norm),
     )

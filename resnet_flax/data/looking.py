@@ -1,0 +1,130 @@
+"""Batches for a notebook, and how they look."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
+from resnet_flax.data.sources import Source, open_source
+from resnet_flax.data.transforms import EvalTransform, TrainTransform
+
+
+class Batches:
+    """Batches of a split; iterating starts anew each time. Made by `batches`.
+
+    Attributes:
+      source: the examples.
+      class_names: of the labels.
+    """
+
+    def __init__(
+        self, source: Source, batch_size: int, transform: Any, seed: int | None, epochs: int
+    ) -> None:
+        self.source, self.class_names = source, source.class_names
+        self._batch_size, self._transform = batch_size, transform
+        self._seed, self._epochs = seed, epochs
+
+    def __len__(self) -> int:
+        if self._seed is None:
+            return -(-len(self.source) // self._batch_size)
+        return self._epochs * len(self.source) // self._batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        settings = {"batch_size": self._batch_size, "transform": self._transform}
+        if self._seed is None:
+            reading = eval_batches(self.source, **settings)
+        else:
+            reading = train_batches(self.source, seed=self._seed, **settings)
+        with reading as batches:
+            yield from islice(batches, len(self))
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:10]) + ", ..." * (len(self.class_names) > 10)
+        return (
+            f"{len(self)} batches of {self._batch_size}, {len(self.source):,} images, "
+            f"{len(self.class_names)} classes: {names}"
+        )
+
+    def show(self, columns: int = 8, rows: int = 3) -> Image.Image:
+        """The first images with the names of their classes; a notebook shows what it returns."""
+        batch = next(iter(self))
+        shown = min(columns * rows, int(batch["mask"].sum()))
+        titles = [self.class_names[label] for label in batch["label"][:shown]]
+        return grid(batch["image"][:shown], titles, columns)
+
+    def _repr_png_(self) -> bytes | None:
+        return self.show()._repr_png_()
+
+
+def batches(
+    source: str | Source,
+    split: str = "train",
+    *,
+    batch_size: int = 32,
+    size: int = 0,
+    crop: str = "random_resized",
+    shuffle: bool = False,
+    seed: int = 0,
+    epochs: int = 1,
+    data_dir: str = "",
+) -> Batches:
+    """Batches to look at or to loop over, read in this process.
+
+    Args:
+      source: 'tfds:NAME', 'folder:DIR', or a source such as `ArraySource(images, labels,
+        class_names)`, of which `split` says nothing.
+      split: see `open_source`.
+      batch_size: images in a batch.
+      size: side of the images; 0 leaves them as they are, which must be of one size then.
+      crop: where shuffled, 'random_resized' or 'jitter'; else it is the centre crop.
+      shuffle: in random order, whole batches only; else in order, each image once, the last batch
+        filled up with copies whose `mask` is false.
+      seed: of order and crops.
+      epochs: how often each image comes where shuffled.
+      data_dir: of TFDS.
+
+    Returns:
+      An iterable of dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask` `[b]`
+      bool, with `class_names`; as the last line of a notebook's cell it shows a grid of images.
+    """
+    opened = open_source(source, split, data_dir) if isinstance(source, str) else source
+    if not shuffle:
+        return Batches(opened, batch_size, EvalTransform(size), None, 1)
+    transform = TrainTransform(crop if size else "none", (size,))
+    return Batches(opened, batch_size, transform, seed, epochs)
+
+
+def grid(images: np.ndarray, titles: Sequence[str] = (), columns: int = 8) -> Image.Image:
+    """Images side by side with a title above each.
+
+    Args:
+      images: `[n, h, w, c]` uint8.
+      titles: one for each image, or none.
+      columns: of the grid.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    height, width, grey = *images.shape[1:3], images.shape[3] == 1
+    figure = Figure((1.5 * columns, (1.5 * height / width + 0.25) * rows), dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, image in enumerate(images):
+        axis = axes.flat[i]
+        axis.imshow(image.squeeze(-1) if grey else image, cmap="gray", vmin=0, vmax=255)
+        if titles:
+            axis.set_title(_short(titles[i]), fontsize=9, pad=3)
+    figure.tight_layout(pad=0.3)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _short(title: str, letters: int = 16) -> str:
+    return title if len(title) <= letters else title[: letters - 1] + "…"

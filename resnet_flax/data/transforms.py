@@ -1,0 +1,195 @@
+"""What is done to photographs on the host: decoding, crops, resizing and policies, by Pillow.
+
+Never by scaled decoding: a JPEG's own reduction gives other pixels than a resize does.
+"""
+
+import dataclasses
+import math
+from bisect import bisect_right
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from resnet_flax.data.policies import rand_augment, trivial_augment
+from resnet_flax.errors import UserError
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """What makes a training image of an example. Flips and colour follow on the device.
+
+    Attributes:
+      crop: 'none' (images as they are, all of one size), 'jitter' (He et al. 2015, section 3.4)
+        or 'random_resized' (Szegedy et al. 2015).
+      sizes: sides of the training images, one, or one for each stretch of steps.
+      boundaries: steps at which the next of `sizes` begins (progressive resizing).
+      jitter: shorter side before the crop, smallest and largest.
+      crop_area: share of the image, smallest and largest.
+      crop_ratio: width by height, smallest and largest.
+      policy: 'none', 'randaugment' or 'trivialaugment'.
+      operations: of RandAugment.
+      magnitude: of RandAugment.
+      interpolation: a key of `FILTERS`.
+    """
+
+    crop: str = "none"
+    sizes: tuple[int, ...] = ()
+    boundaries: tuple[int, ...] = ()
+    jitter: tuple[int, int] = (256, 480)
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    policy: str = "none"
+    operations: int = 2
+    magnitude: int = 9
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Any, rng: np.random.Generator, step: int) -> np.ndarray:
+        """A training image, `[h, w, c]` uint8.
+
+        Args:
+          image: a Pillow image or an array of `[h, w, c]` uint8.
+          rng: draws all that is random.
+          step: of the batch that the example is in.
+        """
+        if self.crop == "none" and self.policy == "none":
+            return to_array(image)
+        image = to_image(image)
+        resample = FILTERS[self.interpolation]
+        if self.crop != "none":
+            size = self.sizes[bisect_right(self.boundaries, step)]
+            if self.crop == "jitter":
+                image = jitter_crop(image, rng, size, self.jitter, resample)
+            else:
+                box = random_box(image.size, rng, self.crop_area, self.crop_ratio)
+                image = image.crop(box).resize((size, size), resample)
+        if self.policy == "randaugment":
+            image = rand_augment(image, rng, self.operations, self.magnitude)
+        elif self.policy == "trivialaugment":
+            image = trivial_augment(image, rng)
+        return to_array(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """Resize and centre crop; or nothing.
+
+    Attributes:
+      size: side of the crop; 0 leaves images as they are.
+      crop_fraction: the crop's side by the shorter side that is resized to.
+      interpolation: a key of `FILTERS`.
+    """
+
+    size: int = 0
+    crop_fraction: float = 0.875
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """An image to evaluate, `[h, w, c]` uint8, of a Pillow image or an array."""
+        if not self.size:
+            return to_array(image)
+        shorter = math.floor(self.size / self.crop_fraction + 1e-6)
+        resized = resize_shorter(to_image(image), shorter, FILTERS[self.interpolation])
+        return to_array(center_crop(resized, self.size))
+
+
+def to_image(image: Any) -> Image.Image:
+    """A Pillow image of a Pillow image or an array `[h, w, c]` uint8."""
+    if isinstance(image, Image.Image):
+        return image
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def to_array(image: Any) -> np.ndarray:
+    """An array `[h, w, c]` uint8 of a Pillow image or an array."""
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def resize_shorter(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    """The image with a shorter side of `side` pixels; the longer one is rounded down."""
+    width, height = image.size
+    if width <= height:
+        size = (side, max(1, side * height // width))
+    else:
+        size = (max(1, side * width // height), side)
+    return image if size == image.size else image.resize(size, resample)
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The square of `size` in the middle, with black where the image is smaller."""
+    width, height = image.size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def jitter_crop(
+    image: Image.Image,
+    rng: np.random.Generator,
+    size: int,
+    shorter: tuple[int, int],
+    resample: Image.Resampling,
+) -> Image.Image:
+    """A square at random of the image resized to a random shorter side (paper, section 3.4)."""
+    image = resize_shorter(image, int(rng.integers(shorter[0], shorter[1] + 1)), resample)
+    width, height = image.size
+    left, top = (int(rng.integers(0, side - size + 1)) for side in (width, height))
+    return image.crop((left, top, left + size, top + size))
+
+
+def random_box(
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """A rectangle of random area, shape and place (Szegedy et al. 2015, section 6).
+
+    Ten draws are tried; then it is the largest one in the middle that is of an allowed shape, as
+    most implementations have it.
+
+    Args:
+      size: width and height of the image.
+      rng: draws.
+      area: of the rectangle by the image's, smallest and largest, drawn uniformly.
+      ratio: width by height, smallest and largest, drawn uniformly in its logarithm.
+
+    Returns:
+      Left, top, right and bottom.
+    """
+    width, height = size
+    for _ in range(10):
+        target = width * height * rng.uniform(*area)
+        shape = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(target * shape)), round(math.sqrt(target / shape))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def load(file: Any, name: str, channels: int) -> Image.Image:
+    """Decodes an encoded image, of any mode that Pillow knows.
+
+    Args:
+      file: to read from.
+      name: to call it by in errors.
+      channels: 1 for grey or 3 for RGB.
+
+    Raises:
+      UserError: it is truncated or no image.
+    """
+    try:
+        return Image.open(file).convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # Pillow and its decoders raise all kinds
+        raise UserError(
+            f"{name} cannot be decoded ({error}); it is damaged or no image: replace or remove it"
+        ) from error

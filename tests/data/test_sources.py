@@ -1,0 +1,169 @@
+"""TFDS sets, folders of images, arrays."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from resnet_flax.data.sources import ArraySource, hold_out, in_memory, open_source
+from resnet_flax.errors import UserError
+
+
+def test_the_last_360_scans_are_the_test_split(data_dir):
+    raw = load_digits()
+    for split, rows in (("train", slice(0, 1437)), ("test", slice(1437, 1797))):
+        source = in_memory(open_source("tfds:digits", split, data_dir))
+        examples = [source[i] for i in range(len(source))]
+        images = np.stack([e["image"] for e in examples])
+        labels = [int(e["label"]) for e in examples]
+        assert images.dtype == np.uint8
+        assert images.shape[1:] == (8, 8, 1)
+        np.testing.assert_array_equal(np.round(images[..., 0] / 255 * 16), raw.images[rows])
+        np.testing.assert_array_equal(labels, raw.target[rows])
+        assert source.class_names == tuple("0123456789")
+
+
+def test_tfds_reads_it_by_name_without_tensorflow(data_dir):
+    split = tfds.data_source("digits", split="test", data_dir=data_dir)
+    assert split[5]["id"] == 1442
+    assert "tensorflow" not in sys.modules
+
+
+def test_splits_can_be_sliced(data_dir):
+    first = open_source("tfds:digits", "train[:1000]", data_dir)
+    rest = open_source("tfds:digits", "train[1000:]", data_dir)
+    assert (len(first), len(rest)) == (1000, 437)
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("digits", "train", "data.source must be tfds:NAME or folder:DIR"),
+        ("tfds:", "train", "data.source must be tfds:NAME or folder:DIR"),
+        ("tfds:digit", "train", "no data set called 'digit'; did you mean digits"),
+        ("tfds:../x", "train", "TFDS cannot make '../x' out: "),
+        ("tfds:digits/2.0", "train", "TFDS cannot make 'digits/2.0' out: "),
+        (
+            "tfds:digits",
+            "validation",
+            r"no split 'validation', .* \(it has train, test\)",
+        ),
+        (
+            "tfds:cifar10",
+            "train",
+            "not prepared in .*cifar10.*`resnet-flax data prepare tfds:cifar10`",
+        ),
+    ],
+)
+def test_bad_sources_are_explained(data_dir, name, split, message):
+    with pytest.raises(UserError, match=message):
+        open_source(name, split, data_dir)
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot prepare digits in .*file.*Not a directory"):
+        open_source("tfds:digits", "train", str(tmp_path / "file"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes with 4, 5 and 6 images to train on, and one each to evaluate."""
+    for label, name in enumerate(("ant", "bee", "cat")):
+        for split, number in (("train", 4 + label), ("val", 1)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(number):
+                kind = ("png", "JPEG", "webp", "bmp")[i % 4]
+                image = Image.new("RGB", (20 + i, 10), (40 * label, 10 * i, 7))
+                image.save(tmp_path / split / name / f"{i}.{kind}", kind.upper())
+    return tmp_path
+
+
+def test_a_folder_has_a_class_a_directory(folder):
+    (folder / "train" / ".hidden").mkdir()
+    (folder / "train" / "ant" / "notes.txt").write_text("no image")
+    source = open_source(f"folder:{folder}", "train")
+    assert source.class_names == ("ant", "bee", "cat")
+    assert [int(source[i]["label"]) for i in range(len(source))] == [0] * 4 + [1] * 5 + [2] * 6
+    image = source[5]["image"]  # bee/1.JPEG
+    assert image.size == (21, 10)
+    assert np.abs(np.asarray(image) - (40, 10, 7)).max() <= 3
+    assert len(open_source(f"folder:{folder}", "val")) == 3
+
+
+def test_a_split_may_lack_classes_that_the_training_images_have(folder):
+    for file in (folder / "val" / "bee").iterdir():
+        file.unlink()
+    (folder / "val" / "bee").rmdir()
+    source = open_source(f"folder:{folder}", "val")
+    assert source.class_names == ("ant", "bee", "cat")
+    assert [int(source[i]["label"]) for i in range(len(source))] == [0, 2]
+
+
+def test_bad_folders_are_explained(folder, tmp_path):
+    def explained(message, split="train", where=folder):
+        with pytest.raises(UserError, match=message):
+            open_source(f"folder:{where}", split)
+
+    explained(
+        r"no directory 'vall' for that split; did you mean val\? \(it has train, val\)", "vall"
+    )
+    explained("/nowhere cannot be read: No such file or directory", where=tmp_path / "nowhere")
+    (folder / "val" / "dog").mkdir()
+    explained(r"val/dog is a class that the training images lack", "val")
+    (folder / "train" / "dog").mkdir()
+    explained(r"train/dog holds no image \(.jpg, .*\); add some, or remove it")
+    (folder / "flat" / "train").mkdir(parents=True)
+    (folder / "flat" / "train" / "a.png").write_bytes(b"")
+    explained(r"flat/train has no directories", where=folder / "flat")
+    (folder / "train" / "dog" / "0.png").write_bytes(b"no image")
+    source = open_source(f"folder:{folder}", "train")
+    with pytest.raises(UserError, match=r"train/dog/0.png cannot be decoded .* damaged"):
+        source[len(source) - 1]
+
+
+def test_an_unreadable_directory_is_explained(folder):
+    secret = folder / "train" / "bee"
+    secret.chmod(0)
+    # As root, only without the capabilities that override permissions.
+    dropped = "--bounding-set=-dac_override,-dac_read_search"
+    wrapper = ["setpriv", dropped] if os.geteuid() == 0 else []
+    if wrapper and not shutil.which("setpriv"):
+        pytest.skip("as root, needs setpriv")
+    program = "import sys, resnet_flax.data.sources as s; s.open_source(*sys.argv[1:])"
+    arguments = [sys.executable, "-c", program, f"folder:{folder}", "train"]
+    done = subprocess.run([*wrapper, *arguments], capture_output=True, text=True, check=False)
+    secret.chmod(0o755)
+    assert "bee cannot be read: Permission denied" in done.stderr.splitlines()[-1]
+
+
+def test_a_holdout_is_the_same_for_every_seed_and_no_training_example():
+    images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
+    train, held_out = hold_out(ArraySource(images, np.arange(100), tuple("ab")), 0.1)
+    ids = [[int(s[i]["label"]) for i in range(len(s))] for s in (train, held_out)]
+    assert list(map(len, ids)) == [90, 10]
+    assert sorted(ids[0] + ids[1]) == list(range(100))
+    assert ids[1] == [2, 17, 25, 27, 32, 44, 47, 51, 73, 96]
+    assert held_out[3]["image"][0, 0, 0] == ids[1][3]
+    assert train.class_names == ("a", "b")
+
+
+def test_only_images_of_one_size_are_kept_in_memory(folder):
+    with pytest.raises(UserError, match=r"of one size .* \(10, 20, 3\) and number 1 .*10, 21, 3"):
+        in_memory(open_source(f"folder:{folder}", "train"))
+
+
+def test_cifar_is_read_bit_for_bit(shared_data):
+    source = open_source("tfds:cifar10", "test", str(shared_data / "tfds"))
+    raw = tfds.data_source("cifar10", split="test", data_dir=str(shared_data / "tfds"))
+    assert len(source) == 10_000
+    assert source.class_names[3] == "cat"
+    for i in (0, 17, 9999):
+        np.testing.assert_array_equal(np.asarray(source[i]["image"]), raw[i]["image"])
+        assert source[i]["label"] == raw[i]["label"]

@@ -1,0 +1,116 @@
+"""Every experiment in configs/ trains a few steps on the real images at hand."""
+
+import numpy as np
+import pytest
+
+from resnet_flax.config import load_config, resolve
+from resnet_flax.errors import UserError
+from resnet_flax.models import VARIANTS, create_model
+from resnet_flax.train.checkpoint import read_meta
+from resnet_flax.train.loop import train
+
+
+def _short(path, **changes):
+    config = load_config(path)
+    config.update_from_flattened_dict(
+        {
+            "steps": 3,
+            "optim.warmup_steps": 0,
+            "batch_size": 16,
+            "data.eval_batch_size": 40,
+            "data.workers": 0,
+            "eval.every": 0,
+            "checkpoint.every": 0,
+            "log.every": 1,
+            **changes,
+        }
+    )
+    return config
+
+
+def long(*values):
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("variant", ["resnet20", long("plain20"), "resnet110", long("resnet1202")])
+def test_cifar10(shared_data, tmp_path, variant):
+    config = _short(
+        f"configs/cifar10.py:{variant}",
+        **{
+            "data.data_dir": str(shared_data / "tfds"),
+            "data.train_split": "train[:2000]",
+            "data.eval_split": "test[:80]",
+            "steps_per_dispatch": 2,
+            # As deep as it is, and so slow to compile; scanned it is the same network.
+            "model.scan": variant in ("resnet110", "resnet1202"),
+        },
+    )
+    result = train(config, tmp_path)
+    assert result.count == 80
+    assert np.isfinite(result.loss)
+    meta = read_meta(tmp_path / "checkpoints" / "3")
+    assert meta["class_names"][3] == "cat"
+    mean = np.array(meta["preprocessing"]["pixel_mean"])
+    assert mean.shape == (32, 32, 3)
+    assert (np.abs(mean.mean((0, 1)) - [125, 123, 114]) < 5).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "network"),
+    [
+        ("configs/imagenet_paper.py:resnet50_v1", "stage_sizes=1,1,1,1"),
+        long("configs/imagenet_paper.py:resnet34_a", "stage_sizes=1,1,1,1"),
+        ("configs/imagenet.py:resnet50", "stage_sizes=1,1,1,1 zero_init=True"),
+    ],
+)
+def test_imagenet(shared_data, tmp_path, path, network):
+    config = _short(
+        path,
+        **{
+            "data.source": f"folder:{shared_data / 'imagenette'}",
+            "data.eval_split": "val",
+            "data.size": 64,
+            "data.jitter": (72, 120),
+            "model.axes": network,
+            "model.norm_span": "2",
+        },
+    )
+    result = train(config, tmp_path)
+    assert result.count == 400
+    assert np.isfinite(result.loss)
+    meta = read_meta(tmp_path / "checkpoints" / "3")
+    assert meta["class_names"][0] == "n01440764"
+    assert bool(meta["preprocessing"]["pixel_mean"]) == ("paper" in path)
+
+
+def test_the_paper_s_training_is_as_the_paper_has_it():
+    config = resolve(load_config("configs/cifar10.py:resnet110"))
+    assert (config.batch_size, config.steps) == (128, 64_000)
+    assert config.optim.boundaries == (32_000, 48_000)
+    assert (config.optim.warmup_steps, config.optim.warmup_rate) == (400, 0.01)
+    assert resolve(load_config("configs/cifar10.py:resnet56")).optim.warmup_steps == 0
+    config = resolve(load_config("configs/imagenet_paper.py:resnet152_v1"))
+    assert (config.batch_size, config.steps, config.model.norm_span) == (256, 600_000, "32")
+    assert config.data.jitter == (256, 480)
+
+
+def test_every_variant_resolves():
+    from configs import cifar10, imagenet_paper
+
+    for module in (cifar10, imagenet_paper):
+        for network in module.NETWORKS:
+            config = resolve(module.get_config(network))
+            create_model(config.model.name)
+    for name in VARIANTS:
+        if not name.startswith(("cifar", "wrn")):
+            config = resolve(load_config(f"configs/imagenet.py:{name}"))
+            assert config.model.name == name
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [("cifar10.py:resnet21", "resnet20"), ("imagenet_paper.py:resnet50", "resnet50_v1")],
+)
+def test_unknown_variants_are_explained(path, near):
+    with pytest.raises(UserError, match=rf"has no variant .*did you mean .*{near}"):
+        load_config(f"configs/{path}")
