@@ -47,7 +47,9 @@ def sweep(
         errors[str(seed)] = round(100 * result.error, 4)
         losses[str(seed)] = round(result.loss, 6)
     values = list(errors.values())
-    fixed = {key: value for key, value in flatten(resolve(config)).items() if key != "seed"}
+    # Neither the seed, which differs, nor where the data lies on this machine.
+    apart = ("seed", "data.data_dir")
+    fixed = {key: value for key, value in flatten(resolve(config)).items() if key not in apart}
     return {
         "split": config.data.eval_split,
         "error_percent": errors,
