@@ -12,10 +12,12 @@ from resnet_flax import create_model
 CLASSES = 7
 SHALLOW = {"stage_sizes": (2, 1, 1, 1)}
 
-# Ours, and the layout of the torch network that it is to equal (see torch_networks.py).
+# The axes, and the layout of the torch network that ours is to equal (see torch_networks.py). A
+# name is a variant's, with what sets the case apart behind a space.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "resnet18": (SHALLOW, "torchvision"),
     "resnet50": (SHALLOW, "torchvision"),
+    "resnet50 dilated": ({"stage_sizes": (1, 1, 2, 2), "output_stride": 8}, "torchvision"),
     "resnext50_32x4d": (SHALLOW, "torchvision"),
     "wide_resnet50_2": (SHALLOW, "torchvision"),
     "resnet50_v1": (SHALLOW, "timm_v1"),
@@ -33,7 +35,8 @@ def network(name: str, dtype: Any) -> Any:
     """Our network of a case, with torch's running variance."""
     param_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
     types = {"dtype": dtype, "param_dtype": param_dtype}
-    return create_model(name, num_classes=CLASSES, norm_unbiased=True, **CASES[name][0], **types)
+    variant = name.split()[0]
+    return create_model(variant, num_classes=CLASSES, norm_unbiased=True, **CASES[name][0], **types)
 
 
 def images(name: str) -> np.ndarray:

@@ -78,6 +78,9 @@ def torch_network(name: str) -> nn.Module:
     make = {
         "resnet18": lambda: tv.ResNet(tv.BasicBlock, layers, n),
         "resnet50": lambda: tv.ResNet(tv.Bottleneck, layers, n),
+        "resnet50 dilated": lambda: tv.ResNet(
+            tv.Bottleneck, [1, 1, 2, 2], n, replace_stride_with_dilation=[False, True, True]
+        ),
         "resnext50_32x4d": lambda: tv.ResNet(
             tv.Bottleneck, layers, n, groups=32, width_per_group=4
         ),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from resnet_flax import VARIANTS, UserError, create_model, parse_axes
+from resnet_flax.models.blocks import squeezed_features
 from resnet_flax.models.stacking import stack, unstack
 from resnet_flax.models.summary import native_size, summarize
 
@@ -252,12 +253,88 @@ def test_rematerialised_blocks_are_the_same_function():
     )
     _near(_gradient(again, variables, x), _gradient(kept, variables, x))
 
-    # Five blocks beside the first of stage 2: groups of 2 and 1.
-    def checkpoints(model):
+    # Of the first blocks three; of the three others of stage 2 a group of 2 and one of 1. Scanned
+    # the first of these is the body of a loop.
+    def checkpoints(model, variables):
         forward = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
-        return sum(e.primitive.name == "remat2" for e in _equations(forward.jaxpr))
+        found = [e for e in _equations(forward.jaxpr) if e.primitive.name == "remat2"]
+        return len(found)
 
-    assert (checkpoints(kept), checkpoints(again)) == (0, 5)
+    assert checkpoints(kept, variables) == 0
+    assert checkpoints(again, variables) == 5
+    scanned = _small("cifar_resnet20", scan=True, remat=2, **types)
+    assert checkpoints(scanned, stack(variables)) == 5
+    assert checkpoints(scanned.clone(remat=0), stack(variables)) == 0
+
+
+def test_stacks_are_in_the_order_of_the_blocks_and_no_two_begin_alike():
+    model = _small("cifar_resnet20", stage_sizes=(13, 1, 1))
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), train=False)
+    )
+    numbered = {
+        c: {
+            name: jax.tree.map(lambda a, n=name: np.full(a.shape, int(n.split("block")[1])), block)
+            for name, block in tree.items()
+            if "block" in name
+        }
+        for c, tree in shapes.items()
+    }
+    kernel = stack(numbered)["params"]["stage1_blocks"]["conv1"]["kernel"]
+    assert kernel[:, 0, 0, 0, 0].tolist() == list(range(2, 14))
+    jax.tree.map(np.testing.assert_array_equal, unstack(stack(numbered)), numbered)
+
+    scanned = model.clone(scan=True)
+    variables = jax.jit(
+        lambda: scanned.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), train=False)
+    )()
+    kernels = variables["params"]["stage1_blocks"]["conv2"]["kernel"].reshape(12, -1)
+    assert len({float(k[0]) for k in kernels}) == 12
+    # Each as a block by itself begins, not as the stack would.
+    np.testing.assert_allclose(kernels.std(1), np.sqrt(2 / (9 * 8)), rtol=0.15)
+
+
+def test_initial_weights_are_he_s_and_torch_s():
+    """He et al. 2015b by the outputs (as the released code); the head as torch's nn.Linear."""
+    model = create_model("resnet50", stage_sizes=(1, 1, 1, 1))
+    x = jnp.ones((1, 32, 32, 3))
+    params = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()["params"]
+    for block, conv, fan_out in (
+        ("stage2_block1", "conv1", 128),
+        ("stage2_block1", "conv2", 9 * 128),
+        ("stage4_block1", "conv3", 2048),
+    ):
+        kernel = params[block][conv]["kernel"]
+        assert kernel.std() == pytest.approx(np.sqrt(2 / fan_out), rel=0.02)
+        assert np.abs(kernel).max() > 3.5 * kernel.std()  # normal, not cut off
+    head = params["head"]["kernel"]
+    assert head.max() == pytest.approx(1 / np.sqrt(2048), rel=1e-3)
+    assert head.std() == pytest.approx(1 / np.sqrt(3 * 2048), rel=0.02)
+
+
+def test_the_norm_s_axes_reach_it():
+    x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+
+    def statistics(**axes):
+        model = _small("cifar_resnet20", stage_sizes=(1, 1, 1), **axes)
+        variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+        updated = model.apply(variables, x, train=True, mutable=["batch_stats"])[1]
+        return updated["batch_stats"]["stem"]["norm1"]
+
+    usual = statistics()
+    np.testing.assert_allclose(statistics(norm_momentum=0.5)["mean"], 5 * usual["mean"], rtol=1e-5)
+    n = 8 * 8 * 8
+    unbiased = statistics(norm_unbiased=True)["var"]
+    np.testing.assert_allclose(unbiased - 0.9, (usual["var"] - 0.9) * n / (n - 1), rtol=1e-3)
+    assert (statistics(norm_groups=4)["var"] != usual["var"]).any()
+
+
+@pytest.mark.parametrize(
+    ("features", "multiple", "squeezed"),
+    [(64, 1, 4), (72, 1, 5), (64, 8, 8), (144, 8, 8), (192, 8, 16), (2048, 8, 128), (8, 1, 1)],
+)
+def test_squeezed_channels_are_rounded_to_the_nearest_multiple(features, multiple, squeezed):
+    assert squeezed_features(features, 16, multiple) == squeezed
 
 
 def _near(ours, theirs):
@@ -283,6 +360,11 @@ def test_a_block_starts_as_the_identity_with_zero_init(name):
         for net, v in ((model, variables), (short, kept))
     )
     np.testing.assert_array_equal(long_maps["c2"], short_maps["c2"])
+    for name, block in variables["params"].items():
+        if name.startswith("stage"):
+            *norms, last = sorted(part for part in block if part.startswith("norm"))
+            assert not block[last]["scale"].any()
+            assert all((block[norm]["scale"] == 1).all() for norm in norms)
     np.testing.assert_array_equal(long_maps["logits"], short_maps["logits"])
 
 
