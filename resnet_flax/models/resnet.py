@@ -55,7 +55,7 @@ class ResNet(nn.Module):
       squeeze_multiple: squeezed channels are rounded to a multiple of it; timm's is 8.
       stem: 'cifar' (one 3x3), 'imagenet' (7x7 and max pooling) or 'deep' (three 3x3 and max
         pooling).
-      stem_norm: normalise and activate in the stem.
+      stem_norm: normalise and activate behind the stem's last convolution.
       shortcut_pool: stride of a projection by average pooling (ResNet-D).
       norm: 'batch' or 'group'.
       zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).
@@ -124,8 +124,7 @@ class ResNet(nn.Module):
         if self.norm == "group":
             norm = partial(GroupNorm, **types)
         maps: dict[str, Array] = {}
-        stem_norm = norm if self.stem_norm else None
-        x = Stem(self.stem, self.stem_features, conv, stem_norm, name="stem")(x, train)
+        x = Stem(self.stem, self.stem_features, self.stem_norm, conv, norm, name="stem")(x, train)
         for stage, size in enumerate(self.stage_sizes, start=1):
             first, rest = self._blocks(stage, conv, norm)
             x = self._unrolled(first, stage, [1], x, train)
@@ -149,6 +148,10 @@ class ResNet(nn.Module):
         return strides_of(self)[-1][2]
 
     def _check_images(self, x: Array) -> None:
+        if x.ndim != 4:
+            raise UserError(
+                f"images must be [batch, height, width, channels], not of shape {list(x.shape)}"
+            )
         if min(x.shape[1:3]) < self.stride:
             raise UserError(
                 f"images of {x.shape[1]} x {x.shape[2]} are smaller than the network's stride of "
@@ -247,13 +250,14 @@ class Stem(nn.Module):
     Attributes:
       kind: 'cifar', 'imagenet' or 'deep', see `ResNet`.
       features: output channels; the first two convolutions of a deep stem have half of it.
+      last_norm: normalise and activate after the last convolution too.
       conv: makes a convolution.
-      norm: makes a normalisation; None for neither normalisation nor activation after the last
-        convolution.
+      norm: makes a normalisation.
     """
 
     kind: str
     features: int
+    last_norm: bool
     conv: Any
     norm: Any
 
@@ -267,7 +271,7 @@ class Stem(nn.Module):
             layers = ((self.features, 7, 2) if self.kind == "imagenet" else (self.features, 3, 1),)
         for i, (width, side, strides) in enumerate(layers, start=1):
             x = self.conv(width, (side, side), strides=strides, name=f"conv{i}")(x)
-            if self.norm is not None:
+            if self.last_norm or i < len(layers):
                 x = nn.relu(self.norm(name=f"norm{i}")(x, train))
         return x if self.kind == "cifar" else max_pool(x)
 

@@ -4,6 +4,9 @@ import ast
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from resnet_flax.errors import UserError, closest
 from resnet_flax.models.resnet import CHOICES, ResNet
 
@@ -84,7 +87,7 @@ VARIANTS: dict[str, Axes] = {
 AXES = {f.name: f.type for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name")}
 
 
-def create_model(name: str, **axes: Any) -> ResNet:
+def create_model(name: str, /, **axes: Any) -> ResNet:
     """The network called `name`, with any of its axes changed.
 
     Args:
@@ -98,12 +101,12 @@ def create_model(name: str, **axes: Any) -> ResNet:
     Raises:
       UserError: the name or an axis is unknown, or the axes make no network.
     """
-    if name not in VARIANTS:
-        raise UserError(f"there is no model called {name!r}{closest(name, VARIANTS)}")
-    for axis, value in axes.items():
+    if not isinstance(name, str) or name not in VARIANTS:
+        raise UserError(f"there is no model called {name!r}{closest(str(name), VARIANTS)}")
+    for axis in axes:
         if axis not in AXES:
             raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
-        _check_type(axis, value)
+    axes = {axis: _typed(axis, value) for axis, value in axes.items()}
     model = ResNet(**{**VARIANTS[name], **axes})
     _check(model)
     return model
@@ -127,23 +130,38 @@ def parse_axes(text: str) -> Axes:
     return axes
 
 
-def _check_type(axis: str, value: Any) -> None:
-    """Raises UserError for a value that is not what the axis takes."""
+def _typed(axis: str, value: Any) -> Any:
+    """A value as the axis takes it; raises UserError for one that it does not."""
     kind = AXES[axis]
     if kind is bool:
         fits, expected = isinstance(value, bool), "True or False"
     elif kind is int:
         least = 0 if axis in ("remat", "squeeze") else 1
-        fits, expected = isinstance(value, int) and value >= least, f"a whole number from {least}"
+        is_number = isinstance(value, int | np.integer) and (axis == "remat" or value is not True)
+        fits, expected = is_number and least <= value, f"a whole number from {least}"
+        value = int(value) if fits else value
     elif kind is float:
-        fits, expected = isinstance(value, int | float) and 0 <= value < 1, "a number from 0 to 1"
-    elif kind == tuple[int, ...]:
-        fits = isinstance(value, tuple) and all(isinstance(n, int) and n > 0 for n in value)
+        fits, expected = isinstance(value, float) and 0 <= value < 1, "a number from 0 to 1"
+    elif kind is str:
+        fits, expected = isinstance(value, str), "one of " + ", ".join(map(str, CHOICES[axis]))
+    elif axis.endswith("dtype"):
+        fits, expected = _is_float(value), "a floating-point type such as float32 or bfloat16"
+        value = jnp.dtype(value) if fits else value
+    else:
+        numbers = value if isinstance(value, tuple | list) else ()
+        fits = len(numbers) > 0 and all(isinstance(n, int | np.integer) and n > 0 for n in numbers)
         expected = "whole numbers from 1, one a stage, with commas between"
-    else:  # words are held to CHOICES, types are jnp.dtype's
-        return
+        value = tuple(map(int, numbers)) if fits else value
     if not fits:
         raise UserError(f"{axis} takes {expected}, not {value!r}")
+    return value
+
+
+def _is_float(value: Any) -> bool:
+    try:
+        return value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        return False
 
 
 def _check(model: ResNet) -> None:
@@ -166,6 +184,10 @@ def _check(model: ResNet) -> None:
         )
     if model.block == "basic" and (model.groups, model.group_width) != (1, 64):
         raise UserError("groups and group_width need block='bottleneck'")
+    if model.stem == "deep" and model.stem_features % 2:
+        raise UserError(f"stem='deep' needs an even stem_features, not {model.stem_features}")
+    if model.zero_init and model.shortcut == "none":
+        raise UserError("zero_init needs a shortcut; without one nothing would pass a block")
     if model.preactivation and model.zero_init:
         raise UserError("zero_init needs blocks that end in a normalisation, not preactivation")
     if model.preactivation and model.shortcut == "none":

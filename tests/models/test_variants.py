@@ -415,6 +415,14 @@ def test_group_normalisation_needs_no_statistics():
         ("plain18", {"squeeze": 16}, "squeeze needs a residual branch"),
         ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one a stage"),
         ("resnet50", {"groups": 0}, "groups takes a whole number from 1, not 0"),
+        ("resnet50", {"groups": True}, "groups takes a whole number from 1, not True"),
+        ("resnet50", {"stem": ["deep"]}, "stem takes one of cifar, imagenet, deep, not"),
+        ("resnet50", {"dtype": "banana"}, "dtype takes a floating-point type such as .*'banana'"),
+        ("resnet50", {"dtype": "int32"}, "dtype takes a floating-point type such as .*'int32'"),
+        ("resnet50", {"param_dtype": None}, "param_dtype takes a floating-point type"),
+        ("resnet50", {"name": "x"}, "resnet50 has no axis called 'name'"),
+        ("resnet50d", {"stem_features": 63}, "stem='deep' needs an even stem_features, not 63"),
+        ("plain18", {"zero_init": True}, "zero_init needs a shortcut"),
         ("resnet50", {"squeeze": "yes"}, "squeeze takes a whole number from 0, not 'yes'"),
         ("resnet50", {"zero_init": 1}, "zero_init takes True or False, not 1"),
         ("resnet50", {"norm_momentum": 1.5}, "norm_momentum takes a number from 0 to 1, not 1.5"),
@@ -424,6 +432,19 @@ def test_group_normalisation_needs_no_statistics():
 def test_axes_that_make_no_network_are_explained(name, axes, message):
     with pytest.raises(UserError, match=message):
         create_model(name, **axes)
+
+
+def test_axes_may_be_lists_and_numbers_of_numpy():
+    model = create_model("resnet50", stage_sizes=[3, 4, np.int64(6), 3], num_classes=np.int32(7))
+    assert model == create_model("resnet50", stage_sizes=(3, 4, 6, 3), num_classes=7)
+    hash(model)
+
+
+def test_a_deep_stem_without_its_last_norm_is_not_linear():
+    model = _small("resnetv2_50", stem="deep")
+    x = jnp.ones((1, 32, 32, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+    assert set(shapes["params"]["stem"]) == {"conv1", "conv2", "conv3", "norm1", "norm2"}
 
 
 def test_axes_are_read_from_words():
@@ -443,6 +464,8 @@ def test_axes_are_read_from_words():
 
 def test_images_that_do_not_fit_are_explained():
     model = _small("resnet18")
+    with pytest.raises(UserError, match=r"must be \[batch, .*not of shape \[32, 32, 3\]"):
+        model._check_images(jnp.ones((32, 32, 3)))
     with pytest.raises(UserError, match=r"images of 16 x 40 are smaller than .* stride of 32"):
         model.init(jax.random.key(0), jnp.ones((1, 16, 40, 3)), train=False)
     x = jnp.ones((1, 32, 32, 3))
