@@ -34,6 +34,8 @@ def long(*values):
 
 @pytest.mark.parametrize("variant", ["resnet20", long("plain20"), "resnet110", long("resnet1202")])
 def test_cifar10(shared_data, tmp_path, variant):
+    # Where the running statistics are not those of the weights, six hundred blocks overflow.
+    gentle = {"optim.learning_rate": 1e-4, "model.norm_momentum": 0.0}
     config = _short(
         f"configs/cifar10.py:{variant}",
         **{
@@ -43,6 +45,7 @@ def test_cifar10(shared_data, tmp_path, variant):
             "steps_per_dispatch": 2,
             # As deep as it is, and so slow to compile; scanned it is the same network.
             "model.scan": variant in ("resnet110", "resnet1202"),
+            **(gentle if variant == "resnet1202" else {}),
         },
     )
     result = train(config, tmp_path)
