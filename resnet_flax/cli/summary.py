@@ -17,8 +17,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--axes", default="", help="changes: 'shortcut=C stem=deep squeeze=16'")
     arguments = parser.parse_args(argv)
     for flag, value in (("--size", arguments.size), ("--classes", arguments.classes)):
-        if value < 0:
-            raise UserError(f"{flag} takes a number more than 0, not {value}")
+        if not 0 <= value < 2**31:
+            raise UserError(f"{flag} takes a number more than 0 and less than 2**31, not {value}")
 
     from resnet_flax.models import create_model, parse_axes
     from resnet_flax.models.summary import native_size, summarize

@@ -64,7 +64,7 @@ def trivial_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image
     """One operation of one magnitude, both drawn uniformly (Mueller and Hutter 2021, "wide")."""
     name = list(WIDE)[rng.integers(len(WIDE))]
     value, signed = WIDE[name]
-    value *= rng.integers(BINS) / (BINS - 1)
+    value *= int(rng.integers(BINS)) / (BINS - 1)
     return operate(image, name, -value if signed and rng.random() < 0.5 else value)
 
 

@@ -27,7 +27,8 @@ class Shortcut(nn.Module):
       strides: the block's stride.
       conv: makes a convolution from features, kernel size and strides.
       norm: makes a normalisation; None for none after the projection (pre-activation).
-      pool: stride by average pooling before the projection (ResNet-D, He et al. 2018, 4.1).
+      pool: stride by average pooling before the projection (ResNet-D, He et al. 2018, 4.1);
+        where the stride became dilation, average without one.
     """
 
     option: str
@@ -49,8 +50,8 @@ class Shortcut(nn.Module):
             extra = self.features - x.shape[-1]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         strides = self.strides
-        if self.pool and strides > 1:
-            x = average_pool(x, strides)
+        if self.pool:
+            x = average_pool(x, strides) if strides > 1 else smooth(x)
             strides = 1
         x = self.conv(self.features, (1, 1), strides=strides, name="conv")(x)
         return x if self.norm is None else self.norm(name="norm")(x, train)
@@ -65,6 +66,11 @@ def average_pool(x: Map, size: int) -> Float[Array, "b h2 w2 c"]:
     """Means over windows of `size` by `size` side by side, the last ones cut off by the edge."""
     over = [(0, -n % size) for n in x.shape[1:3]]
     return nn.avg_pool(x, (size, size), (size, size), over, count_include_pad=False)
+
+
+def smooth(x: Map) -> Map:
+    """Means over windows of 2 by 2 at every position, zeros behind the edges, as timm has it."""
+    return nn.avg_pool(x, (2, 2), (1, 1), [(0, 1), (0, 1)])
 
 
 class SqueezeExcitation(nn.Module):

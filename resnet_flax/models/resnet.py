@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -59,12 +60,12 @@ class ResNet(nn.Module):
       shortcut_pool: stride of a projection by average pooling (ResNet-D).
       norm: 'batch' or 'group'.
       zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).
-      output_stride: of the last map against the image; below 32 the last stages are dilated.
+      output_stride: of the last map against the image; what would exceed it is dilated instead.
       scan: run the blocks that are alike in a loop over stacked parameters; compiles in time
-        that does not depend on the depth.
+        that does not depend on the depth. What `capture_intermediates` asks for is not seen in it.
       remat: keep only the input of every so many blocks for the backward pass and compute what
         is between again; 0 keeps everything, 1 each block's input. Of n blocks alike, about
-        sqrt(n) needs the least memory.
+        sqrt(n) needs the least memory. XLA's CPU backend heeds it in a scan only.
       num_classes: outputs of the head.
       norm_groups: groups of examples that batch normalisation treats by themselves.
       norm_momentum: what running statistics keep of themselves in a step.
@@ -153,9 +154,11 @@ class ResNet(nn.Module):
                 f"images must be [batch, height, width, channels], not of shape {list(x.shape)}"
             )
         if min(x.shape[1:3]) < self.stride:
+            small = ", or a network made for small ones (stem='cifar')"
+            hint = "" if self.stem == "cifar" else small
             raise UserError(
                 f"images of {x.shape[1]} x {x.shape[2]} are smaller than the network's stride of "
-                f"{self.stride}; give larger ones, or a network made for small ones (stem='cifar')"
+                f"{self.stride}; give larger ones{hint}"
             )
         params = self.variables.get("params", {})
         if params:
@@ -182,15 +185,15 @@ class ResNet(nn.Module):
                 param_dtype=self.param_dtype,
             )
 
-        def make(strides: int, dilation: int) -> Any:
+        def make(strides: int, first_dilation: int, dilation: int, pool: bool) -> Any:
             if self.block == "basic":
-                convs: Any = ((width, 3, strides, dilation, 1), (width, 3, 1, dilation, 1))
+                convs: Any = ((width, 3, strides, first_dilation, 1), (width, 3, 1, dilation, 1))
             else:
                 inner = width * self.group_width // 64 * self.groups
                 on_1x1 = self.stride_on == "1x1"
                 convs = (
                     (inner, 1, strides if on_1x1 else 1, 1, 1),
-                    (inner, 3, 1 if on_1x1 else strides, dilation, self.groups),
+                    (inner, 3, 1 if on_1x1 else strides, first_dilation, self.groups),
                     (4 * width, 1, 1, 1, 1),
                 )
             return partial(
@@ -199,14 +202,15 @@ class ResNet(nn.Module):
                 self.shortcut,
                 strides,
                 self.preactivation,
-                self.shortcut_pool,
+                pool,
                 self.zero_init,
                 squeeze,
                 conv,
                 norm,
             )
 
-        return make(strides, before), make(1, dilation)
+        pool = self.shortcut_pool and (strides > 1 or dilation > 1)
+        return make(strides, before, dilation, pool), make(1, dilation, dilation, False)
 
     def _unrolled(self, make: Any, stage: int, numbers: Any, x: Array, train: bool) -> Array:
         def several(parent: nn.Module, x: Array, numbers: Any) -> Array:
@@ -217,8 +221,8 @@ class ResNet(nn.Module):
         if not self.remat:
             return several(self, x, numbers)
         for i in range(0, len(numbers), self.remat):
-            group = partial(several, numbers=numbers[i : i + self.remat])
-            x = nn.remat(group)(self, x)
+            group = numbers[i : i + self.remat]
+            x = nn.remat(lambda parent, x, group=group: several(parent, x, group))(self, x)
         return x
 
     def _scanned(self, make: Any, name: str, length: int, x: Array, train: bool) -> Array:
@@ -234,6 +238,13 @@ class ResNet(nn.Module):
         block = make(parent=None)
         updated = "batch_stats" if self.is_mutable_collection("batch_stats") else ()
         stacked = {c: tree[name] for c, tree in self.variables.items() if name in tree}
+        depths = {len(leaf) for leaf in jax.tree.leaves(stacked)}
+        if depths != {length}:
+            raise UserError(
+                f"the network has {length} blocks stacked in {name}, the variables "
+                f"{', '.join(map(str, sorted(depths))) or 'none'}; were they stacked "
+                "(models.stacking.stack), and are they of the same stage_sizes?"
+            )
 
         def one(x: Array, variables: Any) -> Any:
             return block.apply(variables, x, train, mutable=updated)

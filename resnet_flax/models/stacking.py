@@ -1,7 +1,6 @@
 """Stacked blocks: to and from separate ones, and the loop over them."""
 
 import re
-from functools import partial
 from typing import Any
 
 import jax
@@ -60,11 +59,15 @@ def scan_in_groups(body: Any, x: Any, xs: Any, length: int, size: int) -> tuple[
       length: number of turns; need not be a multiple of `size`.
       size: turns in a group, computed again in the backward pass; 0 keeps everything.
     """
-    loop = partial(jax.lax.scan, body)
+
+    def loop(x: Any, xs: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(body, x, xs)
+
     if not size:
         return loop(x, xs)
-    group = jax.checkpoint(loop, prevent_cse=False)  # a loop's body cannot be merged anyway
     whole, rest = divmod(length, size)
+    # A loop's body cannot be merged with what is outside; that of a single turn, inlined, can.
+    group = jax.checkpoint(loop, prevent_cse=whole == 1)
     done, ys = whole * size, []
     if whole:
         cut = jax.tree.map(lambda a: a[:done].reshape(whole, size, *a.shape[1:]), xs)

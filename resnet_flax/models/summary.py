@@ -48,7 +48,7 @@ def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> Summary:
       model: the network.
       image_shape: `(height, width, channels)`.
     """
-    model = model.clone(scan=True, remat=False)  # blocks that are alike are looked at once
+    model = model.clone(scan=True, remat=0)  # blocks that are alike are looked at once
     layers: list[Layer] = []
 
     def note(call, arguments, keywords, context):  # type: ignore[no-untyped-def]

@@ -121,11 +121,13 @@ def parse_axes(text: str) -> Axes:
     axes: Axes = {}
     for word in text.split():
         axis, equals, value = word.partition("=")
+        if axis in axes:
+            raise UserError(f"the axis {axis} is given twice")
         if not equals:
             raise UserError(f"axes are written axis=value with spaces between, not {word!r}")
         try:
             axes[axis] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             axes[axis] = value  # a word, such as deep or 3x3
     return axes
 
@@ -176,7 +178,8 @@ def _check(model: ResNet) -> None:
             f"stage_sizes={model.stage_sizes} and stage_features={model.stage_features} must "
             "have as many entries, one a stage"
         )
-    widths = [model.stem_features, *model.stage_features]
+    times = 4 if model.block == "bottleneck" else 1
+    widths = [model.stem_features, *(times * width for width in model.stage_features)]
     if model.shortcut == "A" and widths != sorted(widths):
         raise UserError(
             f"shortcut='A' only adds channels; stem_features={model.stem_features} and "

@@ -41,9 +41,13 @@ def digests(tree: Any) -> dict[str, int]:
     modulo 2**32. The sum does not depend on its order, so neither on the sharding. Since the
     hash is a bijection for every position, a change of any one element changes the sum.
     """
-    sums = jax.device_get(jax.tree.map(_digest, tree))
-    leaves = jax.tree_util.tree_leaves_with_path(sums)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): int(n) for path, n in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    # One after another: a hundred programs with collectives under way at once can starve each
+    # other of threads on XLA's CPU backend, which then aborts.
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(_digest(leaf))
+        for path, leaf in leaves
+    }
 
 
 @jax.jit

@@ -11,13 +11,17 @@ from resnet_flax import create_model
 
 CLASSES = 7
 SHALLOW = {"stage_sizes": (2, 1, 1, 1)}
+DILATED = {"stage_sizes": (1, 1, 2, 2), "output_stride": 8}
 
 # The axes, and the layout of the torch network that ours is to equal (see torch_networks.py). A
 # name is a variant's, with what sets the case apart behind a space.
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "resnet18": (SHALLOW, "torchvision"),
     "resnet50": (SHALLOW, "torchvision"),
-    "resnet50 dilated": ({"stage_sizes": (1, 1, 2, 2), "output_stride": 8}, "torchvision"),
+    "resnet18 dilated": (DILATED, "timm"),
+    "resnet50 dilated": (DILATED, "torchvision"),
+    "resnet50d dilated": (DILATED, "timm"),
+    "resnetv2_18 dilated": (DILATED, "timm_v2"),
     "resnext50_32x4d": (SHALLOW, "torchvision"),
     "wide_resnet50_2": (SHALLOW, "torchvision"),
     "resnet50_v1": (SHALLOW, "timm_v1"),

@@ -67,6 +67,7 @@ def torch_network(name: str) -> nn.Module:
     """The torch network of a case, in float64."""
     n, layers = networks.CLASSES, LAYERS
     bottleneck, basic = timm.models.resnet.Bottleneck, timm.models.resnet.BasicBlock
+    dilated = {"layers": [1, 1, 2, 2], "num_classes": n, "output_stride": 8}
     v2 = {
         "layers": layers,
         "num_classes": n,
@@ -78,6 +79,13 @@ def torch_network(name: str) -> nn.Module:
     make = {
         "resnet18": lambda: tv.ResNet(tv.BasicBlock, layers, n),
         "resnet50": lambda: tv.ResNet(tv.Bottleneck, layers, n),
+        "resnet18 dilated": lambda: resnet(basic, **dilated),
+        "resnet50d dilated": lambda: resnet(
+            bottleneck, **dilated, stem_type="deep", stem_width=32, avg_down=True
+        ),
+        "resnetv2_18 dilated": lambda: timm.models.resnetv2.ResNetV2(
+            **{**v2, **dilated, "channels": (64, 128, 256, 512), "basic": True, "bottle_ratio": 1.0}
+        ),
         "resnet50 dilated": lambda: tv.ResNet(
             tv.Bottleneck, [1, 1, 2, 2], n, replace_stride_with_dilation=[False, True, True]
         ),

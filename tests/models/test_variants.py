@@ -253,8 +253,8 @@ def test_rematerialised_blocks_are_the_same_function():
     )
     _near(_gradient(again, variables, x), _gradient(kept, variables, x))
 
-    # Of the first blocks three; of the three others of stage 2 a group of 2 and one of 1. Scanned
-    # the first of these is the body of a loop.
+    # Of the first blocks three checkpoints; of the three others of stage 2 a group of 2 and one of
+    # 1. Scanned, the first of these is the body of a loop.
     def checkpoints(model, variables):
         forward = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
         found = [e for e in _equations(forward.jaxpr) if e.primitive.name == "remat2"]
@@ -447,6 +447,25 @@ def test_a_deep_stem_without_its_last_norm_is_not_linear():
     assert set(shapes["params"]["stem"]) == {"conv1", "conv2", "conv3", "norm1", "norm2"}
 
 
+def test_stacks_of_another_depth_are_refused():
+    x = jnp.ones((1, 8, 8, 3))
+    model = _small("cifar_resnet20", scan=True, stage_sizes=(3, 3, 3))
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+    for remat in (0, 2):
+        deeper = model.clone(stage_sizes=(5, 3, 3), remat=remat)
+        with pytest.raises(UserError, match=r"has 4 blocks stacked in stage1_blocks, .* 2; were"):
+            deeper.apply(variables, x, train=False)
+    with pytest.raises(UserError, match=r"the variables none; were they stacked"):
+        model.apply(unstack(variables), x, train=False)
+
+
+def test_a_rematerialised_network_can_be_tabulated():
+    table = _small("cifar_resnet20", remat=2).tabulate(
+        jax.random.key(0), jnp.ones((1, 8, 8, 3)), train=False, console_kwargs={"width": 200}
+    )
+    assert "stage1_block2" in table
+
+
 def test_axes_are_read_from_words():
     words = "shortcut=C stride_on=1x1 stem_norm=false zero_init=True squeeze=16 stage_sizes=1,2"
     assert parse_axes(words) == {
@@ -458,6 +477,9 @@ def test_axes_are_read_from_words():
         "stage_sizes": (1, 2),
     }
     assert parse_axes(" ") == {}
+    with pytest.raises(UserError, match="the axis shortcut is given twice"):
+        parse_axes("shortcut=A shortcut=C")
+    assert parse_axes("stem={[]}") == {"stem": "{[]}"}
     with pytest.raises(UserError, match="written axis=value with spaces between, not 'deep'"):
         parse_axes("stem=deep deep")
 
