@@ -63,19 +63,14 @@ def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> Summary:
             layers.append(Layer(path, kernel, output.shape[1:], each * times, times))
         return output
 
-    def run() -> dict[str, jax.Array]:
-        maps, _ = model.init_with_output(
-            jax.random.key(0), jnp.zeros((1, *image_shape)), train=False, features=True
-        )
-        return maps
+    def run():  # type: ignore[no-untyped-def]
+        x = jnp.zeros((1, *image_shape))
+        return model.init_with_output(jax.random.key(0), x, train=False, features=True)
 
     with nn.intercept_methods(note):
-        maps = jax.eval_shape(run)
+        maps, variables = jax.eval_shape(run)
     # A loop's body may be traced more than once.
     unique = tuple({layer.path: layer for layer in layers}.values())
-    variables = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, *image_shape)), train=False)
-    )
     return Summary(
         layers=unique,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
