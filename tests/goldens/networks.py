@@ -44,9 +44,10 @@ def network(name: str, dtype: Any) -> Any:
 
 
 def images(name: str) -> np.ndarray:
-    """Four random images, normalised, `[4, h, w, 3]` float64; not square, of odd sides."""
+    """Four random images of different colours, `[4, h, w, 3]` float64; not square, of odd sides."""
     side = (16, 20) if name.startswith("cifar") else (65, 79)
-    return np.random.default_rng(1).normal(size=(4, *side, 3))
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(4, *side, 3)) + 2 * rng.normal(size=(4, 1, 1, 3))
 
 
 def sample(feature_map: Any) -> Any:
