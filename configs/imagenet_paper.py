@@ -21,7 +21,7 @@ files that one has to register for. Variants, with the paper's top-1 error in pe
 600,000 steps of 256 are 120 epochs. Hardware: 8 GPUs, so that each has the 32 images over which the
 paper's batch normalisation averaged (the config says 32 examples, which is the same on any
 number of devices). Not trained with this code yet, so hours are not known; at 2,500 images/s a
-device, which an A100 reaches in other programmes, 8 of them would take 2.2 hours for ResNet-50. The
+device, which an A100 reaches in other programmes, 8 of them would take 2.1 hours for ResNet-50. The
 paper lowers the rate when the error plateaus; the steps here are where its figure 4 shows it.
 """
 

@@ -189,11 +189,13 @@ def flatten(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, 
     return flat
 
 
-def resolve(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def resolve(
+    config: ml_collections.ConfigDict | Mapping[str, Any],
+) -> ml_collections.ConfigDict:
     """The whole config: the schema's defaults with `config` over them, checked.
 
     Args:
-      config: any subset of the schema's keys, nested.
+      config: any subset of the schema's keys, nested or flat as checkpoints hold it.
 
     Returns:
       A locked config that has every key of the schema.
@@ -293,9 +295,11 @@ def _check_data(flat: dict[str, Any]) -> None:
             f"data.size={size} needs data.crop, which makes training images of that side: jitter "
             "or random_resized"
         )
-    if crop == "jitter" and size > flat["data.jitter"][0]:
+    largest = max(size, *flat["data.early_sizes"], 0)
+    if crop == "jitter" and largest > flat["data.jitter"][0]:
         raise UserError(
-            f"data.size={size} is more than the shorter sides of data.jitter={flat['data.jitter']}"
+            f"data.size and data.early_sizes, {largest} at most, are more than the shorter sides "
+            f"of data.jitter={flat['data.jitter']}"
         )
     if any(type(side) is not int for side in flat["data.jitter"]):
         raise UserError(f"data.jitter must be whole numbers, not {flat['data.jitter']!r}")

@@ -97,7 +97,10 @@ def test_bad_overrides_are_explained(setting, message):
         (["optim.warmup_steps=1000"], "optim.warmup_steps=1000 must be less than steps=1000"),
         (["data.crop=jitter"], "data.crop=jitter needs data.size"),
         (["data.size=224"], "data.size=224 needs data.crop"),
-        (["data.crop=jitter", "data.size=300"], "data.size=300 is more than the shorter sides"),
+        (
+            ["data.crop=jitter", "data.size=300"],
+            "early_sizes, 300 at most, are more than",
+        ),
         (
             ["data.crop=jitter", "data.size=64", "data.jitter=70.5,80"],
             "data.jitter must be whole numbers",

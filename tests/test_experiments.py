@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnet_flax.config import load_config, resolve
+from resnet_flax.config import flatten, load_config, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.models import VARIANTS, create_model
 from resnet_flax.train.checkpoint import read_meta
@@ -86,15 +86,71 @@ def test_imagenet(shared_data, tmp_path, path, network):
     assert bool(meta["preprocessing"]["pixel_mean"]) == ("paper" in path)
 
 
-def test_the_paper_s_training_is_as_the_paper_has_it():
-    config = resolve(load_config("configs/cifar10.py:resnet110"))
-    assert (config.batch_size, config.steps) == (128, 64_000)
-    assert config.optim.boundaries == (32_000, 48_000)
-    assert (config.optim.warmup_steps, config.optim.warmup_rate) == (400, 0.01)
-    assert resolve(load_config("configs/cifar10.py:resnet56")).optim.warmup_steps == 0
-    config = resolve(load_config("configs/imagenet_paper.py:resnet152_v1"))
-    assert (config.batch_size, config.steps, config.model.norm_span) == (256, 600_000, "32")
-    assert config.data.jitter == (256, 480)
+# He et al. 2015, section 3.4.
+PAPER = {
+    "optim.momentum": 0.9,
+    "optim.nesterov": False,
+    "optim.schedule": "piecewise",
+    "optim.learning_rate": 0.1,
+    "optim.drop": 0.1,
+    "optim.weight_decay": 1e-4,
+    "optim.decay": "all",
+    "optim.label_smoothing": 0.0,
+    "data.pixel_mean": True,
+    "data.flip": True,
+    "data.policy": "none",
+    "data.mixup": 0.0,
+    "data.cutmix": 0.0,
+    "data.erase": 0.0,
+    "model.dtype": "float32",
+}
+CIFAR = PAPER | {  # section 4.2
+    "batch_size": 128,
+    "steps": 64_000,
+    "optim.boundaries": (32_000, 48_000),
+    "data.pad": 4,
+    "data.colour": 0.0,
+    "data.crop": "none",
+}
+RECIPES = {
+    "cifar10.py:resnet56": CIFAR | {"optim.warmup_steps": 0},
+    "cifar10.py:plain20": CIFAR | {"optim.warmup_steps": 0, "model.name": "cifar_plain20"},
+    "cifar10.py:resnet110": CIFAR | {"optim.warmup_steps": 400, "optim.warmup_rate": 0.01},
+    "imagenet_paper.py:resnet152_v1": PAPER
+    | {
+        "batch_size": 256,
+        "steps": 600_000,
+        "model.norm_span": "32",
+        "optim.boundaries": (150_000, 300_000, 450_000),
+        "data.crop": "jitter",
+        "data.jitter": (256, 480),
+        "data.size": 224,
+        "data.colour": 0.1,
+    },
+    # Goyal et al. 2017, section 5.1, at a batch of 1,024.
+    "imagenet.py:resnet50": {
+        "batch_size": 1024,
+        "steps": round(90 * 1_281_167 / 1024),
+        "optim.learning_rate": 0.4,
+        "optim.momentum": 0.9,
+        "optim.nesterov": True,
+        "optim.schedule": "piecewise",
+        "optim.boundaries": tuple(round(e * 1_281_167 / 1024) for e in (30, 60, 80)),
+        "optim.warmup_steps": round(5 * 1_281_167 / 1024),
+        "optim.weight_decay": 1e-4,
+        "optim.decay": "kernels",
+        "data.crop": "random_resized",
+        "data.size": 224,
+        "data.crop_area": (0.08, 1.0),
+        "data.flip": True,
+    },
+}
+
+
+@pytest.mark.parametrize("path", RECIPES)
+def test_recipes_are_those_of_the_papers(path):
+    config = flatten(resolve(load_config(f"configs/{path}")))
+    assert {key: config.get(key) for key in RECIPES[path]} == RECIPES[path]
 
 
 def test_every_variant_resolves():

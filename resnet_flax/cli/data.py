@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"only tfds:NAME can be prepared, not {arguments.source!r}")
         print(f"prepared in {prepare(name, arguments.data_dir)}")
     bad = 0
-    for split in splits_of(arguments.source, arguments.data_dir):
+    splits = splits_of(arguments.source, arguments.data_dir)
+    if not splits:
+        raise UserError(f"{arguments.source} has no directory for a split, such as train or val")
+    for split in splits:
         source = open_source(arguments.source, split, arguments.data_dir)
         names = ", ".join(source.class_names[:5]) + ", ..." * (len(source.class_names) > 5)
         print(f"{split}: {len(source):,} images, {len(source.class_names)} classes ({names})")

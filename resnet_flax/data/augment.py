@@ -10,14 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Num, UInt8
 
 Images = Float[Array, "b h w c"]
 Targets = Float[Array, "b classes"]
 
 # Principal components of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012, section 4.1),
-# the numbers of fb.resnet.torch: standard deviations, and a column for each component.
-COLOUR_DEVIATIONS = (0.2175, 0.0188, 0.0045)
+# the numbers of fb.resnet.torch: the eigenvalues that multiples are scaled by, and a column for
+# each component.
+COLOUR_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 COLOUR_COMPONENTS = (
     (-0.5675, 0.7192, 0.4009),
     (-0.5808, -0.0045, -0.8140),
@@ -28,10 +30,14 @@ COLOUR_COMPONENTS = (
 def normalize(
     images: Num[Array, "b h w c"], mean: Sequence[float], std: Sequence[float], dtype: Any
 ) -> Images:
-    """Pixels in [0, 1], less `mean`, divided by `std` (each one number, or one a channel)."""
-    pixels = images.astype(jnp.promote_types(dtype, jnp.float32)) / 255
-    centred = pixels - jnp.asarray(mean, pixels.dtype)
-    return (centred / jnp.asarray(std, pixels.dtype)).astype(dtype)
+    """Pixels in [0, 1], less `mean`, divided by `std` (each one number, or one a channel).
+
+    Computed in grey levels, a subtraction and then a division: a compiler cannot merge these into
+    an operation that rounds once, so every program that has them gives the same bits.
+    """
+    levels = images.astype(jnp.promote_types(dtype, jnp.float32))
+    centred = levels - jnp.asarray(np.multiply(mean, 255), levels.dtype)
+    return (centred / jnp.asarray(np.multiply(std, 255), levels.dtype)).astype(dtype)
 
 
 def less_pixel_mean(images: UInt8[Array, "b h w c"], pixel_mean: Float[Array, "h w c"]) -> Images:
@@ -80,8 +86,10 @@ def shift_colours(
     """
     keys = _keys(seed, step, len(x), use=1)
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(keys)
-    components = jnp.array(COLOUR_COMPONENTS) * jnp.array(COLOUR_DEVIATIONS)
-    shifts = deviation * draws @ components.T / jnp.asarray(std, jnp.float32)
+    scale = deviation * np.multiply(COLOUR_COMPONENTS, COLOUR_EIGENVALUES)
+    components = jnp.asarray(scale / np.reshape(std, (-1, 1)), jnp.float32)
+    first, second, third = (_product(draws[:, k, None], components[:, k]) for k in range(3))
+    shifts = first + second + third
     return x + shifts[:, None, None].astype(x.dtype)
 
 
@@ -114,12 +122,18 @@ def erase(x: Images, step: Int[Array, ""], *, seed: int, probability: float) -> 
 
 
 def mix(
-    x: Images, targets: Targets, step: Int[Array, ""], *, seed: int, mixup: float, cutmix: float
+    x: Images,
+    targets: Targets,
+    step: Int[Array, ""],
+    *,
+    seed: int,
+    mixup: float,
+    cutmix: float,
+    distance: int = 1,
 ) -> tuple[Images, Targets]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of each image with its neighbour.
 
-    One of the two is drawn for each batch where both are asked for. The neighbour is the one
-    before in the global batch.
+    One of the two is drawn for each batch where both are asked for.
 
     Args:
       x: normalised images.
@@ -128,6 +142,8 @@ def mix(
       seed: of all augmentation.
       mixup: parameter of the beta distribution that the share is drawn from; 0 for none.
       cutmix: the same.
+      distance: the neighbour is the image so many places before in the global batch; as many as
+        an image is repeated in a row, so that it is another one.
     """
     h, w = x.shape[1:3]
     keys = jax.random.split(jax.random.fold_in(_key(seed, use=3), step), 5)
@@ -144,11 +160,22 @@ def mix(
     left, right = (jnp.round(w * jnp.clip(column + s * reach, 0, 1)) for s in (-1, 1))
     share = jnp.where(cut, 1 - (bottom - top) * (right - left) / (h * w), share)
     inside = _box(h, w, top, left, bottom, right)
-    other = jnp.roll(x, 1, axis=0)
-    blended = share.astype(x.dtype) * x + (1 - share).astype(x.dtype) * other
+    other = jnp.roll(x, distance, axis=0)
+    blended = (_product(share, x) + _product(1 - share, other)).astype(x.dtype)
     x = jnp.where(cut, jnp.where(inside, other, x), blended)
-    share = share.astype(targets.dtype)
-    return x, share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
+    others = jnp.roll(targets, distance, axis=0)
+    return x, _product(share, targets) + _product(1 - share, others)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """`a * b` in float32 or more, rounded by a bit more than it would be.
+
+    So a compiler cannot merge it with the sum that it goes into, which it does or does not
+    depending on what is around, and the same image has the same bits in every program.
+    """
+    product = a * b.astype(jnp.promote_types(b.dtype, a.dtype))
+    info = jnp.finfo(product.dtype)
+    return jax.lax.reduce_precision(product, info.nexp, info.nmant - 1)
 
 
 def _key(seed: int, use: int) -> Array:

@@ -22,11 +22,11 @@ def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
     if data.eval_split == "holdout" and held_out is not None:
         eval_source = held_out
     else:
-        eval_source = open_source(data.source, data.eval_split, data.data_dir)
-    if data.in_memory:
-        eval_source = in_memory(eval_source)
+        eval_source = open_source(
+            data.source, data.eval_split, data.data_dir, train_source.class_names
+        )
     if data.in_memory or data.resident:
-        train_source = in_memory(train_source)
+        train_source, eval_source = in_memory(train_source), in_memory(eval_source)
     return train_source, eval_source
 
 
@@ -85,7 +85,13 @@ class Prepare:
         if data.mixup or data.cutmix:
             targets = jax.nn.one_hot(labels, self._classes)
             x, targets = augment.mix(
-                x, targets, step, seed=seed, mixup=data.mixup, cutmix=data.cutmix
+                x,
+                targets,
+                step,
+                seed=seed,
+                mixup=data.mixup,
+                cutmix=data.cutmix,
+                distance=data.repeats,
             )
         return x, targets
 

@@ -10,6 +10,7 @@ from PIL import Image
 from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
 from resnet_flax.data.sources import Source, open_source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
+from resnet_flax.errors import UserError
 
 
 class Batches:
@@ -90,10 +91,15 @@ def batches(
       An iterable of dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask` `[b]`
       bool, with `class_names`; as the last line of a notebook's cell it shows a grid of images.
     """
+    if batch_size < 1 or size < 0 or epochs < 1:
+        raise UserError("batch_size and epochs take numbers from 1, size from 0")
+    if crop not in ("random_resized", "jitter"):
+        raise UserError(f"crop is random_resized or jitter, not {crop!r}")
     opened = open_source(source, split, data_dir) if isinstance(source, str) else source
     if not shuffle:
         return Batches(opened, batch_size, EvalTransform(size), None, 1)
-    transform = TrainTransform(crop if size else "none", (size,))
+    jitter = (round(size * 256 / 224), round(size * 480 / 224))  # as the paper's at 224
+    transform = TrainTransform(crop if size else "none", (size,), jitter=jitter)
     return Batches(opened, batch_size, transform, seed, epochs)
 
 

@@ -187,4 +187,7 @@ def _batch(images: list[np.ndarray], examples: list[dict[str, Any]], mask: np.nd
             "data.size, with data.crop for training, to make them so"
         )
     labels = np.array([example["label"] for example in examples], np.int32)
-    return {"image": np.stack(images), "label": labels, "mask": mask}
+    batch = {"image": np.stack(images), "label": labels, "mask": mask}
+    if "accepted" in examples[0]:
+        batch["accepted"] = np.stack([example["accepted"] for example in examples])
+    return batch

@@ -1,5 +1,6 @@
 """RandAugment (Cubuk et al. 2020) and TrivialAugment (Mueller and Hutter 2021) on the host."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ def operate(image: Image.Image, name: str, value: float) -> Image.Image:
         case "posterize":
             return ImageOps.posterize(image, 8 - round(value))
         case "solarize":
-            return ImageOps.solarize(image, round(255 - value))
+            return ImageOps.solarize(image, math.ceil(255 - value))
         case "autocontrast":
             return ImageOps.autocontrast(image)
         case "equalize":

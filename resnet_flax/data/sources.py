@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +16,15 @@ from resnet_flax.errors import UserError, closest, first_line
 # Data sets that this package can prepare by itself, from other packages' data.
 EMBEDDED = ("digits",)
 
+# Sets of which an example has several right labels, or none: the features that hold one label and
+# all of them, and how many examples of a split have any (Beyer et al. 2020, "Are we done with
+# ImageNet?": 46,837 of 50,000).
+SEVERAL_LABELS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "imagenet2012_real": ("original_label", "real_label", {"validation": 46_837}),
+}
+
 # What counts as an image in a folder.
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
 @runtime_checkable
@@ -24,7 +32,7 @@ class Source(Protocol):
     """A data set split: any number of examples, by index.
 
     An example is `image`, a Pillow image or an array `[h, w, c]` uint8, and `label`, an index
-    into `class_names`.
+    into `class_names`; of a set with several right labels also `accepted`, `[classes]` bool.
     """
 
     class_names: tuple[str, ...]
@@ -37,9 +45,18 @@ class Source(Protocol):
 class TfdsSource:
     """A split of a prepared TFDS image-classification set, read without TensorFlow."""
 
-    def __init__(self, name: str, split: Any, class_names: tuple[str, ...], channels: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        split: Any,
+        class_names: tuple[str, ...],
+        channels: int,
+        labels: tuple[str, str] = ("label", ""),
+        labelled: int | None = None,
+    ) -> None:
         self._name, self._split, self._channels = name, split, channels
-        self.class_names = class_names
+        self._label, self._accepted = labels
+        self.class_names, self.labelled = class_names, labelled
 
     def __len__(self) -> int:
         return len(self._split)
@@ -54,7 +71,16 @@ class TfdsSource:
             ) from error
         name = f"example {index} of {self._name}"
         image = load(io.BytesIO(example["image"]), name, self._channels)
-        return {"image": image, "label": np.int32(example["label"])}
+        found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
+        if not 0 <= found["label"] < len(self.class_names):
+            raise UserError(
+                f"{name} has the label {found['label']}, which is none of the "
+                f"{len(self.class_names)} classes; choose a split that is labelled"
+            )
+        if self._accepted:
+            found["accepted"] = np.zeros(len(self.class_names), bool)
+            found["accepted"][np.asarray(example[self._accepted], int)] = True
+        return found
 
 
 class FolderSource:
@@ -76,7 +102,7 @@ class FolderSource:
                     f"{directory / name} is a class that the training images lack"
                     f"{closest(name, known)}; remove it, or add it there"
                 )
-            files = [file for file in _entries(directory / name) if _is_image(file)]
+            files = list(_images(directory / name))
             if not files:
                 raise UserError(
                     f"{directory / name} holds no image ({', '.join(IMAGES)}); add some, or "
@@ -101,13 +127,30 @@ class ArraySource:
       images: `[n, h, w, c]` uint8.
       labels: `[n]`, indices into `class_names`.
       class_names: one for each label.
+
+    Raises:
+      UserError: the arrays are not so.
     """
 
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]
-    ) -> None:
+    def __init__(self, images: Any, labels: Any, class_names: Sequence[str]) -> None:
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise UserError(
+                f"images must be uint8 of [n, height, width, channels], not {images.dtype} of "
+                f"{list(images.shape)}"
+            )
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"labels must be {len(images)} whole numbers, one an image, not {labels.dtype} of "
+                f"{list(labels.shape)}"
+            )
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+            raise UserError(
+                f"labels must be from 0 to {len(class_names) - 1}, one of class_names, not "
+                f"{labels.min()} to {labels.max()}"
+            )
         self.images, self.labels = images, labels.astype(np.int32)
-        self.class_names = class_names
+        self.class_names = tuple(class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -141,6 +184,11 @@ def hold_out(source: Source, share: float) -> tuple[Source, Source]:
     Which examples are drawn depends on their number alone, so that all seeds train on the same.
     """
     size = round(len(source) * share)
+    if not 0 < size < len(source):
+        raise UserError(
+            f"data.holdout={share} of {len(source)} training examples is {size}; it must leave "
+            "some on either side"
+        )
     drawn = permutation(len(source), 0, 2**63)
     return Share(source, np.sort(drawn[size:])), Share(source, np.sort(drawn[:size]))
 
@@ -151,30 +199,38 @@ def in_memory(source: Source) -> ArraySource:
     Raises:
       UserError: they are not of one size.
     """
-    examples = [source[i] for i in range(len(source))]
-    images = [to_array(example["image"]) for example in examples]
-    for i, image in enumerate(images):
-        if image.shape != images[0].shape:
+    images: np.ndarray | None = None
+    labels = np.zeros(len(source), np.int32)
+    for i in range(len(source)):
+        example = source[i]
+        image, labels[i] = to_array(example["image"]), example["label"]
+        if images is None:
+            images = np.empty((len(source), *image.shape), np.uint8)
+        if image.shape != images.shape[1:]:
             raise UserError(
                 f"only images of one size can be kept in memory, but number 0 is of "
-                f"{images[0].shape} and number {i} of {image.shape}; set data.in_memory and "
+                f"{images.shape[1:]} and number {i} of {image.shape}; set data.in_memory and "
                 "data.resident to False"
             )
-    labels = np.array([example["label"] for example in examples])
-    return ArraySource(np.stack(images), labels, source.class_names)
+        images[i] = image
+    return ArraySource(images, labels, source.class_names)
 
 
-def open_source(name: str, split: str, data_dir: str = "") -> Source:
+def open_source(
+    name: str, split: str, data_dir: str = "", class_names: tuple[str, ...] = ()
+) -> Source:
     """The split of the data set that a config's `data.source` names.
 
     A set in `EMBEDDED` is prepared first where it is not yet.
 
     Args:
       name: 'tfds:NAME' for a set of TFDS; or 'folder:DIR' for images in DIR/train/CLASS and
-        DIR/val/CLASS. The classes are those of DIR/train, in alphabetical order.
+        DIR/val/CLASS.
       split: a TFDS split, slices included, such as 'train[:90%]'; of a folder, the name of a
         directory in it.
       data_dir: of TFDS; empty for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
+      class_names: of a folder; by default those of DIR/train, or of the split itself where there
+        is none, in alphabetical order.
 
     Raises:
       UserError: there is no such set or split, it is not prepared, or has no images and labels.
@@ -183,13 +239,13 @@ def open_source(name: str, split: str, data_dir: str = "") -> Source:
     if kind == "tfds" and where:
         return _open_tfds(name, where, split, data_dir)
     if kind == "folder" and where:
-        return _open_folder(Path(where).expanduser(), split)
+        return _open_folder(Path(where).expanduser(), split, class_names)
     raise UserError(
         f"data.source must be tfds:NAME or folder:DIR, such as tfds:digits, not {name!r}"
     )
 
 
-def _open_folder(directory: Path, split: str) -> Source:
+def _open_folder(directory: Path, split: str, names: tuple[str, ...]) -> Source:
     splits = _directories(directory)
     if split not in splits:
         raise UserError(
@@ -197,7 +253,7 @@ def _open_folder(directory: Path, split: str) -> Source:
             f"(it has {', '.join(splits[:10]) or 'none'})"
         )
     classes = directory / ("train" if "train" in splits else split)
-    names = tuple(_directories(classes))
+    names = names or tuple(_directories(classes))
     if not names:
         raise UserError(f"{classes} has no directories, of which each would be a class")
     return FolderSource(directory / split, names)
@@ -210,13 +266,25 @@ def _directories(directory: Path) -> list[str]:
 def _entries(directory: Path) -> list[str]:
     """Names in a directory, in alphabetical order, without hidden ones."""
     try:
-        return sorted(name for name in os.listdir(directory) if not name.startswith("."))
+        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
     except OSError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror}") from error
+    for name in names:
+        if not name.isprintable():  # bytes that are no UTF-8 as well, which nothing can write
+            raise UserError(
+                f"{directory} has a file or directory of the name {name!a}, which cannot be "
+                "shown; rename it"
+            )
+    return names
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGES)
+def _images(directory: Path) -> Iterator[str]:
+    """Image files in a directory and those below it, relative to it, in alphabetical order."""
+    for name in _entries(directory):
+        if (directory / name).is_dir():
+            yield from (f"{name}/{file}" for file in _images(directory / name))
+        elif name.lower().endswith(IMAGES):
+            yield name
 
 
 def _open_tfds(name: str, dataset: str, split: str, data_dir: str) -> Source:
@@ -234,15 +302,23 @@ def _open_tfds(name: str, dataset: str, split: str, data_dir: str) -> Source:
             f"`resnet-flax data prepare {name}`, or say where it is by --data_dir (in a run, "
             "--config.data.data_dir)"
         )
-    if not {"image", "label"} <= set(builder.info.features):
-        raise UserError(f"{name} is no image-classification set: it needs 'image' and 'label'")
     features = builder.info.features
+    labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
+    if not {"image", labels[0]} <= set(features):
+        raise UserError(f"{name} is no image-classification set: it needs 'image' and 'label'")
     # Decoded by us: TFDS takes OpenCV where it is installed, Pillow where not.
     decoders = {"image": tfds.decode.SkipDecoding()}
+    if not getattr(features[labels[0]], "names", None):
+        raise UserError(f"the labels of {name} are numbers without classes; they must be classes")
     try:
         examples = builder.as_data_source(split=split, decoders=decoders)
         return TfdsSource(
-            name, examples, tuple(features["label"].names), features["image"].shape[-1]
+            name,
+            examples,
+            tuple(features[labels[0]].names),
+            features["image"].shape[-1],
+            labels[:2],
+            labels[2].get(split) if labels[1] else len(examples),
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(
@@ -255,12 +331,32 @@ def _builder(dataset: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        return tfds.builder(dataset, data_dir=data_dir or None, file_format="array_record")
+        return _array_record(tfds.builder(dataset, data_dir=data_dir or None))
     except tfds.core.registered.DatasetNotFoundError as error:
         near = closest(dataset, tfds.list_builders(with_community_datasets=False))
         raise UserError(f"TFDS has no data set called {dataset!r}{near}") from error
+    except UserError:
+        raise
     except Exception as error:  # of all kinds: names, versions, damaged files
         raise UserError(f"TFDS cannot make {dataset!r} out: {first_line(error)}") from error
+
+
+def _array_record(builder: Any) -> Any:
+    """A builder that reads and writes array_record, which TFDS's default is not."""
+    import tensorflow_datasets as tfds
+
+    wanted = tfds.core.file_adapters.FileFormat.ARRAY_RECORD
+    if builder.info.splits and builder.info.file_format != wanted:
+        there = builder.data_dir
+        raise UserError(
+            f"{there} is prepared as {builder.info.file_format.value}, which cannot be read at "
+            "random; convert it by `python -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={there} --out_file_format=array_record "
+            "--out_dir=DIR/NAME/VERSION` and give DIR as --data_dir"
+        )
+    if not builder.info.splits:
+        builder.info.set_file_format(wanted, override=True)
+    return builder
 
 
 def splits_of(name: str, data_dir: str = "") -> tuple[str, ...]:

@@ -177,7 +177,7 @@ def random_box(
 
 
 def load(file: Any, name: str, channels: int) -> Image.Image:
-    """Decodes an encoded image, of any mode that Pillow knows.
+    """Decodes an encoded image, in 8 or 16 bits a channel of any kind.
 
     Args:
       file: to read from.
@@ -188,8 +188,19 @@ def load(file: Any, name: str, channels: int) -> Image.Image:
       UserError: it is truncated or no image.
     """
     try:
-        return Image.open(file).convert("L" if channels == 1 else "RGB")
+        image: Image.Image = Image.open(file)
+        if image.mode.startswith("I;16"):  # to 8 bits; Pillow's own conversion clips
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"numbers of mode {image.mode}, not grey levels of 8 or 16 bits")
+        return image.convert("L" if channels == 1 else "RGB")
+    except OSError as error:
+        if error.errno:  # of the file system, not of what is in the file
+            raise UserError(f"{name} cannot be read: {error.strerror}") from error
+        raise UserError(_undecodable(name, error)) from error
     except Exception as error:  # Pillow and its decoders raise all kinds
-        raise UserError(
-            f"{name} cannot be decoded ({error}); it is damaged or no image: replace or remove it"
-        ) from error
+        raise UserError(_undecodable(name, error)) from error
+
+
+def _undecodable(name: str, error: Exception) -> str:
+    return f"{name} cannot be decoded ({error}); it is damaged or no image: replace or remove it"

@@ -5,7 +5,7 @@ import pytest
 
 from resnet_flax.data.augment import (
     COLOUR_COMPONENTS,
-    COLOUR_DEVIATIONS,
+    COLOUR_EIGENVALUES,
     crop_and_flip,
     erase,
     less_pixel_mean,
@@ -44,6 +44,22 @@ def test_every_result_is_a_crop_of_the_padded_image_or_of_its_mirror(images):
     assert {dy for dy, _, _ in seen} == set(range(5))
     assert {dx for _, dx, _ in seen} == set(range(5))
     assert {mirrored for _, _, mirrored in seen} == {False, True}
+
+
+def test_half_are_mirrored_wherever_they_are_cropped():
+    # Every pixel says its row and column, so that a crop says its corner and whether it is turned.
+    y, x = np.mgrid[1:7, 1:6]
+    image = jnp.asarray(np.stack([y, x, x * 0 + 1], -1), jnp.uint8)
+    result = _augment(jnp.broadcast_to(image, (4000, 6, 5, 3)), 0, pad=1).astype(int)
+    mirrored = result[:, 3, 1, 1] > result[:, 3, 3, 1]
+    top, left = 3 - (result[:, 3, 2, 0] - 1), 2 - (result[:, 3, 2, 1] - 1)
+    assert 0.475 < mirrored.mean() < 0.525  # three standard deviations
+    for corner in (top, left):
+        for place in (-1, 0, 1):
+            at = corner == place
+            assert 0.31 < at.mean() < 0.357
+            assert 0.45 < mirrored[at].mean() < 0.55
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.05
 
 
 def test_an_example_depends_on_its_position_in_the_stream_alone(images):
@@ -96,7 +112,7 @@ def test_colours_shift_along_their_components():
     assert np.abs(shift - shift[:, :1, :1]).max() < 1e-5
     of_pixels = np.asarray(shift[:, 0, 0]) * (0.5, 0.25, 0.2)
     components = np.array(COLOUR_COMPONENTS)
-    expected = components @ np.diag(np.square(np.multiply(COLOUR_DEVIATIONS, 0.1))) @ components.T
+    expected = components @ np.diag(np.square(np.multiply(COLOUR_EIGENVALUES, 0.1))) @ components.T
     assert np.abs(np.cov(of_pixels.T) - expected).max() < 0.1 * expected.max()
     assert np.abs(of_pixels.mean(0)).max() < 0.002
 
@@ -112,14 +128,20 @@ def test_erased_rectangles_are_of_the_sizes_of_the_paper():
     assert (erased.all(-1) == erased.any(-1)).all()
     which = erased.any((1, 2, 3))
     assert 0.43 < which.mean() < 0.57
-    areas = []
+    areas, ratios, places = [], [], []
     for image in erased[which][..., 0]:
         rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert image.sum() == height * width
         areas.append(height * width / 1600)
+        ratios.append(height / width)
+        places.append((rows[0] / (40 - height + 1), columns[0] / (40 - width + 1)))
     assert 0.015 < min(areas) < 0.04
     assert 0.28 < max(areas) < 0.36
+    # Log-uniform: as many upright rectangles as lying ones, a quarter beyond 1.82.
+    assert 0.42 < np.mean(np.log(ratios) > 0) < 0.58
+    assert 0.17 < np.mean(np.array(ratios) > 3.3**0.5) < 0.33
+    assert np.abs(np.mean(places, 0) - 0.48).max() < 0.06
     assert erased[which][:, 0].any()
     assert erased[which][:, -1].any()
     everyone = np.asarray(erase(x, jnp.int32(0), seed=0, probability=1.0)) == 0
@@ -166,6 +188,30 @@ def test_cutmix_pastes_a_rectangle_and_weighs_the_targets_by_its_area():
         shares.append(share)
     assert min(shares) < 0.35
     assert max(shares) > 0.9
+
+
+def test_the_rectangle_has_the_share_that_was_drawn():
+    # Where no edge cuts it off: the root of 1 - share on either side (Yun et al. 2019, eq. 1),
+    # with the share of beta(1, 1) uniform, so that sides are distributed as the root is.
+    x, sides = _x(2, 100), []
+    for step in range(400):
+        mixed, _ = _mix(x, step, cutmix=1.0)
+        pasted = np.asarray(mixed == jnp.roll(x, 1, 0)).all(-1)[0]
+        rows = np.flatnonzero(pasted.any(1))
+        if len(rows) and rows[0] > 0 and rows[-1] < 99:
+            sides.append(len(rows) / 100)
+    # P(side > 1/2) would be 3/4, less what is cut off: side s stays inside with 1 - s.
+    weights = np.linspace(0, 1, 1001)
+    inside = 2 * weights * (1 - weights)
+    expected = inside[weights > 0.5].sum() / inside.sum()
+    assert abs(np.mean(np.array(sides) > 0.5) - expected) < 4 * np.sqrt(0.25 / len(sides))
+
+
+def test_repeated_images_mix_with_other_ones():
+    targets = jnp.repeat(jnp.eye(3), 4, axis=0)
+    for kind in ({"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}):
+        _, mixed = mix(_x(12), targets, jnp.int32(1), seed=0, distance=4, **kind)
+        assert (np.count_nonzero(mixed, axis=1) == 2).all()
 
 
 def test_either_is_drawn_where_both_are_asked_for():

@@ -108,7 +108,9 @@ class Photographs(ArraySource):
         return {"image": Image.fromarray(noise), "label": np.int32(index)}
 
 
-PHOTOGRAPHS = Photographs(np.zeros((40, 1)), np.arange(40), ("a",))
+PHOTOGRAPHS = Photographs(
+    np.zeros((40, 1, 1, 1), np.uint8), np.arange(40), tuple(map(str, range(40)))
+)
 RANDOM = TrainTransform("random_resized", sizes=(12,), policy="trivialaugment")
 
 

@@ -1,5 +1,6 @@
 """TFDS sets, folders of images, arrays."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -11,8 +12,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_flax.data.sources import ArraySource, hold_out, in_memory, open_source
+from resnet_flax.config import default_config
+from resnet_flax.data import batches
+from resnet_flax.data.experiment import open_splits
+from resnet_flax.data.sources import ArraySource, TfdsSource, hold_out, in_memory, open_source
 from resnet_flax.errors import UserError
+
+NAMES = tuple(map(str, range(100)))
 
 
 def test_the_last_360_scans_are_the_test_split(data_dir):
@@ -145,13 +151,86 @@ def test_an_unreadable_directory_is_explained(folder):
 
 def test_a_holdout_is_the_same_for_every_seed_and_no_training_example():
     images = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1)
-    train, held_out = hold_out(ArraySource(images, np.arange(100), tuple("ab")), 0.1)
+    train, held_out = hold_out(ArraySource(images, np.arange(100), NAMES), 0.1)
     ids = [[int(s[i]["label"]) for i in range(len(s))] for s in (train, held_out)]
     assert list(map(len, ids)) == [90, 10]
     assert sorted(ids[0] + ids[1]) == list(range(100))
     assert ids[1] == [2, 17, 25, 27, 32, 44, 47, 51, 73, 96]
     assert held_out[3]["image"][0, 0, 0] == ids[1][3]
-    assert train.class_names == ("a", "b")
+    assert train.class_names == NAMES
+    for share in (0.004, 0.996):
+        with pytest.raises(UserError, match=r"data.holdout=0.\d+ of 100 training examples is"):
+            hold_out(ArraySource(images, np.arange(100), NAMES), share)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 3, 3, 1)), [0, 1], "images must be uint8 .*, not float64 of"),
+        (np.zeros((3, 3), np.uint8), [0, 1, 1], "images must be uint8 .* not uint8 of"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [0, 1, 1], "labels must be 2 whole numbers"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [0.0, 1.0], "labels must be 2 whole numbers"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [0, 2], "labels must be from 0 to 1, .* not 0 to 2"),
+        (np.zeros((2, 3, 3, 1), np.uint8), [-1, 1], "labels must be from 0 to 1, .* not -1"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_explained(images, labels, message):
+    with pytest.raises(UserError, match=message):
+        ArraySource(images, labels, ("a", "b"))
+    with pytest.raises(UserError, match="batch_size and epochs take numbers from 1"):
+        batches(ArraySource(np.zeros((2, 3, 3, 1), np.uint8), [0, 1], "ab"), batch_size=0)
+
+
+def test_the_classes_are_those_of_the_training_images_whatever_its_directory_is_called(folder):
+    (folder / "train").rename(folder / "training")
+    shutil.rmtree(folder / "val" / "ant")
+    data = default_config().data
+    data.update(source=f"folder:{folder}", train_split="training", eval_split="val")
+    train, held_out = open_splits(data)
+    assert train.class_names == held_out.class_names == ("ant", "bee", "cat")
+    assert [int(held_out[i]["label"]) for i in range(2)] == [1, 2]
+    (folder / "val" / "dog").mkdir()
+    with pytest.raises(UserError, match="val/dog is a class that the training images lack"):
+        open_splits(data)
+
+
+def test_images_below_a_class_s_directory_are_its_own(folder):
+    (folder / "train" / "ant" / "more" / "still").mkdir(parents=True)
+    Image.new("L", (3, 2), 9).save(folder / "train" / "ant" / "more" / "still" / "x.pgm")
+    source = open_source(f"folder:{folder}", "train")
+    assert len(source) == 16
+    assert source[4]["image"].size == (3, 2)
+    assert int(source[4]["label"]) == 0
+
+
+def test_what_the_file_system_refuses_is_said_in_its_words(folder):
+    (folder / "train" / "ant" / "9.png").symlink_to(folder / "nowhere")
+    source = open_source(f"folder:{folder}", "train")
+    with pytest.raises(UserError, match=r"ant/9.png cannot be read: No such file or directory"):
+        source[4]
+    os.mkdir(os.fsencode(folder / "train") + b"/d\xff")
+    with pytest.raises(UserError, match=r"directory of the name 'd\\udcff', which cannot be shown"):
+        open_source(f"folder:{folder}", "train")
+
+
+def test_tfds_s_own_format_is_explained(data_dir, tmp_path):
+    shutil.copytree(f"{data_dir}/digits", tmp_path / "digits")
+    info = next(tmp_path.rglob("dataset_info.json"))
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"prepared as tfrecord, .*convert_format --dataset_ver"):
+        open_source("tfds:digits", "train", str(tmp_path))
+
+
+def test_labels_that_are_no_classes_are_explained():
+    class Examples(list):
+        def __getitem__(self, index):
+            file = io.BytesIO()
+            Image.new("RGB", (2, 2)).save(file, "PNG")
+            return {"image": file.getvalue(), "label": -1}
+
+    source = TfdsSource("tfds:x", Examples([0]), ("a", "b"), 3)
+    with pytest.raises(UserError, match="example 0 of tfds:x has the label -1, which is none of"):
+        source[0]
 
 
 def test_only_images_of_one_size_are_kept_in_memory(folder):

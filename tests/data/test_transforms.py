@@ -71,7 +71,7 @@ def test_jitter_crops_a_square_of_the_resized_image(photograph):
         side: np.asarray(resize_shorter(photograph, side, Image.Resampling.BILINEAR))
         for side in range(30, 51)
     }
-    sides, corners = set(), set()
+    sides, corners, smallest = set(), set(), set()
     for seed in range(150):
         crop = transform(photograph, _rng(seed), 0)
         assert crop.shape == (24, 24, 3)
@@ -83,9 +83,18 @@ def test_jitter_crops_a_square_of_the_resized_image(photograph):
         assert found
         sides.add(found[0][0])
         corners.add(found[0][1:])
+    for seed in range(300):
+        fixed = TrainTransform("jitter", sizes=(24,), jitter=(30, 30))
+        crop = fixed(photograph, _rng(seed), 0)
+        windows = np.lib.stride_tricks.sliding_window_view(candidates[30], (24, 24), (0, 1))
+        same = (windows == crop.transpose(2, 0, 1)).all((-3, -2, -1))
+        smallest.add(tuple(np.argwhere(same)[0]))
     assert {30, 50} <= sides
-    assert (0, 0) in {tuple(np.minimum(c, 1) * 0) for c in corners}
     assert len(corners) > 60
+    # Of the smallest side, 30 by 45, every row of corners comes, the last one too.
+    rows, columns = zip(*smallest, strict=True)
+    assert {min(rows), max(rows)} == {0, 30 - 24}
+    assert {min(columns), max(columns)} == {0, 45 - 24}
 
 
 def test_random_boxes_are_of_the_area_and_shape_that_are_asked():
@@ -105,8 +114,18 @@ def test_random_boxes_are_of_the_area_and_shape_that_are_asked():
     assert 1.3 < ratio.max() < 1.35
     # Uniform up to where the largest boxes do not fit any more.
     assert abs((area < 0.31).mean() / (area < 0.54).mean() - 0.5) < 0.05
-    assert (left == 0).any()
-    assert (bottom == 375).any()
+    # Log-uniform: half of the small boxes, which all fit, are wider than high, and a quarter
+    # beyond the root of 4/3; a uniform ratio would have 57 and 31 %.
+    small = area < 0.4
+    assert abs((ratio[small] > 1).mean() - 0.5) < 0.04
+    assert abs((ratio[small] > (4 / 3) ** 0.5).mean() - 0.25) < 0.04
+    # Corners are uniform over where the box fits.
+    for corner, side, length in ((left, w, 500), (top, h, 375)):
+        place = corner / (length - side + 1)
+        assert abs(place[small].mean() - 0.5) < 0.03
+        assert place[small].max() > 0.95
+        assert (corner == 0).any()
+        assert (corner + side == length).any()
 
 
 @pytest.mark.parametrize(
@@ -202,6 +221,23 @@ def test_policies_draw_all_operations_and_both_signs(monkeypatch, photograph):
     assert {round(v) for n, v in seen if n == "posterize"} == set(range(7))
 
 
+def test_magnitudes_are_those_of_the_papers_code():
+    # torchvision's RandAugment and TrivialAugmentWide, `_augmentation_space` at the last bin.
+    enhancers = {"brightness", "colour", "contrast", "sharpness"}
+    plain = {"identity": 0, "autocontrast": 0, "equalize": 0, "solarize": 255}
+    rand = {"shear_x": 0.3, "shear_y": 0.3, "rotate": 30, "posterize": 4}
+    rand |= {"translate_x": 150 / 331, "translate_y": 150 / 331}
+    wide = {"shear_x": 0.99, "shear_y": 0.99, "rotate": 135, "posterize": 6}
+    wide |= {"translate_x": 32, "translate_y": 32}
+    for table, expected, strength in ((policies.RAND, rand, 0.9), (policies.WIDE, wide, 0.99)):
+        found = {name: value for name, (value, _) in table.items()}
+        assert found == pytest.approx(plain | expected | dict.fromkeys(enhancers, strength))
+        signed = {name for name, (_, signed) in table.items() if signed}
+        assert signed == set(found) - {"posterize", "solarize", "identity", "autocontrast"} - {
+            "equalize"
+        }
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("torch", "torchvision"))),
@@ -256,6 +292,18 @@ def test_all_modes_become_rgb(mode):
     Image.new(mode, (5, 4)).save(file, "TIFF")
     assert to_array(load(file, "it", 3)).shape == (4, 5, 3)
     assert to_array(load(file, "it", 1)).shape == (4, 5, 1)
+
+
+def test_sixteen_bits_become_eight_and_other_numbers_are_refused():
+    file = io.BytesIO()
+    ramp = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(file, "PNG")
+    assert Image.open(file).mode == "I;16"
+    np.testing.assert_array_equal(to_array(load(file, "it", 1))[..., 0], ramp // 256)
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(file, "TIFF")
+    with pytest.raises(UserError, match=r"it cannot be decoded \(numbers of mode F"):
+        load(file, "it", 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html></html>", "truncated"])

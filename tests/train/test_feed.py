@@ -39,17 +39,36 @@ def source():
     return ArraySource(images, rng.integers(0, 10, EXAMPLES), tuple("0123456789"))
 
 
-def _prepare(dtype):
+EVERYTHING = {"mixup": 0.2, "cutmix": 1.0, "erase": 0.3, "colour": 0.1, "std": (0.3,)}
+
+
+def _prepare(dtype, pixel_mean=True, **settings):
     data = default_config().data
-    data.update(pad=2, flip=True, mixup=0.2, cutmix=1.0, erase=0.3, colour=0.1, std=(0.3,))
-    return Prepare(data, 3, 10, dtype, np.full((8, 8, 3), 100, np.float32))
+    data.update(pad=2, flip=True, **settings)
+    return Prepare(data, 3, 10, dtype, np.full((8, 8, 3), 100, np.float32) if pixel_mean else None)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_batches_are_equal_bit_for_bit(source, devices):
+CHANNELS = {"pixel_mean": False, "mean": (0.49, 0.48, 0.44), "std": (0.2, 0.19, 0.21)}
+
+
+@pytest.mark.parametrize(
+    ("devices", "dtype", "recipe"),
+    [
+        (1, "float32", EVERYTHING),
+        (8, "float32", EVERYTHING),
+        (1, "float32", {}),
+        (1, "float32", CHANNELS),
+        (1, "float32", CHANNELS | {"mixup": 0.2}),
+        (1, "float32", CHANNELS | {"cutmix": 1.0, "erase": 0.5}),
+        (1, "float32", CHANNELS | {"colour": 0.1}),
+        (8, "float32", {"colour": 0.1, "mixup": 0.2}),
+        (1, "bfloat16", CHANNELS | {"mixup": 0.2}),
+    ],
+)
+def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
     """What a network gets: gathered, cropped, flipped, mixed on the devices."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    prepare = _prepare(jnp.float32)
+    prepare = _prepare(jnp.dtype(dtype), **recipe)
 
     def record(state, batch):  # in place of train_step
         x, targets = prepare.training(batch["image"], batch["label"], state.step)
@@ -78,7 +97,7 @@ def _runs(source, shape, steps):
     widths = {"stage_features": (8, 16, 32), "stem_features": 8}
     model = create_model("cifar_resnet8", **widths, **types)
     tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))
-    prepare = _prepare(jnp.float64)
+    prepare = _prepare(jnp.float64, **EVERYTHING)
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=(8, 8, 3)), mesh
     )

@@ -1,0 +1,53 @@
+"""From a config's `data` to what it names."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_flax.config import default_config
+from resnet_flax.data.experiment import Prepare, make_transforms
+
+
+def test_transforms_are_what_the_config_says():
+    data = default_config().data
+    data.update(
+        crop="random_resized",
+        size=48,
+        early_sizes=(16, 32),
+        early_steps=(5, 9),
+        jitter=(60, 70),
+        crop_area=(0.2, 0.9),
+        crop_ratio=(0.5, 2.0),
+        policy="randaugment",
+        policy_operations=3,
+        policy_magnitude=7,
+        interpolation="bicubic",
+        crop_fraction=0.75,
+        eval_size=64,
+    )
+    train, evaluation = make_transforms(data)
+    assert (train.crop, train.sizes, train.boundaries) == ("random_resized", (16, 32, 48), (5, 9))
+    assert (train.jitter, train.crop_area) == ((60, 70), (0.2, 0.9))
+    assert (train.crop_ratio, train.policy) == ((0.5, 2.0), "randaugment")
+    assert (train.operations, train.magnitude, train.interpolation) == (3, 7, "bicubic")
+    assert (evaluation.size, evaluation.crop_fraction) == (64, 0.75)
+    assert evaluation.interpolation == "bicubic"
+    data.eval_size = 0
+    assert make_transforms(data)[1].size == 48
+
+
+def test_images_are_normalised_alike_in_training_and_evaluation():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (2, 4, 4, 3)), jnp.uint8)
+    mean = rng.uniform(100, 140, (4, 4, 3)).astype(np.float32)
+    data = default_config().data
+    data.update(pad=0, flip=False, std=(0.2, 0.25, 0.3))
+    for pixel_mean, channels in ((mean, (0.0,)), (None, (0.5, 0.4, 0.3))):
+        data.mean = channels
+        prepare = Prepare(data, 0, 10, jnp.float32, pixel_mean)
+        levels = np.asarray(images) - (0 if pixel_mean is None else pixel_mean)
+        expected = (levels / 255 - channels) / (0.2, 0.25, 0.3)
+        x = prepare.evaluation(images)
+        np.testing.assert_allclose(x, expected, atol=1e-5)
+        trained, labels = prepare.training(images, jnp.arange(2), jnp.int32(0))
+        np.testing.assert_array_equal(trained, x)
+        np.testing.assert_array_equal(labels, [0, 1])
