@@ -12,8 +12,18 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 # their own. A module imports only what is of an inner row, or of its own row and package.
 LAYERS = (
     ("errors",),
-    ("config", "sharding", "models", "data", "train.losses", "train.optim", "train.state"),
-    ("train.steps", "train.checkpoint", "train.interrupt", "train.writers", "weights"),
+    (
+        "config",
+        "sharding",
+        "models",
+        "data",
+        "evaluation.metrics",
+        "train.losses",
+        "train.optim",
+        "train.state",
+    ),
+    ("train.steps", "train.checkpoint", "train.interrupt", "train.writers"),
+    ("weights",),
     ("evaluation",),
     ("train",),
     ("", "sweep", "explore", "paper", "finetune"),

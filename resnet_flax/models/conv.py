@@ -154,7 +154,7 @@ conv2d.defvjp(_conv_forward, _conv_backward)
 
 
 class Conv(nn.Module):
-    """A convolution without bias, as before every normalisation; one parameter, `kernel` (HWIO).
+    """A convolution; one parameter, `kernel` (HWIO), and `bias` where asked for.
 
     Attributes:
       features: output channels.
@@ -164,8 +164,9 @@ class Conv(nn.Module):
         stride 1 keeps the size.
       dilation: spacing of the kernel's taps.
       groups: groups of channels (ResNeXt's cardinality).
+      use_bias: add a bias; no use before a normalisation.
       dtype: type of the computation.
-      param_dtype: type of the kernel.
+      param_dtype: type of the parameters.
     """
 
     features: int
@@ -174,6 +175,7 @@ class Conv(nn.Module):
     padding: int | None = None
     dilation: int = 1
     groups: int = 1
+    use_bias: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -193,7 +195,7 @@ class Conv(nn.Module):
         ph, pw = (
             self.dilation * (k - 1) // 2 if self.padding is None else self.padding for k in (h, w)
         )
-        return conv2d(
+        y = conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             (self.strides, self.strides),
@@ -201,3 +203,7 @@ class Conv(nn.Module):
             (self.dilation, self.dilation),
             self.groups,
         )
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        return y + bias.astype(self.dtype)

@@ -26,6 +26,7 @@ CHOICES = {
     "shortcut": SHORTCUTS,
     "stride_on": ("1x1", "3x3"),
     "stem": ("cifar", "imagenet", "deep"),
+    "stem_pool": ("padded", "ceil"),
     "norm": ("batch", "group"),
     "output_stride": (8, 16, 32),
 }
@@ -57,6 +58,8 @@ class ResNet(nn.Module):
       stem: 'cifar' (one 3x3), 'imagenet' (7x7 and max pooling) or 'deep' (three 3x3 and max
         pooling).
       stem_norm: normalise and activate behind the stem's last convolution.
+      stem_bias: the stem's convolutions have a bias, as in the Caffe model of ResNet-50.
+      stem_pool: 'padded', or 'ceil' as in Caffe, see `pool.max_pool`.
       shortcut_pool: stride of a projection by average pooling (ResNet-D).
       norm: 'batch' or 'group'.
       zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).
@@ -87,6 +90,8 @@ class ResNet(nn.Module):
     squeeze_multiple: int = 1
     stem: str = "imagenet"
     stem_norm: bool = True
+    stem_bias: bool = False
+    stem_pool: str = "padded"
     shortcut_pool: bool = False
     norm: str = "batch"
     zero_init: bool = False
@@ -125,7 +130,9 @@ class ResNet(nn.Module):
         if self.norm == "group":
             norm = partial(GroupNorm, **types)
         maps: dict[str, Array] = {}
-        x = Stem(self.stem, self.stem_features, self.stem_norm, conv, norm, name="stem")(x, train)
+        stem_conv = partial(conv, use_bias=self.stem_bias)
+        stem = partial(Stem, self.stem, self.stem_features, self.stem_norm, self.stem_pool)
+        x = stem(stem_conv, norm, name="stem")(x, train)
         for stage, size in enumerate(self.stage_sizes, start=1):
             first, rest = self._blocks(stage, conv, norm)
             x = self._unrolled(first, stage, [1], x, train)
@@ -262,6 +269,7 @@ class Stem(nn.Module):
       kind: 'cifar', 'imagenet' or 'deep', see `ResNet`.
       features: output channels; the first two convolutions of a deep stem have half of it.
       last_norm: normalise and activate after the last convolution too.
+      pool: see `ResNet.stem_pool`.
       conv: makes a convolution.
       norm: makes a normalisation.
     """
@@ -269,6 +277,7 @@ class Stem(nn.Module):
     kind: str
     features: int
     last_norm: bool
+    pool: str
     conv: Any
     norm: Any
 
@@ -284,7 +293,7 @@ class Stem(nn.Module):
             x = self.conv(width, (side, side), strides=strides, name=f"conv{i}")(x)
             if self.last_norm or i < len(layers):
                 x = nn.relu(self.norm(name=f"norm{i}")(x, train))
-        return x if self.kind == "cifar" else max_pool(x)
+        return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil")
 
 
 def strides_of(model: ResNet) -> list[tuple[int, int, int]]:

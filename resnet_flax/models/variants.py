@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from resnet_flax.errors import UserError, closest
@@ -112,6 +113,31 @@ def create_model(name: str, /, **axes: Any) -> ResNet:
     return model
 
 
+def configured_model(
+    config: ml_collections.ConfigDict, num_classes: int, norm_groups: int = 1
+) -> ResNet:
+    """The network that a config's `model` describes.
+
+    Args:
+      config: the keys of `model`.
+      num_classes: outputs.
+      norm_groups: see `ResNet`; of no effect in evaluation.
+    """
+    decided = {
+        "num_classes": num_classes,
+        "norm_groups": norm_groups,
+        "norm_momentum": config.norm_momentum,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.float32,
+        "scan": config.scan,
+        "remat": config.remat,
+    }
+    axes = parse_axes(config.axes)
+    for axis in axes.keys() & decided.keys():
+        raise UserError(f"model.axes cannot set {axis}: other keys or the data decide it")
+    return create_model(config.name, **axes, **decided)
+
+
 def parse_axes(text: str) -> Axes:
     """Axes written as words, 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
 
@@ -189,6 +215,8 @@ def _check(model: ResNet) -> None:
         raise UserError("groups and group_width need block='bottleneck'")
     if model.stem == "deep" and model.stem_features % 2:
         raise UserError(f"stem='deep' needs an even stem_features, not {model.stem_features}")
+    if model.stem == "cifar" and model.stem_pool != "padded":
+        raise UserError("stem_pool needs a stem that pools: stem='imagenet' or 'deep'")
     if model.zero_init and model.shortcut == "none":
         raise UserError("zero_init needs a shortcut; without one nothing would pass a block")
     if model.preactivation and model.zero_init:

@@ -306,6 +306,42 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
     return state
 
 
+def newest(directory: Path) -> Path:
+    """The newest checkpoint in a directory of them.
+
+    Raises:
+      UserError: there is none.
+    """
+    steps = Checkpoints(directory, 1).steps()
+    if not steps:
+        raise UserError(f"{directory} holds no finished checkpoint yet")
+    return directory / str(steps[0])
+
+
+def read_variables(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
+    """The network's `params` and `batch_stats` of one checkpoint, on one device, verified.
+
+    Args:
+      path: the checkpoint's directory.
+      meta: see `read_meta`.
+
+    Raises:
+      DamagedError: see `read_state`.
+    """
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    _silence_stores()
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            saved = reader.metadata((path / "state").absolute()).item_metadata.tree
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), saved
+        )
+    except Exception as error:  # of all kinds
+        raise DamagedError(f"its state cannot be read ({_reason(error)})") from error
+    state = read_state(path, target, meta)
+    return {name: state[name] or {} for name in ("params", "batch_stats")}
+
+
 def _wrong_files(path: Path) -> Iterator[str]:
     """Files that differ from the sums; none where a crash came before these were written."""
     if not (path / SUMS).exists():

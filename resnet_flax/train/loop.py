@@ -1,6 +1,5 @@
 """The training loop: read this to learn what a run does."""
 
-import dataclasses
 import json
 import math
 from contextlib import ExitStack
@@ -13,7 +12,8 @@ import ml_collections
 from resnet_flax.config import conflicts, flatten, resolve
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.run import Result, evaluate
+from resnet_flax.evaluation.metrics import Result
+from resnet_flax.evaluation.run import evaluate
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.curves import draw_curves
 from resnet_flax.train.feed import open_feed
@@ -21,7 +21,7 @@ from resnet_flax.train.interrupt import Interruption
 from resnet_flax.train.meter import Meter, diverged
 from resnet_flax.train.setup import Run, build
 from resnet_flax.train.state import TrainState
-from resnet_flax.train.writers import Writers
+from resnet_flax.train.writers import Record, Writers
 
 
 class Stopped(Exception):  # noqa: N818  no error
@@ -191,7 +191,14 @@ def _evaluate(
         hosts=jax.process_count(),
         workers=config.data.workers,
     ) as batches:
-        progress = evaluate(run.eval_step, state.variables, batches, run.mesh, len(source))
+        progress = evaluate(
+            run.eval_step,
+            state.variables,
+            batches,
+            run.mesh,
+            source,
+            len(run.about["class_names"]),
+        )
         for done, result in enumerate(progress, start=1):
             if result is None:
                 writers.terminal.evaluating(done, number)
@@ -203,8 +210,15 @@ def _evaluate(
     split = config.data.eval_split
     # The records of training are of "train".
     name = "train (evaluated)" if split == "train" else split
-    record = {"split": name, "step": step, **dataclasses.asdict(result)}
-    if not writers.metrics.has(record["split"], step):  # as it is when the run was finished
+    record: Record = {
+        "split": name,
+        "step": step,
+        "loss": result.loss,
+        "error": result.error,
+        "top5_error": result.top5_error,
+        "count": result.count,
+    }
+    if not writers.metrics.has(name, step):  # as it is when the run was finished
         writers.write(record)
     writers.terminal.evaluated(step, record)
     return result
@@ -220,6 +234,5 @@ def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) ->
     draw_curves(workdir / "metrics.jsonl", curves, f"{_network(config)} on {config.data.source}")
     print(f"curves: {curves}")
     print(f"checkpoints: {workdir / 'checkpoints'}")
-    wrong = round(result.error * result.count)
     error = f"{config.data.eval_split} error: {100 * result.error:.2f} %"
-    print(f"{error} ({wrong} of {result.count}, loss {result.loss:.4f})", flush=True)
+    print(f"{error} ({result.errors} of {result.count}, loss {result.loss:.4f})", flush=True)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from resnet_flax import sharding
@@ -15,7 +14,7 @@ from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
-from resnet_flax.models import ResNet, create_model, parse_axes
+from resnet_flax.models import configured_model
 from resnet_flax.train.optim import make_optimizer, make_schedule
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import (
@@ -72,10 +71,19 @@ def build(config: ml_collections.ConfigDict) -> Run:
     train_transform, eval_transform = make_transforms(data)
     image_shape = eval_transform(train_source[0]["image"]).shape
     _check_channels(config, image_shape[-1])
+    if data.resident and config.batch_size > len(train_source):
+        raise UserError(
+            f"batch_size={config.batch_size} is more than the {len(train_source)} training examples"
+        )
     pixel_mean = None
     if data.pixel_mean:
-        pixel_mean = statistics.pixel_mean(train_source, eval_transform, statistics.SAMPLE)
-    model = _model(config.model, len(train_source.class_names), config.batch_size, mesh.size)
+        sample = len(train_source) if data.resident or data.in_memory else statistics.SAMPLE
+        pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample)
+    model = configured_model(
+        config.model,
+        len(train_source.class_names),
+        norm_groups(config.model.norm_span, config.batch_size, mesh.size),
+    )
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
     prepare = Prepare(data, config.seed, model.num_classes, model.dtype, pixel_mean)
@@ -118,24 +126,6 @@ def build(config: ml_collections.ConfigDict) -> Run:
     )
 
 
-def _model(
-    config: ml_collections.ConfigDict, classes: int, batch_size: int, devices: int
-) -> ResNet:
-    decided = {
-        "num_classes": classes,
-        "norm_groups": norm_groups(config.norm_span, batch_size, devices),
-        "norm_momentum": config.norm_momentum,
-        "dtype": jnp.dtype(config.dtype),
-        "param_dtype": jnp.float32,
-        "scan": config.scan,
-        "remat": config.remat,
-    }
-    axes = parse_axes(config.axes)
-    for axis in axes.keys() & decided.keys():
-        raise UserError(f"model.axes cannot set {axis}: other keys or the data decide it")
-    return create_model(config.name, **axes, **decided)
-
-
 def norm_groups(span: str, batch_size: int, devices: int) -> int:
     """The groups of examples that batch normalisation treats by themselves.
 
@@ -167,3 +157,8 @@ def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
                 f"data.{name} has {given} numbers, but the images of {config.data.source} have "
                 f"{channels} channel{'s' * (channels > 1)}; give one number or one a channel"
             )
+    if config.data.colour and channels != 3:
+        raise UserError(
+            f"data.colour shifts RGB, but the images of {config.data.source} have {channels} "
+            f"channel{'s' * (channels > 1)}; set it to 0"
+        )

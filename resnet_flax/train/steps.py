@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from resnet_flax import sharding
+from resnet_flax.evaluation.metrics import add
 from resnet_flax.train.losses import cross_entropy
 from resnet_flax.train.state import TrainState
 
@@ -83,24 +84,18 @@ def train_step(
 def eval_step(
     variables: dict[str, Any], batch: Batch, sums: Sums, *, model: nn.Module, prepare: Prepare
 ) -> Sums:
-    """Adds one batch's `loss` (nats), `errors` and `count` (examples) to `sums`.
+    """Adds one batch to `sums`, see `metrics.add`.
 
     Args:
       variables: the network's parameters and running statistics.
-      batch: as for `train_step`; examples whose `mask` is false add nothing.
-      sums: of the batches before, `zero_sums()` at the first.
+      batch: as for `train_step`; examples whose `mask` is false add nothing. May have
+        `accepted`, `[b, classes]`.
+      sums: of the batches before, `metrics.zero_sums(classes)` at the first.
       model: the network.
       prepare: `(images) -> x`, normalisation on the device.
     """
     logits: Any = model.apply(variables, prepare(batch["image"]), train=False)
-    weights = batch["mask"]
-    losses = cross_entropy(logits, batch["label"])
-    return {
-        # where, not a product: a padding image may give a loss that is not finite
-        "loss": sums["loss"] + jnp.where(weights, losses, 0).sum(),
-        "errors": sums["errors"] + (weights & (logits.argmax(-1) != batch["label"])).sum(),
-        "count": sums["count"] + weights.sum(),
-    }
+    return add(sums, logits, batch["label"], batch["mask"], batch.get("accepted"))
 
 
 def resident_steps(
@@ -142,12 +137,6 @@ def resident_steps(
     return jax.lax.fori_loop(0, n, body, (state, empty))
 
 
-def zero_sums() -> Sums:
-    """What `eval_step` starts from."""
-    zero = jnp.zeros((), jnp.int32)
-    return {"loss": jnp.zeros(()), "errors": zero, "count": zero}
-
-
 def compile_steps(
     mesh: Mesh, state_shardings: Any, train: Callable[..., Any], evaluate: Callable[..., Any]
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
@@ -162,9 +151,15 @@ def compile_steps(
         out_shardings=(state_shardings, whole),
         donate_argnums=0,
     )
-    variables = state_shardings.variables
-    compiled_eval = jax.jit(evaluate, in_shardings=(variables, cut, whole), out_shardings=whole)
-    return compiled_train, compiled_eval
+    return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate)
+
+
+def compile_eval(
+    mesh: Mesh, variable_shardings: Any, evaluate: Callable[..., Any]
+) -> Callable[..., Sums]:
+    """`eval_step` (its keywords bound) as a program over the mesh."""
+    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
+    return jax.jit(evaluate, in_shardings=(variable_shardings, cut, whole), out_shardings=whole)
 
 
 def compile_resident(

@@ -41,23 +41,24 @@ def _module_name(modules: list[str], model: ResNet, layout: str) -> str:
     if first == "stem":
         return _stem_name(inner[0], model, layout)
     stage, block = map(int, re.fullmatch(r"stage(\d+)_block(\d+)", first).groups())  # type: ignore[union-attr]
+    prefix = f"layer{stage}.{block - 1}"
     if layout == "timm_v2":
         prefix = f"stages.{stage - 1}.blocks.{block - 1}"
+    if inner[0] == "se":
+        return f"{prefix}.se.{'fc1' if inner[1] == 'reduce' else 'fc2'}"
+    if layout == "timm_v2":
         return f"{prefix}.{'downsample.conv' if inner[0] == 'shortcut' else inner[0]}"
-    prefix = f"layer{stage}.{block - 1}"
     if inner[0] == "shortcut":
         if layout == "akamaster":
             raise UserError("the layout akamaster has no projections; use shortcut='A'")
         first_index = 1 if model.shortcut_pool else 0  # the pooling is number 0 there
         return f"{prefix}.downsample.{first_index + (inner[1] == 'norm')}"
-    if inner[0] == "se":
-        return f"{prefix}.se.{'fc1' if inner[1] == 'reduce' else 'fc2'}"
     return f"{prefix}.{inner[0].replace('norm', 'bn')}"
 
 
 def _stem_name(module: str, model: ResNet, layout: str) -> str:
     if layout == "timm_v2":
-        return {"conv1": "stem.conv", "norm1": "stem.norm"}[module]
+        return f"stem.{module if model.stem == 'deep' else module[:-1]}"
     if model.stem == "deep":
         # A sequence: convolution, normalisation, activation, and again; the last one outside.
         number = int(module[-1])

@@ -269,7 +269,8 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, r
 def test_an_evaluation_that_is_not_finite_is_divergence(config, tmp_path, monkeypatch):
     # Running statistics can be useless where the batch's are not.
     monkeypatch.setattr(
-        "resnet_flax.train.loop.evaluate", lambda *_: iter([Result(float("nan"), 0.9, 360)])
+        "resnet_flax.train.loop.evaluate",
+        lambda *_: iter([Result(360, 0.9, 0.5, float("nan"), 0.1, (360,), (324,))]),
     )
     with pytest.raises(UserError, match=r"diverged at step 4 \(evaluation loss nan"):
         train(config, tmp_path / "run")

@@ -11,6 +11,7 @@ import pytest
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
+from resnet_flax.evaluation.metrics import zero_sums
 from resnet_flax.train.optim import make_optimizer
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import (
@@ -18,7 +19,6 @@ from resnet_flax.train.steps import (
     compile_steps,
     eval_step,
     train_step,
-    zero_sums,
 )
 
 BATCH = 16
@@ -218,14 +218,15 @@ def test_evaluation_counts_only_what_the_mask_lets_through(devices):
     batch = next(_batches(1))
 
     def of(batch):
-        return jax.device_get(evaluate(variables, sharding.put_batch(batch, mesh), zero_sums()))
+        sums = evaluate(variables, sharding.put_batch(batch, mesh), zero_sums(10))
+        return jax.device_get(sums)
 
     each = []
     for i in range(BATCH):
         each.append(of({**batch, "mask": np.arange(BATCH) == i}))
-        assert each[-1]["count"] == 1
+        assert each[-1]["count"].sum() == each[-1]["seen"] == 1
     some = np.arange(BATCH) % 3 == 0
     sums = of({**batch, "mask": some})
-    for name in ("loss", "errors", "count"):
+    for name in sums:
         expected = sum(e[name] for e, chosen in zip(each, some, strict=True) if chosen)
         np.testing.assert_allclose(sums[name], expected, rtol=1e-5)

@@ -1,0 +1,225 @@
+"""`resnet-flax eval MODEL`: exact error rates of a network with weights."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from resnet_flax.cli import Parser
+from resnet_flax.errors import UserError
+
+SPLITS = ("test", "val", "validation")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluates; returns the exit status."""
+    arguments = _parse(argv)
+    import jax.numpy as jnp
+
+    from resnet_flax.data.preprocessing import Preprocessing
+    from resnet_flax.data.sources import open_source
+    from resnet_flax.evaluation.labels import as_outputs
+    from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
+    from resnet_flax.sweep import provenance, write_json
+    from resnet_flax.weights.loading import open_pretrained
+
+    found = open_pretrained(
+        arguments.model_name,
+        variant=arguments.model,
+        weights=arguments.weights,
+        dtype=arguments.dtype or None,
+    )
+    data = arguments.data or found.config.get("data.source", "")
+    if not data:
+        raise UserError(f"{arguments.model_name} names no data; say --data tfds:NAME or folder:DIR")
+    data_dir = arguments.data_dir or found.config.get("data.data_dir", "")
+    split = arguments.split or _split(data, data_dir, arguments.data, found.config)
+    preprocessing = _preprocessing(arguments, found.preprocessing or Preprocessing(size=0))
+    if found.preprocessing is None and not (arguments.mean and arguments.std):
+        raise UserError(
+            f"nothing says how the images for {arguments.model_name} are normalised; give --mean "
+            "and --std, of pixels in [0, 1]"
+        )
+    source = as_outputs(
+        open_source(data, split, data_dir),
+        found.class_names,
+        found.model.num_classes,
+        by_number=arguments.by_number,
+    )
+    names = found.class_names or source.class_names
+    print(
+        f"{found.origin}\n"
+        f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
+        f"{_describe(preprocessing)}",
+        flush=True,
+    )
+    with _bar() as progress:
+        result = evaluate_pretrained(
+            found.model,
+            found.variables,
+            preprocessing,
+            source,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    reported = report(result, names)
+    _print(reported, every=arguments.per_class)
+    if arguments.out:
+        described = preprocessing.to_json()
+        del described["pixel_mean"]  # long, and it belongs to the checkpoint
+        how = {
+            "model": found.origin,
+            "weights_sha256": found.sha256,
+            "data": data,
+            "split": split,
+            "protocol": arguments.protocol,
+            "preprocessing": {
+                k: v for k, v in preprocessing.to_json().items() if k != "pixel_mean"
+            },
+            "dtype": str(jnp.dtype(found.model.dtype)),
+        }
+        write_json(Path(arguments.out), {**how, **reported, **provenance()})
+        print(f"written to {arguments.out}")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> Any:
+    parser = Parser("eval", "Error rates of a network with weights; every image counts once.")
+    parser.add_argument(
+        "model_name",
+        metavar="MODEL",
+        help="a published name (resnet50.tv2_in1k), a weights file, a workdir, or a variant with "
+        "--weights",
+    )
+    parser.add_argument("--data", default="", help="tfds:NAME or folder:DIR (default: the run's)")
+    parser.add_argument("--data_dir", default="", metavar="DIR", help="of TFDS")
+    parser.add_argument("--split", default="", help=f"(default: the first of {', '.join(SPLITS)})")
+    parser.add_argument("--protocol", default="center", help="center: one view, in the middle")
+    parser.add_argument("--model", default="", metavar="VARIANT", help="of a weights file")
+    parser.add_argument("--weights", default="", metavar="FILE", help="where MODEL is a variant")
+    parser.add_argument("--size", type=int, help="side of the crop; 0 for none")
+    parser.add_argument("--crop_fraction", type=float, help="of the resized shorter side")
+    parser.add_argument("--interpolation", default="", help="bilinear or bicubic")
+    parser.add_argument("--mean", default="", help="of pixels in [0, 1]: 0.485,0.456,0.406")
+    parser.add_argument("--std", default="", help="the same")
+    parser.add_argument("--batch_size", type=int, default=100, help="changes no figure")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--dtype", default="", help="of the computation (default: float32)")
+    parser.add_argument(
+        "--by_number", action="store_true", help="match classes by number, not by name"
+    )
+    parser.add_argument("--per_class", action="store_true", help="show every class")
+    parser.add_argument("--out", default="", metavar="FILE", help="write the figures as JSON")
+    arguments = parser.parse_args(argv)
+
+    from resnet_flax.evaluation.pretrained import PROTOCOLS
+
+    if arguments.protocol not in PROTOCOLS:
+        raise UserError(f"--protocol is one of {', '.join(PROTOCOLS)}, not {arguments.protocol!r}")
+    if arguments.dtype not in ("", "float32", "bfloat16"):
+        raise UserError(f"--dtype is float32 or bfloat16, not {arguments.dtype!r}")
+    if not 0 < arguments.batch_size <= 2**20:
+        raise UserError(f"--batch_size takes a number from 1, not {arguments.batch_size}")
+    if not 0 <= arguments.workers <= 1024:
+        raise UserError(f"--workers takes a number from 0, not {arguments.workers}")
+    return arguments
+
+
+def _split(data: str, data_dir: str, asked: str, config: Any) -> str:
+    if not asked and "data.eval_split" in config and config["data.eval_split"] != "holdout":
+        return str(config["data.eval_split"])
+    from resnet_flax.data.sources import splits_of
+
+    splits = splits_of(data, data_dir)
+    for split in SPLITS:
+        if split in splits:
+            return split
+    raise UserError(f"{data} has no split {' or '.join(SPLITS)}; say which by --split")
+
+
+def _preprocessing(arguments: Any, default: Any) -> Any:
+    from resnet_flax.data.transforms import FILTERS
+
+    given: dict[str, Any] = {}
+    if arguments.size is not None:
+        if not 0 <= arguments.size <= 2**14:
+            raise UserError(f"--size takes a number of pixels from 0, not {arguments.size}")
+        given["size"] = arguments.size
+    if arguments.crop_fraction is not None:
+        if not 0 < arguments.crop_fraction <= 1:
+            raise UserError(
+                f"--crop_fraction takes a number above 0 and up to 1, not {arguments.crop_fraction}"
+            )
+        given["crop_fraction"] = arguments.crop_fraction
+    if arguments.interpolation:
+        if arguments.interpolation not in FILTERS:
+            raise UserError(
+                f"--interpolation is one of {', '.join(FILTERS)}, not {arguments.interpolation!r}"
+            )
+        given["interpolation"] = arguments.interpolation
+    for name in ("mean", "std"):
+        if text := getattr(arguments, name):
+            try:
+                given[name] = tuple(float(number) for number in text.split(","))
+            except ValueError as error:
+                raise UserError(
+                    f"--{name} takes one number or one a channel with commas between, not {text!r}"
+                ) from error
+            given["pixel_mean"] = ()
+    if not all(given.get("std", (1,))):
+        raise UserError("--std takes numbers other than 0")
+    return replace(default, **given)
+
+
+def _describe(preprocessing: Any) -> str:
+    if not preprocessing.size:
+        return "images as they are"
+    shorter = round(preprocessing.size / preprocessing.crop_fraction)
+    return f"{preprocessing.size} of {shorter}, {preprocessing.interpolation}"
+
+
+class _bar:  # noqa: N801  used as a function
+    """A progress bar where the output is a terminal, as a context that gives what to call."""
+
+    def __enter__(self) -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            transient=True,
+            disable=not sys.stdout.isatty(),
+        )
+        self._progress.start()
+        task = self._progress.add_task("", total=None)
+        return lambda done, total: self._progress.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _print(reported: dict[str, Any], *, every: bool) -> None:
+    def line(name: str, rate: dict[str, Any]) -> str:
+        low, high = (100 * bound for bound in rate["interval"])
+        return (
+            f"{name:24.24} {100 * rate['rate']:7.2f} %  {low:6.2f} to {high:6.2f} %"
+            f"  {rate['errors']:,} of {rate['count']:,}"
+        )
+
+    print(f"{'':24} {'error':>9}  {'95 % interval':>18}")
+    print(line("top-1", reported["top1_error"]))
+    print(line("top-5", reported["top5_error"]))
+    print(f"{'negative log likelihood':24} {reported['negative_log_likelihood']:7.4f}")
+    print(f"{'calibration error':24} {100 * reported['calibration_error']:7.2f} %")
+    classes = sorted(reported["classes"].items(), key=lambda item: -item[1]["rate"])
+    if len(classes) > 20 and not every:
+        shown, left = classes[:5], f"({len(classes) - 5} more classes: --per_class or --out)"
+    else:
+        shown, left = classes, ""
+    for name, rate in shown:
+        print(line(name, rate))
+    if left:
+        print(left)

@@ -1,0 +1,170 @@
+"""Exact metrics: sums over examples on the device, divided once, on the host."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from resnet_flax.errors import UserError
+
+Sums = dict[str, Array]
+
+# Of the calibration error; Guo et al. 2017 take as many.
+BINS = 15
+
+
+def zero_sums(classes: int, dtype: Any = jnp.float32) -> Sums:
+    """What `add` starts from.
+
+    Args:
+      classes: of the labels.
+      dtype: of the logits, and so of the sums that are not counts.
+    """
+    counts = {
+        name: jnp.zeros(n, jnp.int32)
+        for name, n in (
+            ("seen", ()),
+            ("count", classes),
+            ("errors", classes),
+            ("errors5", classes),
+            ("bin_count", BINS),
+            ("bin_correct", BINS),
+        )
+    }
+    return {**counts, "loss": jnp.zeros(classes, dtype), "bin_confidence": jnp.zeros(BINS, dtype)}
+
+
+def add(
+    sums: Sums,
+    logits: Float[Array, "b classes"],
+    label: Int[Array, " b"],
+    mask: Bool[Array, " b"],
+    accepted: Bool[Array, "b classes"] | None = None,
+) -> Sums:
+    """Adds a batch.
+
+    A prediction is right where its label is the first of the greatest logits (top-1), or among the
+    first five (top-5); equal logits rank in the order of classes, as argmax has it. A logit that
+    is not a number is never right.
+
+    Args:
+      sums: of the batches before.
+      logits: of the examples.
+      label: of the examples; sums are kept for each.
+      mask: false for what fills up a batch, which adds nothing.
+      accepted: where an example has several right classes (ImageNet ReaL), those; it is then right
+        with any of them, and its likelihood is that of all. An example without any does not
+        count, but is seen.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    if accepted is None:
+        rank, loss = _rank(logits, label), -jnp.take_along_axis(log_p, label[:, None], 1)[:, 0]
+        counted = mask
+    else:
+        rank = _rank(logits, jnp.where(accepted, logits, -jnp.inf).argmax(1))
+        loss = -jax.nn.logsumexp(jnp.where(accepted, log_p, -jnp.inf), 1)
+        counted = mask & accepted.any(1)
+    loss = jnp.where(counted, loss, 0)  # not a product: padding may give what is not finite
+    confidence = jnp.where(counted, jnp.exp(log_p.max(1)), 0)
+    bins = jnp.clip((confidence * BINS).astype(jnp.int32), 0, BINS - 1)
+    of_class = {
+        "count": counted,
+        "errors": counted & (rank >= 1),
+        "errors5": counted & (rank >= 5),
+        "loss": loss,
+    }
+    of_bin = {
+        "bin_count": counted,
+        "bin_correct": counted & (rank < 1),
+        "bin_confidence": confidence,
+    }
+    new = {"seen": sums["seen"] + mask.sum(dtype=jnp.int32)}
+    for values, where in ((of_class, label), (of_bin, bins)):
+        for name, value in values.items():
+            new[name] = sums[name].at[where].add(value.astype(sums[name].dtype))
+    return new
+
+
+def _rank(logits: Float[Array, "b classes"], label: Int[Array, " b"]) -> Int[Array, " b"]:
+    """How many classes come before the label, the last place where a logit is not finite."""
+    classes = logits.shape[-1]
+    own = jnp.take_along_axis(logits, label[:, None], 1)
+    before = jnp.arange(classes) < label[:, None]
+    rank = ((logits > own) | ((logits == own) & before)).sum(1, dtype=jnp.int32)
+    return jnp.where(jnp.isfinite(logits).all(1), rank, classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The metrics of a split.
+
+    Attributes:
+      count: examples that count.
+      error: share whose first prediction is wrong, between 0 and 1.
+      top5_error: share whose first five predictions are wrong.
+      loss: mean negative log likelihood, in nats.
+      calibration_error: expected calibration error (Guo et al. 2017, eq. 3), `BINS` bins of equal
+        width: mean distance between confidence and accuracy.
+      class_counts: examples of each class.
+      class_errors: of these, how many are wrong.
+    """
+
+    count: int
+    error: float
+    top5_error: float
+    loss: float
+    calibration_error: float
+    class_counts: tuple[int, ...]
+    class_errors: tuple[int, ...]
+
+    @property
+    def errors(self) -> int:
+        """Number of wrong first predictions."""
+        return sum(self.class_errors)
+
+
+def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
+    """The metrics, if each example was seen once.
+
+    Args:
+      sums: of all batches.
+      expected: examples of the split.
+      labelled: of these, how many have a label; None where that is not known.
+
+    Raises:
+      RuntimeError: other than `expected` examples were seen, or other than `labelled` counted.
+    """
+    total = {name: np.asarray(value) for name, value in jax.device_get(sums).items()}
+    seen, count = int(total["seen"]), int(total["count"].sum())
+    if seen != expected:
+        raise RuntimeError(f"evaluation counted {seen} examples of {expected}")
+    if labelled is not None and count != labelled:
+        raise RuntimeError(f"evaluation counted {count} labelled examples of {labelled}")
+    if not count:
+        raise UserError("no example of the split has a label; give one of which some have")
+    confidence = total["bin_confidence"].astype(np.float64)
+    return Result(
+        count=count,
+        error=int(total["errors"].sum()) / count,
+        top5_error=int(total["errors5"].sum()) / count,
+        loss=float(total["loss"].sum(dtype=np.float64)) / count,
+        calibration_error=float(np.abs(total["bin_correct"] - confidence).sum()) / count,
+        class_counts=tuple(map(int, total["count"])),
+        class_errors=tuple(map(int, total["errors"])),
+    )
+
+
+def interval(errors: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of an error rate, of 95 % by default (Wilson 1927).
+
+    It holds its level for few errors too, where the normal one of `rate ± z * deviation` does not.
+    """
+    rate, share = errors / count, z**2 / count
+    centre = (rate + share / 2) / (1 + share)
+    reach = z / (1 + share) * math.sqrt(rate * (1 - rate) / count + share / (4 * count))
+    # Rounding must not leave the rate itself out, where it is 0 or 1.
+    return max(0.0, min(rate, centre - reach)), min(1.0, max(rate, centre + reach))

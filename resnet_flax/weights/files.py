@@ -1,0 +1,142 @@
+"""Weights files of every kind, as arrays by torch's names."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from resnet_flax.errors import UserError, first_line
+from resnet_flax.weights import caffe, torch_pickle
+
+Arrays = dict[str, np.ndarray]
+
+# Where training programs keep the state dictionary in what they save.
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
+
+# What wrappers of a network put before all of its names.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+# The key of safetensors' metadata under which this package describes what it writes.
+ABOUT = "resnet_flax"
+
+
+class WeightsFile(NamedTuple):
+    """What a weights file holds.
+
+    Attributes:
+      arrays: by their names in torch, as they lie in the file.
+      about: what this package wrote beside them; empty where another did.
+      sha256: of the file.
+    """
+
+    arrays: Arrays
+    about: dict[str, Any]
+    sha256: str
+
+
+def read_weights(path: str | Path) -> WeightsFile:
+    """Reads safetensors, torch's .pth (both formats, nothing in it is run), .caffemodel or .npz.
+
+    What it is is told by its content. Of a training program's checkpoint it is the network's state
+    dictionary, without what wrappers such as DataParallel put before the names.
+
+    Raises:
+      UserError: it is none of these, is damaged, or asks to run code.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    _refuse_what_is_none(path, head)
+    try:
+        arrays, about = _read(path, head)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise all kinds
+        raise UserError(
+            f"{path} is damaged or cut off ({first_line(error)}); fetch it anew"
+        ) from error
+    if not arrays:
+        raise UserError(f"{path} holds no state dictionary of tensors; give one of weights")
+    return WeightsFile(_unwrapped(arrays), about, digest)
+
+
+def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
+    """Writes a safetensors file that torch's and this package's users read alike."""
+    metadata = {"format": "pt", ABOUT: json.dumps(about)}
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    scratch = path.with_name(f".{path.name}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        safetensors.numpy.save_file(whole, scratch, metadata=metadata)
+        scratch.replace(path)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} cannot be written: {first_line(error)}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _refuse_what_is_none(path: Path, head: bytes) -> None:
+    text = head.lstrip().lower()
+    if not head:
+        raise UserError(f"{path} is empty; fetch it anew")
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
+        raise UserError(
+            f"{path} is a web page, no weights: its address leads to a page about the file; "
+            "fetch the file itself"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{path} is a pointer of Git LFS, no weights: get the file itself by `git lfs pull`"
+        )
+
+
+def _read(path: Path, head: bytes) -> tuple[Arrays, dict[str, Any]]:
+    if head[8:9] == b"{":  # behind its length, which may look like anything
+        with safetensors.safe_open(path, "np") as file:
+            about = (file.metadata() or {}).get(ABOUT, "{}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about)  # noqa: SIM118
+    if head.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
+        if is_torch:
+            return _state_dict(torch_pickle.read_zip(path)), {}
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        layers = caffe.layers_of(arrays)
+        return (caffe.to_torchvision(layers) if layers else arrays), {}
+    if head.startswith(b"\x80"):
+        return _state_dict(torch_pickle.read_legacy(path)), {}
+    if path.suffix == ".caffemodel":
+        return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}
+    raise UserError(
+        f"{path} is no weights file that is known here: safetensors, torch's .pth, .caffemodel "
+        "and .npz are"
+    )
+
+
+def _state_dict(tree: Any) -> Arrays:
+    """The tensors of a state dictionary, wherever in a checkpoint it lies."""
+    while isinstance(tree, dict):
+        inner = next((tree[k] for k in _NESTED if isinstance(tree.get(k), dict)), None)
+        if inner is None:
+            break
+        tree = inner
+    if not isinstance(tree, dict):
+        return {}
+    return {str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)}
+
+
+def _unwrapped(arrays: Arrays) -> Arrays:
+    while prefix := next((p for p in _WRAPPERS if all(k.startswith(p) for k in arrays)), None):
+        arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    return arrays

@@ -1,0 +1,265 @@
+"""Published weights: their names, where they come from, and the preprocessing that they need."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.errors import UserError, closest, first_line
+
+HALF = (0.5, 0.5, 0.5)
+
+# By the recipe that they were trained with: side, crop fraction, interpolation, and the
+# networks, all on ImageNet-1k. What an evaluation should use (timm 1.0.31's test settings, which
+# need not be those of training).
+_TIMM: tuple[tuple[str, int, float, str, str], ...] = (
+    (
+        "tv_in1k",
+        *(224, 0.875, "bilinear"),
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d "
+        "resnext101_64x4d wide_resnet50_2 wide_resnet101_2",
+    ),
+    (
+        "tv2_in1k",
+        *(224, 0.965, "bilinear"),
+        "resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d wide_resnet50_2 "
+        "wide_resnet101_2",
+    ),
+    (
+        "a1_in1k",
+        *(288, 1.0, "bicubic"),
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnext50_32x4d seresnet50",
+    ),
+    (
+        "a2_in1k",
+        *(288, 1.0, "bicubic"),
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnext50_32x4d seresnet50",
+    ),
+    (
+        "a3_in1k",
+        *(224, 0.95, "bicubic"),
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnext50_32x4d seresnet50",
+    ),
+    (
+        "a1h_in1k",
+        *(288, 1.0, "bicubic"),
+        "resnet101 resnet152 resnext50_32x4d resnetv2_50 resnetv2_101",
+    ),
+    ("a1h_in1k", *(224, 1.0, "bicubic"), "resnet50"),
+    ("b1k_in1k", *(288, 1.0, "bicubic"), "resnet50"),
+    ("b2k_in1k", *(288, 1.0, "bicubic"), "resnet50"),
+    ("c1_in1k", *(288, 1.0, "bicubic"), "resnet50 resnext101_64x4d"),
+    ("c2_in1k", *(288, 1.0, "bicubic"), "resnet50"),
+    ("d_in1k", *(288, 1.0, "bicubic"), "resnet50"),
+    ("am_in1k", *(224, 0.875, "bicubic"), "resnet50"),
+    ("bt_in1k", *(288, 0.95, "bicubic"), "resnet34 resnet50"),
+    ("ra_in1k", *(288, 0.95, "bicubic"), "resnet50 resnext50_32x4d"),
+    ("ram_in1k", *(288, 0.95, "bicubic"), "resnet50"),
+    ("racm_in1k", *(288, 0.95, "bicubic"), "seresnext50_32x4d wide_resnet50_2"),
+    ("ra2_in1k", *(288, 0.95, "bicubic"), "resnet18d resnet34d resnet50d seresnet50"),
+    ("ra2_in1k", *(320, 1.0, "bicubic"), "resnet101d resnet152d"),
+    (
+        "ra4_e3600_r224_in1k",
+        *(288, 1.0, "bicubic"),
+        "resnet18d resnet34 resnet50d resnetv2_18 resnetv2_34",
+    ),
+    (
+        "gluon_in1k",
+        *(224, 0.875, "bicubic"),
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnet101d resnet152d "
+        "resnext50_32x4d resnext101_32x4d resnext101_64x4d seresnext50_32x4d seresnext101_32x4d",
+    ),
+    (
+        "fb_ssl_yfcc100m_ft_in1k",
+        *(224, 0.875, "bilinear"),
+        "resnet18 resnet50 resnext50_32x4d resnext101_32x4d resnext101_32x8d",
+    ),
+    (
+        "fb_swsl_ig1b_ft_in1k",
+        *(224, 0.875, "bilinear"),
+        "resnet18 resnet50 resnext50_32x4d resnext101_32x4d resnext101_32x8d",
+    ),
+    ("fb_wsl_ig1b_ft_in1k", *(224, 0.875, "bilinear"), "resnext101_32x8d"),
+)
+
+# Networks and recipes that took pixels in [-1, 1].
+_HALVED = ("ra4_e3600_r224_in1k", "resnetv2_50.a1h_in1k", "resnetv2_101.a1h_in1k")
+
+# The beginning of each file's SHA-256 stands in its name.
+_AKAMASTER = {
+    20: "12fca82f",
+    32: "d509ac18",
+    44: "014dd654",
+    56: "4bfd9763",
+    110: "1d1ed7c2",
+    1202: "f3b1deed",
+}
+
+# TFDS's names of CIFAR-10's classes, in the order of the labels.
+CIFAR10 = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Weights that someone published.
+
+    Attributes:
+      variant: the network's name.
+      preprocessing: that they were made for.
+      classes: number of outputs.
+      address: of the file.
+      repository: on the Hugging Face hub, which fetches them; else they are fetched by hand.
+      sha256: how the file's digest begins, where that is known.
+      axes: of the network, beside its name.
+    """
+
+    variant: str
+    preprocessing: Preprocessing
+    classes: int
+    address: str
+    repository: str = ""
+    sha256: str = ""
+    axes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the outputs, as TFDS has them."""
+        if self.classes == 10:
+            return CIFAR10
+        import tensorflow_datasets as tfds
+
+        return tuple(tfds.builder("imagenet2012").info.features["label"].names)
+
+
+def _timm(
+    variant: str, recipe: str, size: int, crop_fraction: float, interpolation: str
+) -> Published:
+    repository = f"timm/{variant}.{recipe}"
+    halved = recipe in _HALVED or f"{variant}.{recipe}" in _HALVED
+    statistics = {"mean": HALF, "std": HALF} if halved else {}
+    return Published(
+        variant,
+        Preprocessing(size, crop_fraction, interpolation, **statistics),
+        1000,
+        f"https://huggingface.co/{repository}/resolve/main/model.safetensors",
+        repository,
+    )
+
+
+def _akamaster(depth: int, digest: str) -> Published:
+    return Published(
+        f"cifar_resnet{depth}",
+        Preprocessing(size=0),
+        10,
+        "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
+        f"resnet{depth}-{digest}.th",
+        sha256=digest,
+    )
+
+
+def _caffe(depth: int) -> Published:
+    # Mean of https://github.com/KaimingHe/deep-residual-networks, its channels turned to RGB.
+    mean = tuple(level / 255 for level in (123.151630838, 115.902882574, 103.062623801))
+    axes = {"stem_pool": "ceil", **({"stem_bias": True} if depth == 50 else {})}
+    return Published(
+        f"resnet{depth}_v1",
+        Preprocessing(mean=mean, std=(1 / 255,)),
+        1000,
+        f"https://github.com/KaimingHe/deep-residual-networks (ResNet-{depth}-model.caffemodel)",
+        axes=tuple(axes.items()),
+    )
+
+
+PUBLISHED: dict[str, Published] = {
+    **{
+        f"{variant}.{recipe}": _timm(variant, recipe, size, crop_fraction, interpolation)
+        for recipe, size, crop_fraction, interpolation, variants in _TIMM
+        for variant in variants.split()
+    },
+    **{f"resnet{depth}_v1.caffe_in1k": _caffe(depth) for depth in (50, 101, 152)},
+    **{f"cifar_resnet{d}.akamaster_cifar10": _akamaster(d, sha) for d, sha in _AKAMASTER.items()},
+}
+
+
+def cache() -> Path:
+    """Where files that were fetched by hand are looked for, by their published name."""
+    default = Path.home() / ".cache" / "resnet_flax"
+    return Path(os.environ.get("RESNET_FLAX_WEIGHTS") or default)
+
+
+def recognize(sha256: str) -> str:
+    """The published name of a file, by its digest; empty where it is not known."""
+    known = (n for n, p in PUBLISHED.items() if p.sha256 and sha256.startswith(p.sha256))
+    return next(known, "")
+
+
+def fetch(name: str) -> Path:
+    """The file of published weights: as it lies in `cache()`, or from the hub, which keeps it.
+
+    Raises:
+      UserError: there is no such name; or it cannot be fetched, and the sentence says which file
+        to fetch by hand and where to put it.
+    """
+    if name not in PUBLISHED:
+        raise UserError(f"there are no published weights {name!r}{closest(name, PUBLISHED)}")
+    published = PUBLISHED[name]
+    suffix = Path(published.address.rstrip(")")).suffix
+    at_hand = cache() / f"{name}{suffix}"
+    if at_hand.is_file():
+        _check(at_hand, published)
+        return at_hand
+    reason = "it has to be fetched by hand"
+    if published.repository:
+        try:
+            return _from_hub(published.repository)
+        except Exception as error:  # of all kinds: network, hub, disk
+            reason = f"it cannot be fetched ({first_line(error)})"
+    raise UserError(
+        f"the weights {name} are not on this machine and {reason}: get {published.address} and "
+        f"put it at {at_hand}"
+    )
+
+
+def _from_hub(repository: str) -> Path:
+    """A file of the hub's; the hub's own cache first, then one request without the retries."""
+    import huggingface_hub as hub
+
+    kept = hub.try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(kept, str):
+        return Path(kept)
+    _reach(repository)
+    return Path(hub.hf_hub_download(repository, "model.safetensors"))
+
+
+def _reach(repository: str) -> None:
+    """Raises at once, not after half a minute of retries, where there is no network."""
+    import socket
+    from urllib.parse import urlsplit
+
+    import huggingface_hub as hub
+
+    if hub.constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    proxied = any(os.environ.get(n) for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"))
+    if not proxied:
+        address = urlsplit(hub.constants.ENDPOINT)
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname, port), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"{address.hostname} cannot be reached: {error}") from error
+
+
+def _check(path: Path, published: Published) -> None:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(published.sha256):
+        raise UserError(
+            f"{path} is another file than was published: its SHA-256 begins with {digest[:8]}, not "
+            f"{published.sha256}; fetch {published.address} anew"
+        )

@@ -1,0 +1,127 @@
+"""Sums on the device against each metric worked out directly."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from resnet_flax.evaluation.metrics import BINS, add, interval, summarize, zero_sums
+
+N, CLASSES = 400, 12
+
+
+@pytest.fixture
+def examples():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(N, CLASSES)) * 2
+    labels = rng.integers(0, CLASSES, N)
+    logits[np.arange(N), labels] += 1
+    return logits, labels
+
+
+def _result(logits, labels, size, expected=N, accepted=None, labelled=None):
+    """Of batches of `size`, the last of which is filled up with nonsense."""
+    sums = zero_sums(CLASSES, jnp.float64)
+    for start in range(0, len(labels), size):
+        part = slice(start, start + size)
+        n = len(labels[part])
+        batch = np.full((size, CLASSES), np.nan)
+        batch[:n] = logits[part]
+        label = np.zeros(size, np.int32)
+        label[:n] = labels[part]
+        sets = None
+        if accepted is not None:
+            sets = np.ones((size, CLASSES), bool)
+            sets[:n] = accepted[part]
+            sets = jnp.asarray(sets)
+        mask = jnp.arange(size) < n
+        sums = add(sums, jnp.asarray(batch), jnp.asarray(label), mask, sets)
+    return summarize(sums, expected, len(labels) if labelled is None else labelled)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [1, 7, 400, 512])
+def test_every_metric_is_what_its_definition_says(examples, size):
+    logits, labels = examples
+    result = _result(logits, labels, size)
+    log_p = log_softmax(logits, axis=1)
+    best = np.argsort(-logits, axis=1)
+    wrong = best[:, 0] != labels
+    assert result.count == N
+    assert result.error == wrong.mean()
+    assert result.errors == wrong.sum()
+    assert result.top5_error == (best[:, :5] != labels[:, None]).all(1).mean()
+    np.testing.assert_allclose(result.loss, -log_p[np.arange(N), labels].mean(), rtol=1e-12)
+    confidence = np.exp(log_p.max(1))
+    edges = np.linspace(0, 1, BINS + 1)
+    distance = 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence >= low) & (confidence < high)
+        if inside.any():
+            gap = abs(confidence[inside].mean() - (~wrong[inside]).mean())
+            distance += inside.mean() * gap
+    np.testing.assert_allclose(result.calibration_error, distance, rtol=1e-10)
+    of_class = [(labels == c) for c in range(CLASSES)]
+    assert result.class_counts == tuple(int(c.sum()) for c in of_class)
+    assert result.class_errors == tuple(int(wrong[c].sum()) for c in of_class)
+
+
+@pytest.mark.usefixtures("x64")
+def test_several_right_labels(examples):
+    """ImageNet ReaL: right with any of them; examples without one do not count."""
+    logits, labels = examples
+    rng = np.random.default_rng(1)
+    accepted = rng.random((N, CLASSES)) < 0.15
+    has = accepted.any(1)
+    assert 20 < (~has).sum() < 200
+    result = _result(logits, labels, 64, accepted=accepted, labelled=int(has.sum()))
+    best = np.argsort(-logits, axis=1)
+    right = np.take_along_axis(accepted, best, 1)
+    assert result.count == has.sum()
+    assert result.error == 1 - right[has, 0].mean()
+    assert result.top5_error == pytest.approx(1 - right[has, :5].any(1).mean(), abs=1e-12)
+    p = np.exp(log_softmax(logits, axis=1))
+    expected = -np.log((p * accepted).sum(1)[has]).mean()
+    np.testing.assert_allclose(result.loss, expected, rtol=1e-12)
+    with pytest.raises(RuntimeError, match=f"counted {has.sum()} labelled examples of {N}"):
+        _result(logits, labels, 64, accepted=accepted)
+
+
+@pytest.mark.usefixtures("x64")
+def test_another_count_than_the_split_s_is_an_error(examples):
+    logits, labels = examples
+    with pytest.raises(RuntimeError, match="counted 400 examples of 401"):
+        _result(logits, labels, 64, expected=401)
+
+
+def test_equal_logits_rank_in_the_order_of_classes():
+    sums = zero_sums(CLASSES)
+    labels = jnp.arange(CLASSES, dtype=jnp.int32)
+    logits = jnp.zeros((CLASSES, CLASSES))
+    sums = jax.device_get(add(sums, logits, labels, jnp.ones(CLASSES, bool)))
+    np.testing.assert_array_equal(sums["errors"], [0] + [1] * 11)
+    np.testing.assert_array_equal(sums["errors5"], [0] * 5 + [1] * 7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_is_never_right(value):
+    logits = jnp.zeros((1, CLASSES)).at[0, 3].set(value)
+    for label in (0, 3):
+        sums = add(zero_sums(CLASSES), logits, jnp.array([label]), jnp.ones(1, bool))
+        assert int(sums["errors"].sum()) == int(sums["errors5"].sum()) == 1
+
+
+@pytest.mark.parametrize(
+    ("errors", "count", "low", "high"),
+    # R: prop.test(x, n, correct = FALSE)
+    [(827, 10_000, 0.07746, 0.08826), (0, 100, 0.0, 0.03699), (100, 100, 0.96301, 1.0)],
+)
+def test_intervals_are_wilson_s(errors, count, low, high):
+    assert interval(errors, count) == pytest.approx((low, high), abs=1e-5)
+    from scipy.stats import binomtest
+
+    theirs = binomtest(errors, count).proportion_ci(method="wilson")
+    assert interval(errors, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)

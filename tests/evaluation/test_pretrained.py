@@ -1,0 +1,272 @@
+"""Evaluation does not depend on how it is cut up, and counts as it should."""
+
+import importlib.util
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from resnet_flax import create_model
+from resnet_flax.cli import main
+from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.data.sources import SEVERAL_LABELS, ArraySource, TfdsSource, open_source
+from resnet_flax.data.transforms import load
+from resnet_flax.errors import UserError
+from resnet_flax.evaluation.labels import as_outputs
+from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
+from resnet_flax.train.loop import train
+from resnet_flax.weights.loading import load_pretrained
+from resnet_flax.weights.torch_layout import export_torch
+
+NAMES = tuple("0123456789")
+
+
+@pytest.fixture
+def source():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (101, 9, 11, 3), np.uint8)
+    return ArraySource(images, rng.integers(0, 10, 101), NAMES)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_result_is_the_same_with_any_batch_workers_and_devices(source):
+    types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    model = create_model("cifar_resnet8", **types)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    preprocessing = Preprocessing(size=8, crop_fraction=0.9)
+    settings = [
+        {"batch_size": size, "devices": jax.devices()[:devices], "workers": workers}
+        for size, devices, workers in ((101, 1, 0), (7, 1, 0), (30, 8, 0), (13, 2, 2), (200, 4, 0))
+    ]
+    first, *others = (
+        evaluate_pretrained(model, variables, preprocessing, source, **s) for s in settings
+    )
+    assert first.count == 101
+    assert 0.5 < first.error < 1
+    for other in others:
+        assert (other.class_counts, other.class_errors) == (first.class_counts, first.class_errors)
+        assert (other.error, other.top5_error) == (first.error, first.top5_error)
+        for name in ("loss", "calibration_error"):
+            assert getattr(other, name) == pytest.approx(getattr(first, name), rel=1e-12)
+
+
+def test_weights_that_give_no_numbers_are_explained(source):
+    model = create_model("cifar_resnet8")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+    with pytest.raises(UserError, match="loss is nan: its weights are damaged"):
+        evaluate_pretrained(model, variables, Preprocessing(0), source, batch_size=10)
+
+
+def test_labels_are_found_by_the_names_of_classes(source):
+    few = ArraySource(source.images[:4], [0, 1, 1, 0], ("frog", "cat"))
+    found = as_outputs(few, ("cat", "dog", "frog"), 3)
+    assert [int(found[i]["label"]) for i in range(4)] == [2, 0, 0, 2]
+    assert as_outputs(few, ("frog", "cat"), 2) is few
+    assert as_outputs(few, ("dog", "cow"), 2, by_number=True) is few
+    assert as_outputs(few, (), 2) is few
+    with pytest.raises(UserError, match=r"1 of the data's 2 classes are none of .*\(frog, \.\.\."):
+        as_outputs(few, ("cat", "dog"), 2)
+    with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs of unknown"):
+        as_outputs(few, (), 3)
+    with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs; give"):
+        as_outputs(few, ("a", "b", "c"), 3, by_number=True)
+
+
+class _Real(list):
+    """As TFDS gives examples of imagenet2012_real: several labels, or none."""
+
+    def __getitem__(self, index):
+        file = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), 5 * index, np.uint8)).save(file, "PNG")
+        several = np.array([[], [1], [2, 3]][index % 3], np.int64)
+        return {"image": file.getvalue(), "original_label": 4, "real_label": several}
+
+
+def test_a_label_set_counts_what_has_a_label():
+    assert SEVERAL_LABELS["imagenet2012_real"][2] == {"validation": 46_837}
+    features = tfds.builder("imagenet2012_real").info.features
+    assert {"original_label", "real_label"} <= set(features)
+    labels = SEVERAL_LABELS["imagenet2012_real"][:2]
+    real = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 20)
+    model = create_model("cifar_resnet8")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    # A network that says 3 of every image: right with {2, 3}, wrong with {1}.
+    head = variables["params"]["head"]
+    head["kernel"] *= 0
+    head["bias"] = head["bias"].at[3].set(5.0)
+    result = evaluate_pretrained(model, variables, Preprocessing(0), real, batch_size=7)
+    assert (result.count, result.errors, result.error) == (20, 10, 0.5)
+    wrong = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 21)
+    with pytest.raises(RuntimeError, match="counted 20 labelled examples of 21"):
+        evaluate_pretrained(model, variables, Preprocessing(0), wrong, batch_size=7)
+    # Under other names, in another order.
+    swapped = as_outputs(real, (*NAMES[::-1], "x"), 11)
+    np.testing.assert_array_equal(np.flatnonzero(swapped[2]["accepted"]), [6, 7])
+    assert swapped[2]["label"] == 5
+
+
+def _eval(capsys, *arguments):
+    status = main(["eval", *map(str, arguments)])
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_a_run_is_evaluated_as_it_evaluated_itself(config, tmp_path, capsys):
+    config.data.pixel_mean = True
+    config.data.mean = (0.0,)
+    result = train(config, tmp_path / "run")
+    out = tmp_path / "r.json"
+    capsys.readouterr()
+    status, printed, _ = _eval(capsys, tmp_path / "run", "--batch_size=77", "--out", out)
+    assert status == 0
+    found = json.loads(out.read_text())
+    assert found["top1_error"]["errors"] == result.errors
+    assert found["negative_log_likelihood"] == pytest.approx(result.loss, rel=1e-5)
+    assert found["count"] == sum(c["count"] for c in found["classes"].values()) == 360
+    assert {"commit", "device", "jax"} <= found.keys() | found.get("versions", {}).keys()
+    assert f"{100 * result.error:.2f} %" in printed
+    assert max(map(len, printed.splitlines()[1:-1])) <= 80
+
+
+def test_published_weights_make_their_published_errors(shared_data, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    status, printed, _ = _eval(
+        capsys,
+        shared_data / "weights/resnet20-12fca82f.th",
+        "--data=tfds:cifar10",
+        f"--data_dir={shared_data / 'tfds'}",
+        f"--out={out}",
+    )
+    assert status == 0
+    found = json.loads(out.read_text())
+    assert abs(found["top1_error"]["errors"] - 827) <= 2
+    assert found["count"] == 10_000
+    assert found["model"] == "cifar_resnet20.akamaster_cifar10"
+    assert "8.2" in printed
+
+
+@pytest.mark.long
+def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, capsys):
+    out = tmp_path / "r.json"
+    weights = shared_data / "weights/resnet56-4bfd9763.th"
+    data = ("--data=tfds:cifar10", f"--data_dir={shared_data / 'tfds'}", f"--out={out}")
+    assert _eval(capsys, "cifar_resnet56", f"--weights={weights}", *data)[0] == 0
+    assert abs(json.loads(out.read_text())["top1_error"]["errors"] - 661) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol=corners"], "--protocol is one of center, not 'corners'"),
+        (["--batch_size=0"], "--batch_size takes a number from 1, not 0"),
+        (["--dtype=int8"], "--dtype is float32 or bfloat16, not 'int8'"),
+        (["--size=-1"], "--size takes a number of pixels from 0"),
+        (["--crop_fraction=1.5"], "--crop_fraction takes a number above 0 and up to 1"),
+        (["--interpolation=cubic"], "--interpolation is one of bilinear, bicubic, not 'cubic'"),
+        (["--mean=a,b"], "--mean takes one number or one a channel"),
+        (["--std=0"], "--std takes numbers other than 0"),
+        (["--split=valid"], "has no split 'valid'"),
+        (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are none of the netw"),
+        (["--model=resnet18"], "does not fit the network"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(shared_data, data_dir, capsys, arguments, message):
+    weights = shared_data / "weights/resnet20-12fca82f.th"
+    where = data_dir if "--data=tfds:digits" in arguments else shared_data / "tfds"
+    base = ["--data=tfds:cifar10", f"--data_dir={where}"]
+    status, _, error = _eval(capsys, weights, *base, *arguments)
+    assert status == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
+    model = create_model("cifar_resnet8")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    np.savez(tmp_path / "w.npz", **export_torch(variables, model, "akamaster"))
+    command = [tmp_path / "w.npz", "--model=cifar_resnet8"]
+    assert "names no data; say --data" in _eval(capsys, *command)[2]
+    command += ["--data=tfds:cifar10", f"--data_dir={shared_data / 'tfds'}", "--split=test[:50]"]
+    assert "nothing says how the images" in _eval(capsys, *command)[2]
+    status, printed, _ = _eval(capsys, *command, "--mean=0.5", "--std=0.25")
+    assert status == 0
+    assert "of 50" in printed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.long
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "torchvision", "timm"))),
+    reason="needs torch, torchvision and timm",
+)
+@pytest.mark.parametrize(
+    "name",
+    [name for name in networks.CASES if "dilated" not in name and "cifar" not in name],
+)
+def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
+    """Random weights, torch's own transforms, each of the 400 photographs by itself."""
+    import torch_networks
+    from safetensors.torch import save_file
+    from torchvision import transforms as T  # noqa: N812
+
+    torch = torch_networks.torch
+    theirs = torch_networks.torch_network(name).float().eval()
+    model = networks.network(name, jnp.float32)
+    variables = jax.tree.map(np.float32, networks.random_variables(name))
+    layout = networks.CASES[name][1].removesuffix("_v1")
+    torch_networks.load(theirs, export_torch(variables, model, layout))
+    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_pretrained(tmp_path / "w.safetensors", model)
+
+    preprocessing = Preprocessing(size=96, crop_fraction=0.875, interpolation="bicubic")
+    transform = T.Compose(
+        [
+            T.Resize(int(96 / 0.875), T.InterpolationMode.BICUBIC),
+            T.CenterCrop(96),
+            T.ToTensor(),
+            T.Normalize(preprocessing.mean, preprocessing.std),
+        ]
+    )
+    source = open_source(f"folder:{shared_data / 'imagenet_sample'}", "train")
+    assert len(source) == 400
+
+    @jax.jit
+    def ours(images):
+        return model.apply(loaded, preprocessing.normalize(images), train=False)
+
+    files = sorted((shared_data / "imagenet_sample/train").glob("*/*"))
+    differ = 0
+    for start in range(0, 400, 50):
+        part = range(start, start + 50)
+        images = np.stack([preprocessing.transform(source[i]["image"]) for i in part])
+        logits = np.asarray(ours(images))
+        inputs = torch.stack([transform(load(files[i], str(files[i]), 3)) for i in part])
+        with torch.no_grad():
+            expected = theirs(inputs).numpy()
+        scale = np.abs(expected).max()
+        assert np.abs(logits - expected).max() < 1e-4 * scale
+        differ += (logits.argmax(1) != expected.argmax(1)).sum()
+        assert len(set(expected.argmax(1))) > 1
+    assert differ == 0
+
+
+def test_the_report_has_an_interval_for_each_rate(source):
+    model = create_model("cifar_resnet8")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    result = evaluate_pretrained(model, variables, Preprocessing(0), source, batch_size=50)
+    reported = report(result, NAMES)
+    rates = [reported["top1_error"], reported["top5_error"], *reported["classes"].values()]
+    assert len(rates) == 12
+    for rate in rates:
+        low, high = rate["interval"]
+        assert low <= rate["rate"] == rate["errors"] / rate["count"] <= high
+        assert high - low < 1

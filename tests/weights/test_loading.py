@@ -1,0 +1,258 @@
+"""Weights into networks and out of them."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from resnet_flax import create_model, load_pretrained
+from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.errors import UserError
+from resnet_flax.models import ResNet
+from resnet_flax.models.stacking import stack
+from resnet_flax.train.loop import train
+from resnet_flax.weights.files import read_weights
+from resnet_flax.weights.loading import Pretrained, export, open_pretrained
+from resnet_flax.weights.torch_layout import flatten
+
+
+def _random(model, side=64, channels=3):
+    """Variables of a network, each array drawn by its name."""
+    shapes = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, channels)), train=False)
+    )
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+
+
+def _export(tmp_path, model, variables, **facts):
+    path = tmp_path / "w.safetensors"
+    settings = {"preprocessing": None, "class_names": (), "origin": "a test", **facts}
+    export(Pretrained(model, variables, **settings), path)
+    return path
+
+
+def _same(ours, theirs):
+    a, b = flatten(ours), flatten(theirs)
+    assert a.keys() == b.keys()
+    for key in a:
+        assert a[key].dtype == b[key].dtype
+        np.testing.assert_array_equal(a[key], b[key], err_msg=str(key))
+
+
+TINY = {"stage_sizes": (2, 1, 1, 1), "num_classes": 7}
+
+
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("resnet18", TINY),
+        ("resnet50", TINY),
+        ("resnext50_32x4d", TINY),
+        ("wide_resnet50_2", TINY),
+        ("seresnet18", TINY),
+        ("resnet50d", TINY),
+        ("resnetv2_50", TINY),
+        ("resnetv2_18", TINY | {"stem": "deep", "squeeze": 16}),
+        ("resnet50_v1", TINY | {"stem_bias": True, "stem_pool": "ceil"}),
+        ("resnet18", TINY | {"norm": "group"}),
+        ("cifar_resnet20", {}),
+        ("cifar_resnet8", {"shortcut": "C", "squeeze": 4}),
+        ("cifar_resnetv2_110", {"stage_sizes": (2, 1, 1)}),
+    ],
+)
+def test_a_round_trip_is_bit_identical(tmp_path, name, axes):
+    model = create_model(name, **axes)
+    variables = _random(model)
+    preprocessing = Preprocessing(96, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    names = tuple(f"class {i}" for i in range(model.num_classes))
+    path = _export(tmp_path, model, variables, preprocessing=preprocessing, class_names=names)
+    _same(load_pretrained(path, model), variables)
+    # The file says what it is.
+    found = open_pretrained(str(path))
+    assert found.model == model
+    assert (found.preprocessing, found.class_names) == (preprocessing, names)
+    _same(found.variables, variables)
+    again = tmp_path / "again.safetensors"
+    export(found._replace(origin="a test"), again)
+    first, second = read_weights(path), read_weights(again)
+    assert first.about == second.about
+    assert {k: a.tobytes() for k, a in first.arrays.items()} == {
+        k: a.tobytes() for k, a in second.arrays.items()
+    }
+
+
+def test_a_scanned_network_gets_stacked_variables(tmp_path):
+    plain = create_model("cifar_resnet20")
+    variables = _random(plain, 32)
+    path = _export(tmp_path, plain, variables)
+    scanned = create_model("cifar_resnet20", scan=True, remat=2, dtype=jnp.bfloat16)
+    loaded = load_pretrained(path, scanned)
+    _same(loaded, stack(variables))
+    assert scanned.apply(loaded, jnp.ones((1, 32, 32, 3)), train=False).shape == (1, 10)
+    _same(load_pretrained(_export(tmp_path, scanned, loaded), plain), variables)
+
+
+def test_what_does_not_fit_is_named_all_at_once(tmp_path):
+    model = create_model("resnet18", **TINY)
+    arrays = read_weights(_export(tmp_path, model, _random(model))).arrays
+    arrays["layer1.0.conv1.weight"] = np.zeros((64, 64, 5, 5), np.float32)
+    arrays["layer2.0.bn1.bias"] = np.zeros(3, np.float32)
+    for name in ("conv1.weight", "layer4.0.bn2.running_var"):
+        del arrays[name]
+    arrays["extra.weight"] = arrays["extra.bias"] = np.zeros(1, np.float32)
+    path = tmp_path / "bad.safetensors"
+    safetensors.numpy.save_file(arrays, path)
+    message = (
+        f"{path} does not fit the network: 2 missing (layer4.0.bn2.running_var, conv1.weight); "
+        "2 unexpected (extra.bias, extra.weight); 2 of another shape (layer1.0.conv1.weight "
+        "[64, 64, 5, 5] and not [64, 64, 3, 3], layer2.0.bn1.bias [3] and not [128])"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}; give the network"):
+        load_pretrained(path, model)
+
+
+def test_a_file_of_another_network_is_refused(shared_data):
+    path = shared_data / "weights" / "resnet20-12fca82f.th"
+    with pytest.raises(UserError, match=r"does not fit .* 180 missing \(.*layer3.8.bn2.running_v"):
+        load_pretrained(path, create_model("cifar_resnet56"))
+    with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
+        load_pretrained(path, create_model("resnet18", num_classes=10))
+    with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
+        open_pretrained(str(path), variant="resnet50")
+
+
+def test_another_number_of_classes_needs_a_new_head_that_is_asked_for(tmp_path):
+    model = create_model("resnet18", **TINY)
+    variables = _random(model)
+    path = _export(tmp_path, model, variables)
+    other = model.clone(num_classes=3)
+    with pytest.raises(UserError, match=r"is for 7 classes, the network has 3; ask for a new head"):
+        load_pretrained(path, other)
+    loaded = load_pretrained(path, other, reset_head=True, seed=1)
+    fresh = other.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), train=False)
+    _same({"params": loaded["params"]["head"]}, {"params": fresh["params"]["head"]})
+    for tree in (loaded, variables):
+        tree["params"].pop("head")
+    _same(loaded, variables)
+    # As many classes: the head is the file's, whatever is asked for.
+    loaded = load_pretrained(path, model, reset_head=True)
+    assert (loaded["params"]["head"]["kernel"] != 0).all()
+    _same(loaded, load_pretrained(path, model))
+
+
+def test_other_channels_than_three(tmp_path):
+    model = create_model("cifar_resnet8")
+    variables = _random(model, 16, channels=1)
+    _same(load_pretrained(_export(tmp_path, model, variables), model), variables)
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    model = create_model("cifar_resnet8")
+    arrays = read_weights(_export(tmp_path, model, _random(model, 32))).arrays
+    half = {n: a.astype(np.float16) if a.dtype == np.float32 else a for n, a in arrays.items()}
+    safetensors.numpy.save_file(half, tmp_path / "half.safetensors")
+    loaded = load_pretrained(tmp_path / "half.safetensors", model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
+
+
+def test_the_network_is_inferred_where_shapes_decide_it(tmp_path):
+    def bare(name, **axes):
+        model = create_model(name, **axes)
+        arrays = read_weights(_export(tmp_path, model, _random(model))).arrays
+        safetensors.numpy.save_file(arrays, tmp_path / "bare.safetensors")
+        return str(tmp_path / "bare.safetensors"), model
+
+    for name in ("resnext50_32x4d", "resnet18d", "resnetv2_18"):
+        path, model = bare(name, num_classes=4)
+        assert open_pretrained(path).model == model
+    path, model = bare("resnet34")  # which resnet34_b is another name of
+    assert open_pretrained(path).model == model
+    path, _ = bare("resnet34_a")
+    with pytest.raises(UserError, match=r"bare.safetensors fits resnet34_a and plain34, which"):
+        open_pretrained(path)
+    path, _ = bare("resnet50")
+    with pytest.raises(UserError, match="fits resnet50 and resnet50_v1, which have the same"):
+        open_pretrained(path)
+    assert open_pretrained(path, variant="resnet50_v1").model.stride_on == "1x1"
+    path, _ = bare("resnet50", stage_sizes=(1, 1, 1, 1))
+    with pytest.raises(UserError, match="are of no network that is known here; say by --model"):
+        open_pretrained(path)
+
+
+def test_a_checkpoint_of_ours(config, tmp_path):
+    config.model.scan = True
+    train(config, tmp_path / "run")
+    found = open_pretrained(str(tmp_path / "run"))
+    assert isinstance(found.model, ResNet)
+    assert found.model.scan
+    assert found.class_names == tuple("0123456789")
+    assert found.origin.startswith("step 12 of")
+    assert (found.preprocessing.size, found.preprocessing.mean) == (0, tuple(config.data.mean))
+    loaded = load_pretrained(tmp_path / "run", create_model("cifar_resnet8"))
+    _same(stack(loaded), found.variables)
+    _same(load_pretrained(tmp_path / "run" / "checkpoints" / "12", found.model), found.variables)
+    with pytest.raises(UserError, match="says itself which network it holds"):
+        open_pretrained(str(tmp_path / "run"), variant="resnet18")
+    victim = next(
+        file
+        for file in (tmp_path / "run/checkpoints/12/state").rglob("*")
+        if file.is_file() and file.stat().st_size > 5000
+    )
+    content = bytearray(victim.read_bytes())
+    content[3000] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoints/12 is damaged: .*; give an older one"):
+        open_pretrained(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (
+            "resnet50",
+            r"resnet50 has no weights by itself; say --weights FILE, or one of",
+        ),
+        (
+            "resnet5O.tv_in1k",
+            r"is no file, no workdir and no published name; did you mean res",
+        ),
+        ("nowhere/w.pth", r"nowhere/w.pth is no file, no workdir and no published name"),
+    ],
+)
+def test_what_is_not_there_is_explained(what, message):
+    with pytest.raises(UserError, match=message):
+        open_pretrained(what)
+    with pytest.raises(UserError, match="is no file, no workdir and no published name"):
+        load_pretrained(what, create_model("resnet50"))
+
+
+def test_a_directory_without_checkpoints_is_explained(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints; give a workdir"):
+        open_pretrained(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="checkpoints holds no finished checkpoint yet"):
+        open_pretrained(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "torchvision", "timm"))),
+    reason="needs torch, torchvision and timm",
+)
+@pytest.mark.parametrize("name", networks.CASES)
+def test_torch_loads_what_is_exported_strictly(tmp_path, name):
+    import torch_networks
+    from safetensors.torch import load_file
+
+    model = networks.network(name, jnp.float32)
+    variables = jax.tree.map(jnp.float32, networks.random_variables(name))
+    state = load_file(_export(tmp_path, model, variables))
+    theirs = torch_networks.torch_network(name).float()
+    assert set(theirs.state_dict()) == set(state)
+    theirs.load_state_dict(state, strict=True)
