@@ -4,6 +4,8 @@
 # make lint         ruff and mypy only
 # make format       what ruff can mend
 # make results      regenerates results/digits_resnet20.json, five seeds
+# make published    regenerates results/published_cifar_resnet*.json; CIFAR-10 must be prepared,
+#                   ARGS=--data_dir=DIR says where
 # make constraints  takes the newest versions into constraints.txt
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir where it is set up, ACCEL=cuda, cuda13 or
@@ -19,7 +21,7 @@ RUN := $(VENV)/installed-$(ACCEL)
 TEST := $(VENV)/installed-$(ACCEL)-test
 comma := ,
 
-.PHONY: train test test-long lint format results constraints clean
+.PHONY: train test test-long lint format results published constraints clean
 
 train: $(RUN)
 	$(BIN)/python train.py $(ARGS)
@@ -42,6 +44,12 @@ format: $(TEST)
 results: $(RUN)
 	$(BIN)/python -m resnet_flax sweep --config=configs/digits_resnet20.py --seeds=0,1,2,3,4 \
 	  --workdir=runs/sweep/digits_resnet20 --out=results/digits_resnet20.json $(ARGS)
+
+published: $(RUN)
+	for depth in 20 56; do \
+	  $(BIN)/python -m resnet_flax eval cifar_resnet$$depth.akamaster_cifar10 \
+	    --data=tfds:cifar10 --out=results/published_cifar_resnet$$depth.json $(ARGS) || exit; \
+	done
 
 constraints:
 	$(PYTHON) -m venv $(VENV)-uv

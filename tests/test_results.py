@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+import pytest
+
 from resnet_flax.config import default_config, flatten, load_config, resolve
 
 ROOT = Path(__file__).parent.parent
@@ -23,3 +25,12 @@ def test_the_digits_result_is_of_the_config_that_stands_here_and_good_enough():
     assert max(errors) == result["max"] <= 3.5
     claim = f"{result['mean']:.2f} ± {result['std']:.2f} %"
     assert claim in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("depth", "errors"), [(20, 827), (56, 661)])
+def test_published_weights_make_their_published_errors(depth, errors):
+    result = json.loads((ROOT / "results" / f"published_cifar_resnet{depth}.json").read_text())
+    top1 = result["top1_error"]
+    assert abs(top1["errors"] - errors) <= 2
+    assert top1["count"] == 10_000
+    assert f"{100 * top1['rate']:.2f} %" in (ROOT / "README.md").read_text()

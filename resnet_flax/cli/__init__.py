@@ -14,6 +14,7 @@ from resnet_flax.errors import UserError, closest
 VERBS = {
     "data": "check or prepare a data set",
     "eval": "error rates of a network with weights",
+    "export": "write weights as safetensors for torch's users",
     "models": "list the networks with their parameters, multiply-adds and layers",
     "summary": "show one network layer by layer",
     "sweep": "train one config with several seeds and report mean and deviation",

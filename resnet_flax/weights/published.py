@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ class Published:
       preprocessing: that they were made for.
       classes: number of outputs.
       address: of the file.
-      repository: on the Hugging Face hub, which fetches them; else they are fetched by hand.
-      sha256: how the file's digest begins, where that is known.
+      repository: on the Hugging Face hub, which fetches them.
+      sha256: how the file's digest begins, where that is known; such a file is fetched by its
+        address. What has neither is fetched by hand.
       axes: of the network, beside its name.
     """
 
@@ -199,7 +201,7 @@ def recognize(sha256: str) -> str:
 
 
 def fetch(name: str) -> Path:
-    """The file of published weights: as it lies in `cache()`, or from the hub, which keeps it.
+    """The file of published weights: as it lies in `cache()`, or fetched, once.
 
     Raises:
       UserError: there is no such name; or it cannot be fetched, and the sentence says which file
@@ -213,16 +215,33 @@ def fetch(name: str) -> Path:
     if at_hand.is_file():
         _check(at_hand, published)
         return at_hand
-    reason = "it has to be fetched by hand"
-    if published.repository:
-        try:
+    reason = "have to be fetched by hand"
+    try:
+        if published.repository:
             return _from_hub(published.repository)
-        except Exception as error:  # of all kinds: network, hub, disk
-            reason = f"it cannot be fetched ({first_line(error)})"
+        if published.sha256:
+            return _download(published, at_hand)
+    except UserError:
+        raise
+    except Exception as error:  # of all kinds: network, hub, disk
+        reason = f"cannot be fetched ({first_line(error)})"
     raise UserError(
         f"the weights {name} are not on this machine and {reason}: get {published.address} and "
         f"put it at {at_hand}"
     )
+
+
+def _download(published: Published, target: Path) -> Path:
+    """Fetches a file by its address; it gets its name when it is whole and the right one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        with urllib.request.urlopen(published.address, timeout=30) as answer:
+            scratch.write_bytes(answer.read())
+        _check(scratch, published)
+        return scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _from_hub(repository: str) -> Path:

@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from resnet_flax.cli import main
+from resnet_flax.weights.files import read_weights
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -177,3 +179,19 @@ def test_a_full_disk_is_one_sentence(command, tmp_path):
         assert "No space left on device" in _sentence(command(*flags))
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_weights_are_exported(shared_data, tmp_path, capsys):
+    weights = str(shared_data / "weights/resnet20-12fca82f.th")
+    assert main(["export", weights, str(tmp_path / "w.safetensors")]) == 0
+    assert "cifar_resnet20.akamaster_cifar10, in akamaster's names" in capsys.readouterr().out
+    ours, theirs = (read_weights(path).arrays for path in (tmp_path / "w.safetensors", weights))
+    counters = {name for name in ours if name.endswith("num_batches_tracked")}
+    assert ours.keys() - counters == {n for n in theirs if not n.endswith("num_batches_tracked")}
+    for name in ours.keys() - counters:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert main(["export", weights, str(tmp_path / "w.pth")]) == 2
+    assert "must end in .safetensors, not 'w.pth'" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["export", weights, str(tmp_path / "file" / "x.safetensors")]) == 2
+    assert "cannot be used" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The table of published weights, and how their files are found."""
 
+import dataclasses
 import importlib.util
 import shutil
 import socket
@@ -63,14 +64,16 @@ def offline(monkeypatch, tmp_path):
 def test_without_a_network_the_file_to_fetch_and_its_place_are_named(offline):
     with pytest.raises(
         UserError,
-        match=r"the weights resnet50.tv_in1k are not on this machine and it cannot be fetched "
+        match=r"the weights resnet50.tv_in1k are not on this machine and cannot be fetched "
         r"\(huggingface.co cannot be reached: .*\): get https://huggingface.co/timm/"
         r"resnet50.tv_in1k/resolve/main/model.safetensors and put it at "
         rf"{offline}/resnet50.tv_in1k.safetensors",
     ):
         fetch("resnet50.tv_in1k")
-    with pytest.raises(UserError, match=r"github.com/akamaster.*put it at .*_cifar10.th"):
+    with pytest.raises(UserError, match=r"fetched \(.*github.com/akamaster.*put it at .*10.th$"):
         fetch("cifar_resnet20.akamaster_cifar10")
+    with pytest.raises(UserError, match=r"have to be fetched by hand: get .*-50-model.caffemodel"):
+        fetch("resnet50_v1.caffe_in1k")
     with pytest.raises(UserError, match=r"no published weights 'resnet50.tv3_in1k'; did you mean"):
         fetch("resnet50.tv3_in1k")
 
@@ -104,6 +107,21 @@ def test_a_file_fetched_by_hand_is_found_and_checked(offline, shared_data):
     (offline / f"{name}.th").chmod(0o644)
     with pytest.raises(UserError, match=r"another file than was published: .* 4bfd9763, not 12fca"):
         open_pretrained(name)
+
+
+def test_a_file_is_fetched_by_its_address_whole_or_not_at_all(offline, shared_data, monkeypatch):
+    name = "cifar_resnet20.akamaster_cifar10"
+    for file, fits in (("resnet56-4bfd9763.th", False), ("resnet20-12fca82f.th", True)):
+        address = (shared_data / "weights" / file).resolve().as_uri()
+        there = dataclasses.replace(PUBLISHED[name], address=address)
+        monkeypatch.setitem(PUBLISHED, name, there)
+        if fits:
+            assert fetch(name) == offline / f"{name}.th"
+        else:
+            with pytest.raises(UserError, match="another file than was published"):
+                fetch(name)
+        assert [path.name for path in offline.iterdir()] == [f"{name}.th"] * fits
+    assert open_pretrained(name).class_names[0] == "airplane"
 
 
 def test_a_published_file_is_recognized_by_its_digest(shared_data):
