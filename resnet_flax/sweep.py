@@ -64,10 +64,12 @@ def sweep(
 
 
 def provenance() -> dict[str, Any]:
-    """Commit (with '+' where the tree differs from it), device and versions."""
+    """Commit (with '+' where the tree differs from it, results/ aside), device and versions."""
     device = jax.devices()[0]
+    # What was measured before is no part of the program.
+    changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
     return {
-        "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "HEAD") + "+" * bool(changed),
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {
             "python": platform.python_version(),
