@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{arguments.model_name} names no data; say --data tfds:NAME or folder:DIR")
     data_dir = arguments.data_dir or found.config.get("data.data_dir", "")
     split = arguments.split or _split(data, data_dir, arguments.data, found.config)
+    _check_writable(arguments.out)
     preprocessing = _preprocessing(arguments, found.preprocessing or Preprocessing(size=0))
     if found.preprocessing is None and not (arguments.mean and arguments.std):
         raise UserError(
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{found.origin}\n"
         f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
-        f"{_describe(preprocessing)}",
+        f"{_describe(preprocessing, found.assumed)}",
         flush=True,
     )
     with _bar() as progress:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     _print(reported, every=arguments.per_class)
     if arguments.out:
         described = preprocessing.to_json()
-        del described["pixel_mean"]  # long, and it belongs to the checkpoint
+        described["pixel_mean"] = bool(described["pixel_mean"])  # long, and in the checkpoint
         how = {
             "model": found.origin,
             "weights_sha256": found.sha256,
@@ -140,25 +141,10 @@ def _split(data: str, data_dir: str, asked: str, config: Any) -> str:
 
 
 def _preprocessing(arguments: Any, default: Any) -> Any:
-    from resnet_flax.data.transforms import FILTERS
-
     given: dict[str, Any] = {}
-    if arguments.size is not None:
-        if not 0 <= arguments.size <= 2**14:
-            raise UserError(f"--size takes a number of pixels from 0, not {arguments.size}")
-        given["size"] = arguments.size
-    if arguments.crop_fraction is not None:
-        if not 0 < arguments.crop_fraction <= 1:
-            raise UserError(
-                f"--crop_fraction takes a number above 0 and up to 1, not {arguments.crop_fraction}"
-            )
-        given["crop_fraction"] = arguments.crop_fraction
-    if arguments.interpolation:
-        if arguments.interpolation not in FILTERS:
-            raise UserError(
-                f"--interpolation is one of {', '.join(FILTERS)}, not {arguments.interpolation!r}"
-            )
-        given["interpolation"] = arguments.interpolation
+    for name in ("size", "crop_fraction", "interpolation"):
+        if getattr(arguments, name) not in (None, ""):
+            given[name] = getattr(arguments, name)
     for name in ("mean", "std"):
         if text := getattr(arguments, name):
             try:
@@ -167,17 +153,28 @@ def _preprocessing(arguments: Any, default: Any) -> Any:
                 raise UserError(
                     f"--{name} takes one number or one a channel with commas between, not {text!r}"
                 ) from error
-            given["pixel_mean"] = ()
-    if not all(given.get("std", (1,))):
-        raise UserError("--std takes numbers other than 0")
+    if "mean" in given:
+        given["pixel_mean"] = ()  # which it is instead of
     return replace(default, **given)
 
 
-def _describe(preprocessing: Any) -> str:
+def _describe(preprocessing: Any, assumed: bool) -> str:
     if not preprocessing.size:
         return "images as they are"
-    shorter = round(preprocessing.size / preprocessing.crop_fraction)
-    return f"{preprocessing.size} of {shorter}, {preprocessing.interpolation}"
+    shorter = preprocessing.transform.shorter
+    how = f"{preprocessing.size} of {shorter}, {preprocessing.interpolation}"
+    return how + " (assumed: the file does not say)" * assumed
+
+
+def _check_writable(out: str) -> None:
+    """Finds out now, not after the evaluation, that the file cannot be written."""
+    if out:
+        path = Path(out)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            raise UserError(f"{out} cannot be written: {error.strerror}; give another") from error
 
 
 class _bar:  # noqa: N801  used as a function

@@ -1,6 +1,7 @@
 """What makes a network's input of an image, from the file's pixels to normalised numbers."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,20 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from resnet_flax.data import augment
-from resnet_flax.data.transforms import EvalTransform
+from resnet_flax.data.transforms import FILTERS, EvalTransform
+from resnet_flax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+_EXPECTED = {
+    "size": "a number of pixels from 0 to 16384",
+    "crop_fraction": "a number from 0.05 to 1",
+    "interpolation": f"one of {', '.join(FILTERS)}",
+    "mean": "finite numbers",
+    "std": "finite numbers other than 0",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +37,9 @@ class Preprocessing:
       mean: of pixels in [0, 1]: one number, or one a channel.
       std: the same.
       pixel_mean: `[h][w][c]` grey levels, subtracted first; empty for none.
+
+    Raises:
+      UserError: a value is none of these.
     """
 
     size: int = 224
@@ -34,6 +48,43 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     pixel_mean: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        def numbers(values: Any) -> bool:
+            return isinstance(values, tuple) and all(
+                isinstance(n, int | float) and math.isfinite(n) for n in values
+            )
+
+        fits = {
+            "size": isinstance(self.size, int) and 0 <= self.size <= 2**14,
+            "crop_fraction": isinstance(self.crop_fraction, int | float)
+            and 0.05 <= self.crop_fraction <= 1,
+            "interpolation": self.interpolation in FILTERS,
+            "mean": numbers(self.mean) and len(self.mean) > 0,
+            "std": numbers(self.std) and len(self.std) > 0 and 0 not in self.std,
+        }
+        for name, fine in fits.items():
+            if not fine:
+                raise UserError(
+                    f"{name} of a preprocessing must be {_EXPECTED[name]}, not "
+                    f"{getattr(self, name)!r}"
+                )
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raises UserError where images `[h, w, c]` of this shape cannot be normalised."""
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, shape[-1]):
+                raise UserError(
+                    f"{name}={getattr(self, name)} has {len(getattr(self, name))} numbers, but "
+                    f"the images have {shape[-1]} channels; give one number or one a channel"
+                )
+        if len(self.pixel_mean):
+            of = np.shape(self.pixel_mean)
+            if of != shape:
+                raise UserError(
+                    f"the mean image is of {list(of)}, the images of {list(shape)}; give images "
+                    "of that size, or a --mean"
+                )
 
     @property
     def transform(self) -> EvalTransform:

@@ -86,12 +86,16 @@ class EvalTransform:
     crop_fraction: float = 0.875
     interpolation: str = "bilinear"
 
+    @property
+    def shorter(self) -> int:
+        """Pixels of the shorter side that is resized to."""
+        return math.floor(self.size / self.crop_fraction + 1e-6)
+
     def __call__(self, image: Any) -> np.ndarray:
         """An image to evaluate, `[h, w, c]` uint8, of a Pillow image or an array."""
         if not self.size:
             return to_array(image)
-        shorter = math.floor(self.size / self.crop_fraction + 1e-6)
-        resized = resize_shorter(to_image(image), shorter, FILTERS[self.interpolation])
+        resized = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
         return to_array(center_crop(resized, self.size))
 
 

@@ -31,11 +31,15 @@ def zero_sums(classes: int, dtype: Any = jnp.float32) -> Sums:
             ("count", classes),
             ("errors", classes),
             ("errors5", classes),
-            ("bin_count", BINS),
-            ("bin_correct", BINS),
         )
     }
-    return {**counts, "loss": jnp.zeros(classes, dtype), "bin_confidence": jnp.zeros(BINS, dtype)}
+    # Each sum that is no count, and what rounding has taken from it so far.
+    sums = {
+        name + part: jnp.zeros(n, dtype)
+        for name, n in (("loss", classes), ("bin_excess", BINS))
+        for part in ("", "_rest")
+    }
+    return {**counts, **sums}
 
 
 def add(
@@ -77,16 +81,23 @@ def add(
         "errors5": counted & (rank >= 5),
         "loss": loss,
     }
-    of_bin = {
-        "bin_count": counted,
-        "bin_correct": counted & (rank < 1),
-        "bin_confidence": confidence,
-    }
+    # Small numbers, where the sum of confidences alone would be large and its digits few.
+    of_bin = {"bin_excess": jnp.where(counted, confidence - (rank < 1), 0)}
     new = {"seen": sums["seen"] + mask.sum(dtype=jnp.int32)}
     for values, where in ((of_class, label), (of_bin, bins)):
         for name, value in values.items():
-            new[name] = sums[name].at[where].add(value.astype(sums[name].dtype))
+            of_batch = jnp.zeros_like(sums[name]).at[where].add(value.astype(sums[name].dtype))
+            new[name] = sums[name] + of_batch
+            if f"{name}_rest" in sums:
+                new[f"{name}_rest"] = sums[f"{name}_rest"] + _lost(sums[name], of_batch)
     return new
+
+
+def _lost(a: Array, b: Array) -> Array:
+    """What `a + b` loses by rounding, exactly (Knuth, The Art of Computer Programming, 4.2.2)."""
+    total = a + b
+    part = total - a
+    return (a - (total - part)) + (b - part)
 
 
 def _rank(logits: Float[Array, "b classes"], label: Int[Array, " b"]) -> Int[Array, " b"]:
@@ -95,7 +106,7 @@ def _rank(logits: Float[Array, "b classes"], label: Int[Array, " b"]) -> Int[Arr
     own = jnp.take_along_axis(logits, label[:, None], 1)
     before = jnp.arange(classes) < label[:, None]
     rank = ((logits > own) | ((logits == own) & before)).sum(1, dtype=jnp.int32)
-    return jnp.where(jnp.isfinite(logits).all(1), rank, classes)
+    return jnp.where(jnp.isfinite(logits).all(1), rank, max(classes, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +150,8 @@ def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
       RuntimeError: other than `expected` examples were seen, or other than `labelled` counted.
     """
     total = {name: np.asarray(value) for name, value in jax.device_get(sums).items()}
+    for name in ("loss", "bin_excess"):
+        total[name] = total[name].astype(np.float64) + total[f"{name}_rest"]
     seen, count = int(total["seen"]), int(total["count"].sum())
     if seen != expected:
         raise RuntimeError(f"evaluation counted {seen} examples of {expected}")
@@ -146,13 +159,12 @@ def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
         raise RuntimeError(f"evaluation counted {count} labelled examples of {labelled}")
     if not count:
         raise UserError("no example of the split has a label; give one of which some have")
-    confidence = total["bin_confidence"].astype(np.float64)
     return Result(
         count=count,
         error=int(total["errors"].sum()) / count,
         top5_error=int(total["errors5"].sum()) / count,
-        loss=float(total["loss"].sum(dtype=np.float64)) / count,
-        calibration_error=float(np.abs(total["bin_correct"] - confidence).sum()) / count,
+        loss=float(total["loss"].sum()) / count,
+        calibration_error=float(np.abs(total["bin_excess"]).sum()) / count,
         class_counts=tuple(map(int, total["count"])),
         class_errors=tuple(map(int, total["errors"])),
     )

@@ -42,6 +42,7 @@ def evaluate_pretrained(
       devices: to compute on; all by default.
       progress: called with the batches that are done, and their number.
     """
+    preprocessing.check(preprocessing.transform(source[0]["image"]).shape)
     mesh = sharding.make_mesh(devices=devices)
     size = -(-batch_size // mesh.size) * mesh.size
     whole = sharding.replicated(mesh)

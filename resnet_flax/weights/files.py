@@ -18,6 +18,9 @@ Arrays = dict[str, np.ndarray]
 # Where training programs keep the state dictionary in what they save.
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 
+# Where nothing else is.
+_AVERAGES = ("state_dict_ema", "model_ema", "ema")
+
 # What wrappers of a network put before all of its names.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -30,13 +33,15 @@ class WeightsFile(NamedTuple):
 
     Attributes:
       arrays: by their names in torch, as they lie in the file.
-      about: what this package wrote beside them; empty where another did.
+      about: what is said to be what this package wrote beside them; empty where another did.
       sha256: of the file.
+      caffe: it is a Caffe model's.
     """
 
     arrays: Arrays
-    about: dict[str, Any]
+    about: Any
     sha256: str
+    caffe: bool = False
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -58,7 +63,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     _refuse_what_is_none(path, head)
     try:
-        arrays, about = _read(path, head)
+        arrays, about, is_caffe = _read(path, head)
     except UserError:
         raise
     except Exception as error:  # damaged files raise all kinds
@@ -67,13 +72,23 @@ def read_weights(path: str | Path) -> WeightsFile:
         ) from error
     if not arrays:
         raise UserError(f"{path} holds no state dictionary of tensors; give one of weights")
-    return WeightsFile(_unwrapped(arrays), about, digest)
+    wrong = [
+        name
+        for name, array in arrays.items()
+        if array.dtype.kind not in "biu" and not np.isfinite(array.astype(np.float64)).all()
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} has values that are not finite in {', '.join(wrong)}; fetch it anew, or take "
+            "weights of an earlier step"
+        )
+    return WeightsFile(_unwrapped(arrays), about, digest, is_caffe)
 
 
 def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
     """Writes a safetensors file that torch's and this package's users read alike."""
     metadata = {"format": "pt", ABOUT: json.dumps(about)}
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    whole = {name: np.array(array, order="C") for name, array in arrays.items()}
     scratch = path.with_name(f".{path.name}.new")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -86,7 +101,7 @@ def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
 
 
 def _refuse_what_is_none(path: Path, head: bytes) -> None:
-    text = head.lstrip().lower()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         raise UserError(f"{path} is empty; fetch it anew")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
@@ -100,43 +115,53 @@ def _refuse_what_is_none(path: Path, head: bytes) -> None:
         )
 
 
-def _read(path: Path, head: bytes) -> tuple[Arrays, dict[str, Any]]:
+def _read(path: Path, head: bytes) -> tuple[Arrays, Any, bool]:
+    """Arrays, what this package wrote beside them, and whether they are a Caffe model's."""
     if head[8:9] == b"{":  # behind its length, which may look like anything
         with safetensors.safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(ABOUT, "{}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(about)  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return arrays, json.loads(about), False
     if head.startswith(b"PK"):
         with zipfile.ZipFile(path) as archive:
             is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
         if is_torch:
-            return _state_dict(torch_pickle.read_zip(path)), {}
+            return _state_dict(torch_pickle.read_zip(path)), {}, False
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         layers = caffe.layers_of(arrays)
-        return (caffe.to_torchvision(layers) if layers else arrays), {}
+        return (caffe.to_torchvision(layers) if layers else arrays), {}, bool(layers)
     if head.startswith(b"\x80"):
-        return _state_dict(torch_pickle.read_legacy(path)), {}
+        return _state_dict(torch_pickle.read_legacy(path)), {}, False
     if path.suffix == ".caffemodel":
-        return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}
+        return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}, True
     raise UserError(
         f"{path} is no weights file that is known here: safetensors, torch's .pth, .caffemodel "
         "and .npz are"
     )
 
 
-def _state_dict(tree: Any) -> Arrays:
+def _state_dict(read: torch_pickle.Read) -> Arrays:
     """The tensors of a state dictionary, wherever in a checkpoint it lies."""
-    while isinstance(tree, dict):
-        inner = next((tree[k] for k in _NESTED if isinstance(tree.get(k), dict)), None)
-        if inner is None:
+    tree = read.tree
+    for _ in range(3):
+        keys = tree.keys() if isinstance(tree, dict) else ()
+        inner = next((k for k in (*_NESTED, *_AVERAGES) if k in keys), None)
+        if inner is None or not isinstance(tree[inner], dict):
             break
-        tree = inner
-    if not isinstance(tree, dict):
-        return {}
-    return {str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)}
+        tree = tree[inner]
+    tensors = tree.items() if isinstance(tree, dict) else ()
+    return read.arrays({str(k): v for k, v in tensors if isinstance(v, torch_pickle.Tensor)})
 
 
 def _unwrapped(arrays: Arrays) -> Arrays:
-    while prefix := next((p for p in _WRAPPERS if all(k.startswith(p) for k in arrays)), None):
-        arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    """Without what wrappers put before all names, and without the numbers that they count by."""
+
+    def whole(prefix: str) -> bool:
+        return any(key.startswith(prefix) for key in arrays) and all(
+            key.startswith(prefix) or array.ndim == 0 for key, array in arrays.items()
+        )
+
+    while prefix := next((p for p in _WRAPPERS if whole(p)), None):
+        arrays = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
     return arrays

@@ -13,7 +13,7 @@ import numpy as np
 
 from resnet_flax.config import resolve
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.errors import UserError, closest
+from resnet_flax.errors import UserError, closest, first_line
 from resnet_flax.models import VARIANTS, ResNet, configured_model, create_model
 from resnet_flax.models.stacking import stack
 from resnet_flax.train.checkpoint import DamagedError, newest, read_meta, read_variables
@@ -23,6 +23,15 @@ from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, 
 
 # Attributes that do not decide what a network is.
 _HOW = ("parent", "name", "dtype", "param_dtype", "scan", "remat", "norm_groups", "norm_momentum")
+
+# Attributes that decide what a network computes and that shapes do not, or not always, tell.
+_FUNCTION = (
+    *("block", "shortcut", "stride_on", "preactivation", "stem", "stem_pool"),
+    *("shortcut_pool", "norm"),
+)
+
+# What a variant's name says; other axes may be changed under the same name.
+_SAID = ("stage_sizes", "groups", "group_width", "stride_on", "shortcut", "preactivation", "stem")
 
 # torch counts batches; nothing here depends on it.
 _COUNTER = "num_batches_tracked"
@@ -39,6 +48,7 @@ class Pretrained(NamedTuple):
       origin: where the weights come from, for a person.
       sha256: of the file, empty for a checkpoint.
       config: of the training, where it is a checkpoint of ours; else empty.
+      assumed: nothing says so, the preprocessing is only the usual one.
     """
 
     model: ResNet
@@ -48,6 +58,7 @@ class Pretrained(NamedTuple):
     origin: str
     sha256: str = ""
     config: Mapping[str, Any] = {}
+    assumed: bool = False
 
 
 def load_pretrained(
@@ -76,10 +87,33 @@ def load_pretrained(
         arrays = export_torch(found.variables, found.model, layout_of(found.model))
         return to_variables(arrays, model, name, reset_head=reset_head, seed=seed)
     path = fetch(name) if name in PUBLISHED else Path(name)
-    if not path.exists():
+    if not name or not path.exists():
         raise UserError(_no_such(name))
-    arrays = read_weights(path).arrays
-    return to_variables(arrays, model, name, reset_head=reset_head, seed=seed)
+    file = read_weights(path)
+    variables = to_variables(file.arrays, model, name, reset_head=reset_head, seed=seed)
+    _check_function(file, name, model)
+    return variables
+
+
+def _check_function(file: WeightsFile, name: str, model: ResNet) -> None:
+    """Raises UserError where the weights fit in shape, but are another function's."""
+    known = PUBLISHED.get(name) or PUBLISHED.get(recognize(file.sha256))
+    wanted: dict[str, Any] = {}
+    if known:
+        theirs = create_model(known.variant, **dict(known.axes))
+        wanted = {axis: getattr(theirs, axis) for axis in _FUNCTION}
+    elif file.caffe:
+        wanted = {"stride_on": "1x1", "stem_pool": "ceil"}
+    elif file.about:
+        theirs = _described(file.about, name)[0]
+        wanted = {axis: getattr(theirs, axis) for axis in _FUNCTION}
+    different = [
+        f"{axis}={value!r}, not {getattr(model, axis)!r}"
+        for axis, value in wanted.items()
+        if getattr(model, axis) != value
+    ]
+    if different:
+        raise UserError(f"{name} is for a network with {', '.join(different)}; give such a one")
 
 
 def open_pretrained(
@@ -98,7 +132,11 @@ def open_pretrained(
       UserError: there is no such thing, it cannot be read, or what network it is for is open.
     """
     if weights:
-        what, variant = weights, variant or what
+        if variant not in ("", what):
+            raise UserError(f"the network is named twice, {what} and {variant}; leave one out")
+        what, variant = weights, what
+    if not what:
+        raise UserError("the name of the model is empty; give a published name, file or workdir")
     path = Path(what)
     if _is_checkpoint(path):
         if variant:
@@ -124,31 +162,53 @@ def open_pretrained(
 def _open_file(
     file: WeightsFile, what: str, variant: str, published: Published | None, dtype: Any
 ) -> Pretrained:
-    about = file.about
-    if variant:
-        axes: dict[str, Any] = {}
-        if published and published.variant == variant:
-            axes = dict(published.axes)
-        model = create_model(variant, num_classes=_classes(file.arrays, what), **axes)
-    elif published:
+    preprocessing: Preprocessing | None = None
+    names: tuple[str, ...] = ()
+    if published:
         model = create_model(
             published.variant, num_classes=published.classes, **dict(published.axes)
         )
-    elif about:
-        model = create_model("resnet18", **about["axes"])
+        preprocessing, names = published.preprocessing, published.class_names
+    elif file.about:
+        model, preprocessing, names = _described(file.about, what)
+    elif variant:
+        axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
+        if "conv1.bias" in file.arrays:
+            axes["stem_bias"] = True
+        model = create_model(variant, num_classes=_classes(file.arrays, what), **axes)
     else:
         model = _inferred(file.arrays, what)
-    model = model.clone(dtype=jnp.dtype(dtype or jnp.float32))
-    preprocessing = None
-    if published:
-        preprocessing = published.preprocessing
-    elif about.get("preprocessing"):
-        preprocessing = Preprocessing.from_json(about["preprocessing"])
-    elif model.stem != "cifar":
-        preprocessing = Preprocessing()  # what nearly all of these were trained with
-    names = published.class_names if published else tuple(about.get("class_names", ()))
+    if variant and (published or file.about):
+        asked = create_model(variant, num_classes=model.num_classes)
+        if any(getattr(asked, axis) != getattr(model, axis) for axis in _SAID):
+            raise UserError(f"{what} says itself that it is no {variant}; leave {variant} out")
+    if file.caffe and not published:
+        _check_function(file, what, model)
+        preprocessing = PUBLISHED["resnet50_v1.caffe_in1k"].preprocessing
+    assumed = preprocessing is None and model.stem != "cifar"
+    if assumed:
+        preprocessing = Preprocessing()  # what most of these were trained with
     variables = to_variables(file.arrays, model, what)
-    return Pretrained(model, variables, preprocessing, names, what, file.sha256)
+    model = model.clone(dtype=jnp.dtype(dtype or jnp.float32))
+    return Pretrained(model, variables, preprocessing, names, what, file.sha256, assumed=assumed)
+
+
+def _described(about: Any, what: str) -> tuple[ResNet, Preprocessing | None, tuple[str, ...]]:
+    """What a file of ours says of itself, which anyone may have written."""
+    try:
+        model = create_model("resnet18", **about["axes"])
+        preprocessing = about["preprocessing"]
+        names = tuple(about["class_names"])
+        if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):
+            raise TypeError("of other types")
+        if len(names) not in (0, model.num_classes):
+            raise ValueError(f"{len(names)} names for {model.num_classes} classes")
+        return model, Preprocessing.from_json(preprocessing) if preprocessing else None, names
+    except Exception as error:  # of all kinds
+        raise UserError(
+            f"{what} describes itself in a way that cannot be used ({first_line(error)}); export "
+            "it anew"
+        ) from error
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -213,15 +273,14 @@ def to_variables(
     wanted = {name: shape for name, (_, shape) in expected.items()}
     given = {name: a.shape for name, a in arrays.items()}
     heads = _head_names(plain, layout)
-    fits = all(given.get(name) == wanted[name] for name in heads)
-    if not fits and heads <= given.keys():
-        classes = given[min(heads)][0]
-        if classes != model.num_classes and not reset_head:
-            raise UserError(
-                f"{origin} is for {classes} classes, the network has {model.num_classes}; ask for "
-                "a new head by reset_head=True, or give the network as many"
-            )
-    keep = heads if reset_head and not fits else set()
+    classes = {given[name][0] for name in heads if given.get(name)}
+    others = heads <= given.keys() and len(classes) == 1 and classes != {model.num_classes}
+    if others and not reset_head:
+        raise UserError(
+            f"{origin} is for {classes.pop()} classes, the network has {model.num_classes}; ask "
+            "for a new head by reset_head=True, or give the network as many"
+        )
+    keep = heads if others else set()
     _compare(given, wanted, keep, origin)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for name, ((collection, path), _) in expected.items():
@@ -288,7 +347,7 @@ def _channels(arrays: Arrays) -> int:
     """Of the images: whatever the stem's first convolution takes."""
     for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
         if name in arrays and arrays[name].ndim == 4:
-            return arrays[name].shape[1]
+            return max(1, arrays[name].shape[1])
     return 3
 
 
@@ -301,7 +360,7 @@ def _put(tree: dict[str, Any], path: str, array: np.ndarray) -> None:
 
 def _classes(arrays: Arrays, what: str) -> int:
     for name in ("fc.bias", "linear.bias", "head.fc.bias"):
-        if name in arrays:
+        if name in arrays and arrays[name].ndim == 1:
             return len(arrays[name])
     raise UserError(f"{what} has no head that is known here (fc, linear or head.fc)")
 

@@ -8,11 +8,12 @@ import collections
 import io
 import math
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +37,17 @@ _DTYPES = {
 }
 
 
+# Types that a checkpoint may mention beside its tensors; names stand in for them.
+_NAMES = (
+    *("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64"),
+    *("uint8", "bool", "complex64", "complex128", "strided", "channels_last"),
+    *_DTYPES,
+)
+
+# A state dictionary's arrays may be views of common storages; copied, not more than so many times.
+_COPIES = 4
+
+
 class _Storage:
     """A run of numbers that tensors are views of; filled once its bytes are read."""
 
@@ -44,66 +56,97 @@ class _Storage:
         self.values: np.ndarray | None = None
 
 
-class _Tensor:
-    """What a tensor will be once its storage is filled."""
+class Tensor:
+    """What a tensor is in the object that was read, until `array` copies it.
+
+    Attributes:
+      nbytes: of the copy.
+    """
 
     def __init__(self, storage: _Storage, offset: int, shape: Any, strides: Any) -> None:
-        self.storage, self.offset = storage, offset
-        self.shape, self.strides = tuple(shape), tuple(strides)
+        self._storage, self._offset = storage, offset
+        self._shape, self._strides = tuple(shape), tuple(strides)
+        numbers = (self._offset, *self._shape, *self._strides)
+        if any(type(n) is not int or n < 0 for n in numbers):
+            raise ValueError("a tensor that is none")
+        if len(self._shape) != len(self._strides):
+            raise ValueError("a tensor with other strides than axes")
+        self.nbytes = math.prod(self._shape) * storage.dtype.itemsize
 
     def array(self) -> np.ndarray:
-        values = self.storage.values
-        numbers = (self.offset, *self.shape, *self.strides)
-        if values is None or any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError("a tensor that is none")
-        if len(self.shape) != len(self.strides):
-            raise ValueError("a tensor with other strides than axes")
-        # Views are made of raw memory: nothing may lie outside of it, or be there many times.
-        if math.prod(self.shape) == 0:
-            return np.zeros(self.shape, values.dtype)
-        last = self.offset + sum(
-            (n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True)
+        """The numbers, as an array of its own."""
+        values = self._storage.values
+        if values is None:
+            raise ValueError("a tensor without numbers")
+        if self.nbytes == 0:
+            return np.zeros(self._shape, values.dtype)
+        # Views are made of raw memory: nothing may lie outside of it.
+        last = self._offset + sum(
+            (n - 1) * stride for n, stride in zip(self._shape, self._strides, strict=True)
         )
-        if last >= len(values) or math.prod(self.shape) > len(values):
+        if last >= len(values):
             raise ValueError("a tensor that reaches beyond its storage")
         itemsize = values.dtype.itemsize
         view = np.lib.stride_tricks.as_strided(
-            values[self.offset :], self.shape, [stride * itemsize for stride in self.strides]
+            values[self._offset :], self._shape, [stride * itemsize for stride in self._strides]
         )
         return view.copy()
+
+
+class Read(NamedTuple):
+    """What a file held.
+
+    Attributes:
+      tree: the object, with `Tensor`s in the place of tensors.
+      budget: bytes that arrays copied from it may take in all.
+    """
+
+    tree: Any
+    budget: int
+
+    def arrays(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Tensors of the tree as arrays."""
+        if sum(tensor.nbytes for tensor in tensors.values()) > self.budget:
+            raise ValueError("tensors that show the same memory many times over")
+        return {name: tensor.array() for name, tensor in tensors.items()}
 
 
 class _Unpickler(pickle.Unpickler):
     """Admits tensors and plain containers."""
 
-    def __init__(
-        self, file: io.BufferedIOBase, name: str, storage: Callable[[Any], _Storage]
-    ) -> None:
-        super().__init__(file, encoding="utf-8")
+    def __init__(self, program: bytes, name: str, storage: Callable[[Any], _Storage]) -> None:
+        super().__init__(io.BytesIO(program), encoding="utf-8")
         self._name, self._storage = name, storage
 
         # Made anew for each file: what a pickle may do to them, it does to its own.
-        def rebuild(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> _Tensor:
-            if not isinstance(storage, _Storage):
-                raise ValueError("a tensor without a storage")
-            return _Tensor(storage, offset, size, stride)
+        def rebuild(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
+            if not isinstance(storage, _Storage) or any(more[2:]):  # conjugate, negative
+                raise ValueError("a tensor of an unknown kind")
+            return Tensor(storage, offset, size, stride)
 
-        def parameter(tensor: Any, *_: Any) -> Any:
-            return tensor
+        def first(value: Any = (), *_: Any) -> Any:
+            return value
 
-        def size(numbers: Any = ()) -> tuple:
-            return tuple(numbers)
+        def encoded(text: Any, *_: Any) -> bytes:
+            return str(text).encode("latin1")
 
         self._known: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch", "Size"): size,
+            ("collections", "Counter"): collections.Counter,
+            ("builtins", "set"): set,
+            ("builtins", "complex"): complex,
+            ("_codecs", "encode"): encoded,
+            ("torch", "Size"): first,
+            ("torch", "device"): first,
             ("torch._utils", "_rebuild_tensor"): rebuild,
             ("torch._utils", "_rebuild_tensor_v2"): rebuild,
-            ("torch._utils", "_rebuild_parameter"): parameter,
-            **{("torch", kind): kind for kind in _DTYPES},  # names, to be looked up only
+            ("torch._utils", "_rebuild_parameter"): first,
+            ("torch._utils", "_rebuild_parameter_with_state"): first,
+            **{("torch", kind): kind for kind in _NAMES},
         }
 
     def find_class(self, module: str, name: str) -> Any:
+        module = {"__builtin__": "builtins"}.get(module, module)
         if (module, name) not in self._known:
             raise UserError(
                 f"{self._name} asks to run {module}.{name}, which no weights need; nothing was "
@@ -116,8 +159,8 @@ class _Unpickler(pickle.Unpickler):
         return self._storage(pid)
 
 
-def read_zip(path: Path) -> Any:
-    """The object in a file of torch 1.6 or newer, with arrays in the place of tensors.
+def read_zip(path: Path) -> Read:
+    """The object in a file of torch 1.6 or newer.
 
     Raises:
       UserError: it asks for more than tensors and plain containers.
@@ -126,26 +169,30 @@ def read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         folder = next(n for n in names if n.endswith("/data.pkl")).removesuffix("data.pkl")
-        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
-            raise ValueError("numbers in big-endian order")
         storages: dict[str, _Storage] = {}
+
+        def member(name: str) -> bytes:
+            # Not compressed, as torch writes it: a file cannot hold more than its own size.
+            info = archive.getinfo(f"{folder}{name}")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{name} is compressed")
+            return archive.read(info)
+
+        if f"{folder}byteorder" in names and member("byteorder") != b"little":
+            raise ValueError("numbers in big-endian order")
 
         def storage(pid: Any) -> _Storage:
             kind, key, size = _parse(pid)
             if key not in storages:
                 storages[key] = _Storage(_DTYPES[kind], size)
-                # Not compressed, so a file cannot hold more than its own size.
-                info = archive.getinfo(f"{folder}data/{key}")
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError("a compressed storage")
-                _fill(storages[key], archive.read(info))
+                _fill(storages[key], member(f"data/{key}"))
             return storages[key]
 
-        program = io.BytesIO(archive.read(f"{folder}data.pkl"))
-        return _arrays(_Unpickler(program, str(path), storage).load())
+        program = _program(io.BytesIO(member("data.pkl")))
+        return Read(_Unpickler(program, str(path), storage).load(), _budget(path))
 
 
-def read_legacy(path: Path) -> Any:
+def read_legacy(path: Path) -> Read:
     """The object in a file of torch before 1.6; see `read_zip`."""
     storages: dict[str, _Storage] = {}
 
@@ -159,7 +206,7 @@ def read_legacy(path: Path) -> Any:
     with path.open("rb") as file:
 
         def load(find: Callable[[Any], _Storage] = none) -> Any:
-            return _Unpickler(file, str(path), find).load()
+            return _Unpickler(_program(file), str(path), find).load()
 
         if load() != _MAGIC:
             raise UserError(f"{path} is a pickle, but none that torch.save wrote; use weights")
@@ -174,7 +221,26 @@ def read_legacy(path: Path) -> Any:
             if size != storages[key].size or wanted > end - file.tell():
                 raise ValueError("a storage is cut off")
             _fill(storages[key], file.read(wanted))
-    return _arrays(found)
+    return Read(found, _budget(path))
+
+
+def _budget(path: Path) -> int:
+    return _COPIES * path.stat().st_size + 2**20
+
+
+def _program(file: io.BufferedIOBase) -> bytes:
+    """The next pickle of a file, which does not ask for more memory than it fills.
+
+    The unpickler makes room for every number below the largest that a value is kept under.
+    """
+    start = file.tell()
+    operations: Any = pickletools.genops(file)  # type: ignore[arg-type]
+    numbers = [int(arg) for code, arg, _ in operations if "PUT" in code.name]
+    end = file.tell()
+    if max(numbers, default=0) > end - start:
+        raise ValueError("a pickle that keeps its values under numbers beyond all")
+    file.seek(start)
+    return file.read(end - start)
 
 
 def _parse(pid: Any) -> tuple[str, str, int]:
@@ -190,14 +256,3 @@ def _fill(storage: _Storage, data: bytes) -> None:
     if len(values) != storage.size:
         raise ValueError("a storage is of another size than it says")
     storage.values = values
-
-
-def _arrays(tree: Any) -> Any:
-    """A tree of plain containers, with arrays in the place of tensors."""
-    if isinstance(tree, _Tensor):
-        return tree.array()
-    if isinstance(tree, dict):
-        return {key: _arrays(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_arrays(value) for value in tree]
-    return tree

@@ -97,6 +97,22 @@ def test_another_count_than_the_split_s_is_an_error(examples):
         _result(logits, labels, 64, expected=401)
 
 
+def test_sums_of_many_batches_lose_nothing_that_is_printed():
+    """In float32, and 1.28 million examples: the calibration error was 6 % off without care."""
+    step = jax.jit(add)
+    logits = jnp.zeros((1000, 2)).at[:, 0].set(6.2)
+    confidence = float(jax.nn.softmax(logits[0])[0].astype(float))
+    labels = jnp.asarray(np.arange(1000) % 1000 == 0, jnp.int32)  # one in a thousand is wrong
+    sums, mask = zero_sums(2), jnp.ones(1000, bool)
+    for _ in range(1280):
+        sums = step(sums, logits, labels, mask)
+    result = summarize(sums, 1_280_000, 1_280_000)
+    assert result.error == 0.001
+    assert result.calibration_error == pytest.approx(abs(confidence - 0.999), rel=1e-3)
+    expected = 0.999 * np.log1p(np.exp(-6.2)) + 0.001 * np.log1p(np.exp(6.2))
+    assert result.loss == pytest.approx(expected, rel=1e-5)
+
+
 def test_equal_logits_rank_in_the_order_of_classes():
     sums = zero_sums(CLASSES)
     labels = jnp.arange(CLASSES, dtype=jnp.int32)
@@ -109,6 +125,8 @@ def test_equal_logits_rank_in_the_order_of_classes():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_no_number_is_never_right(value):
     logits = jnp.zeros((1, CLASSES)).at[0, 3].set(value)
+    few = add(zero_sums(3), jnp.array([[0, value, 0]]), jnp.array([1]), jnp.ones(1, bool))
+    assert int(few["errors5"].sum()) == 1
     for label in (0, 3):
         sums = add(zero_sums(CLASSES), logits, jnp.array([label]), jnp.ones(1, bool))
         assert int(sums["errors"].sum()) == int(sums["errors5"].sum()) == 1

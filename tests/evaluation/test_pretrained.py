@@ -59,9 +59,22 @@ def test_the_result_is_the_same_with_any_batch_workers_and_devices(source):
 def test_weights_that_give_no_numbers_are_explained(source):
     model = create_model("cifar_resnet8")
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    variables = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+    variables["params"]["head"]["bias"] *= np.nan
     with pytest.raises(UserError, match="loss is nan: its weights are damaged"):
         evaluate_pretrained(model, variables, Preprocessing(0), source, batch_size=10)
+
+
+def test_images_that_cannot_be_normalised_are_explained(source):
+    model = create_model("cifar_resnet8")
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    two = Preprocessing(0, mean=(0.5, 0.4))
+    image = Preprocessing(0, mean=(0.0,), pixel_mean=tuple(np.zeros((8, 8, 3)).tolist()))
+    for preprocessing, message in (
+        (two, r"mean=\(0.5, 0.4\) has 2 numbers, but the images have 3 channels"),
+        (image, r"the mean image is of \[8, 8, 3\], the images of \[9, 11, 3\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_pretrained(model, variables, preprocessing, source, batch_size=10)
 
 
 def test_labels_are_found_by_the_names_of_classes(source):
@@ -167,14 +180,18 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
         (["--protocol=corners"], "--protocol is one of center, not 'corners'"),
         (["--batch_size=0"], "--batch_size takes a number from 1, not 0"),
         (["--dtype=int8"], "--dtype is float32 or bfloat16, not 'int8'"),
-        (["--size=-1"], "--size takes a number of pixels from 0"),
-        (["--crop_fraction=1.5"], "--crop_fraction takes a number above 0 and up to 1"),
-        (["--interpolation=cubic"], "--interpolation is one of bilinear, bicubic, not 'cubic'"),
+        (["--size=-1"], "size of a preprocessing must be a number of pixels from 0 to 16384"),
+        (["--crop_fraction=1.5"], "crop_fraction of a preprocessing must be a number from 0.05"),
+        (["--crop_fraction=1e-5"], "crop_fraction of a preprocessing must be a number from 0.05"),
+        (["--interpolation=cubic"], "must be one of bilinear, bicubic, not 'cubic'"),
+        (["--mean=nan"], "mean of a preprocessing must be finite numbers"),
+        (["--mean=0.5,0.4"], "has 2 numbers, but the images have 3 channels"),
+        (["--out=/proc/x/y.json"], "/proc/x/y.json cannot be written: "),
         (["--mean=a,b"], "--mean takes one number or one a channel"),
-        (["--std=0"], "--std takes numbers other than 0"),
+        (["--std=0"], "std of a preprocessing must be finite numbers other than 0"),
         (["--split=valid"], "has no split 'valid'"),
         (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are none of the netw"),
-        (["--model=resnet18"], "does not fit the network"),
+        (["--model=resnet18"], "says itself that it is no resnet18; leave resnet18 out"),
         (["--fast"], "unrecognized arguments: --fast"),
     ],
 )

@@ -1,5 +1,7 @@
 """Weights files of all kinds, whole, damaged and hostile."""
 
+import collections
+import importlib.util
 import io
 import os
 import pickle
@@ -140,7 +142,7 @@ def test_tensors_stay_within_their_storage(tmp_path):
         (-1, (2,), (1,)),
         (5, (2,), (-1,)),
         (0, (-2,), (1,)),
-        (0, (1000, 1000), (0, 0)),
+        (0, (2000, 2000), (0, 0)),
         (0, (2, 2), (1,)),
     ):
         path.write_bytes(_tensor(storage, 6, offset, shape, strides))
@@ -148,6 +150,104 @@ def test_tensors_stay_within_their_storage(tmp_path):
             read_weights(path)
     path.write_bytes(_tensor(storage, 2**30, 0, (2,), (1,)))
     with pytest.raises(UserError, match=r"x.pth is damaged or cut off .*cut off"):
+        read_weights(path)
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    path = tmp_path / "x.pth"
+
+    def refused(content, reason):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"x.pth is damaged or cut off \(.*{reason}"):
+            read_weights(path)
+
+    # The unpickler makes room for all numbers below the largest that it keeps a value under.
+    refused(_legacy(b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."), "numbers beyond all")
+    # Compressed, a megabyte of zeros is a kilobyte.
+    for name in ("data.pkl", "data/k"):
+        file = io.BytesIO()
+        with zipfile.ZipFile(GOLDENS / "tensors.pth") as whole, zipfile.ZipFile(file, "w") as new:
+            for info in whole.infolist():
+                squeezed = info.filename.endswith(name.replace("/k", "/0"))
+                kind = zipfile.ZIP_DEFLATED if squeezed else zipfile.ZIP_STORED
+                new.writestr(info.filename, whole.read(info), kind)
+        refused(file.getvalue(), "is compressed")
+    # Lists in lists, each twice in the next, are never unfolded.
+    nested = b"]q\x00" + b"".join(
+        b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60)
+    )
+    path.write_bytes(_legacy(b"\x80\x02" + nested + b".") + pickle.dumps([], protocol=2))
+    with pytest.raises(UserError, match="holds no state dictionary"):
+        read_weights(path)
+
+
+def test_numbers_of_another_machine_s_order_are_refused(tmp_path):
+    content = (GOLDENS / "tensors_legacy.pth").read_bytes()
+    assert content.count(b"little_endian") == 1
+    at = content.index(b"little_endian")
+    true = content.index(b"\x88", at)  # NEWTRUE
+    (tmp_path / "x.pth").write_bytes(content[:true] + b"\x89" + content[true + 1 :])
+    with pytest.raises(UserError, match="big-endian"):
+        read_weights(tmp_path / "x.pth")
+
+
+def test_values_that_are_not_finite_are_named(tmp_path):
+    arrays = {"a.weight": np.array([1.0, np.nan]), "b.weight": np.ones(2), "c": np.array([np.inf])}
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(UserError, match=r"w.npz has values that are not finite in a.weight, c;"):
+        read_weights(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "names"),
+    [
+        ({"module.a": WHOLE, "module.b": WHOLE}, {"a", "b"}),
+        ({"module._orig_mod.a": WHOLE}, {"a"}),
+        ({"module.a": WHOLE, "n_averaged": np.array(3)}, {"a"}),  # torch's AveragedModel
+        ({"module.a": WHOLE, "b": WHOLE}, {"module.a", "b"}),
+    ],
+)
+def test_what_wrappers_put_before_names_is_taken_off(tmp_path, arrays, names):
+    np.savez(tmp_path / "w.npz", **arrays)
+    assert set(read_weights(tmp_path / "w.npz").arrays) == names
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_what_torch_users_save_is_read(tmp_path, new):
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.ones(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    saved = {
+        "model": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "seen": {1, 2},
+        "raw": b"bytes",
+        "shape": torch.Size([1]),
+        "counter": collections.Counter("aab"),
+    }
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    expanded = {"a": torch.ones(1).expand(3, 4)}
+    path = tmp_path / "x.pth"
+    for what, of in ((saved, net), (averaged.state_dict(), net), ({"state_dict_ema": expanded}, 0)):
+        torch.save(what, path, _use_new_zipfile_serialization=new)
+        expected = torch.load(path, weights_only=True)
+        arrays = read_weights(path).arrays
+        if not of:
+            np.testing.assert_array_equal(arrays["a"], np.ones((3, 4)))
+            continue
+        assert list(arrays) == list(net.state_dict())
+        assert isinstance(expected, dict)
+        for name, tensor in net.state_dict().items():
+            np.testing.assert_array_equal(arrays[name], tensor.numpy())
+    torch.save({"a": torch._neg_view(torch.ones(2))}, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(UserError, match="a tensor of an unknown kind"):
         read_weights(path)
 
 
@@ -193,6 +293,7 @@ def test_flipped_bits_give_an_error_or_arrays_but_no_traceback(tmp_path):
     [
         (b"", "w.pth is empty; fetch it anew"),
         (b"\n<!DOCTYPE html><html>", "w.pth is a web page, no weights"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, no weights"),
         (b"<html><head>", "w.pth is a web page, no weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "w.pth is a pointer of Git LFS"),
         (b"hello, world, this is text", "w.pth is no weights file that is known here"),

@@ -1,6 +1,7 @@
 """Weights into networks and out of them."""
 
 import importlib.util
+import json
 import re
 
 import jax
@@ -16,7 +17,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet
 from resnet_flax.models.stacking import stack
 from resnet_flax.train.loop import train
-from resnet_flax.weights.files import read_weights
+from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.loading import Pretrained, export, open_pretrained
 from resnet_flax.weights.torch_layout import flatten
 
@@ -123,7 +124,7 @@ def test_a_file_of_another_network_is_refused(shared_data):
         load_pretrained(path, create_model("cifar_resnet56"))
     with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
         load_pretrained(path, create_model("resnet18", num_classes=10))
-    with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
+    with pytest.raises(UserError, match="says itself that it is no resnet50; leave resnet50 out"):
         open_pretrained(str(path), variant="resnet50")
 
 
@@ -164,7 +165,9 @@ def test_half_precision_becomes_float32(tmp_path):
 def test_the_network_is_inferred_where_shapes_decide_it(tmp_path):
     def bare(name, **axes):
         model = create_model(name, **axes)
-        arrays = read_weights(_export(tmp_path, model, _random(model))).arrays
+        shapes = jax.eval_shape(lambda: _random(model))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        arrays = read_weights(_export(tmp_path, model, zeros)).arrays
         safetensors.numpy.save_file(arrays, tmp_path / "bare.safetensors")
         return str(tmp_path / "bare.safetensors"), model
 
@@ -211,6 +214,89 @@ def test_a_checkpoint_of_ours(config, tmp_path):
         open_pretrained(str(tmp_path / "run"))
 
 
+def test_what_a_file_says_of_itself_is_not_overruled(tmp_path):
+    model = create_model("resnet50_v1", stem_bias=True, stem_pool="ceil", num_classes=3)
+    path = str(_export(tmp_path, model, _random(model)))
+    for variant in ("resnet50", "resnet101_v1", "seresnet50"):
+        with pytest.raises(UserError, match=f"says itself that it is no {variant}; leave"):
+            open_pretrained(path, variant=variant)
+    assert open_pretrained(path, variant="resnet50_v1").model == model
+    assert open_pretrained("resnet50_v1", weights=path).model == model
+    with pytest.raises(UserError, match="named twice, resnet50 and resnet50_v1; leave one out"):
+        open_pretrained("resnet50", weights=path, variant="resnet50_v1")
+    with pytest.raises(UserError, match=r"is for a network with stem_pool='ceil', not 'padded'"):
+        load_pretrained(path, model.clone(stem_pool="padded"))
+    with pytest.raises(UserError, match=r"is for a network with stride_on='1x1', not '3x3'"):
+        load_pretrained(path, model.clone(stride_on="3x3"))
+
+
+TRUE = {
+    "axes": {
+        "stage_sizes": [1, 1, 1],
+        "stem": "cifar",
+        "num_classes": 3,
+        "stage_features": [16, 32, 64],
+        "stem_features": 16,
+        "shortcut": "A",
+    },
+    "preprocessing": {"size": 8, "mean": [0.5], "std": [0.5]},
+    "class_names": ["a", "b", "c"],
+}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        [1],
+        5,
+        "abc",
+        {"x": 1},
+        *({**TRUE, "axes": axes} for axes in ([], {"stem": 3}, {"zzz": 1}, {"stage_sizes": "x"})),
+        *({**TRUE, "class_names": names} for names in (5, [1, 2, 3], ["a"] * 6, [["a"]])),
+        *(
+            {**TRUE, "preprocessing": {**TRUE["preprocessing"], **wrong}}
+            for wrong in (
+                {"size": "x"},
+                {"size": -5},
+                {"size": 10**6},
+                {"crop_fraction": 0},
+                {"crop_fraction": 1e-5},
+                {"interpolation": "x"},
+                {"mean": "abc"},
+                {"mean": []},
+                {"std": [0]},
+                {"std": [float("nan")]},
+                {"mean": [[1]]},
+            )
+        ),
+        {**TRUE, "preprocessing": "x"},
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked(tmp_path, lie):
+    model = create_model("cifar_resnet8", num_classes=3)
+    arrays = read_weights(_export(tmp_path, model, _random(model, 32))).arrays
+    write_weights(tmp_path / "true.safetensors", arrays, TRUE)
+    found = open_pretrained(str(tmp_path / "true.safetensors"))
+    assert (found.preprocessing.size, found.class_names) == (8, ("a", "b", "c"))
+    said = {"resnet_flax": json.dumps(lie)}
+    safetensors.numpy.save_file(arrays, tmp_path / "lie.safetensors", metadata=said)
+    with pytest.raises(UserError, match=r"lie.safetensors describes itself in a way that cannot"):
+        open_pretrained(str(tmp_path / "lie.safetensors"))
+
+
+def test_a_damaged_head_is_no_other_head(tmp_path):
+    model = create_model("resnet18", **TINY)
+    arrays = read_weights(_export(tmp_path, model, _random(model))).arrays
+    arrays["fc.weight"] = np.zeros((7, 99), np.float32)
+    np.savez(tmp_path / "w.npz", **arrays)
+    with pytest.raises(UserError, match=r"1 of another shape \(fc.weight \[7, 99\] and not"):
+        load_pretrained(tmp_path / "w.npz", model, reset_head=True)
+    for name, array in (("fc.bias", np.float32(1)), ("conv1.weight", np.zeros((64, 0, 7, 7)))):
+        np.savez(tmp_path / "w.npz", **{**arrays, name: array})
+        with pytest.raises(UserError):
+            open_pretrained(str(tmp_path / "w.npz"), variant="resnet18")
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -222,6 +308,7 @@ def test_a_checkpoint_of_ours(config, tmp_path):
             "resnet5O.tv_in1k",
             r"is no file, no workdir and no published name; did you mean res",
         ),
+        ("", r"the name of the model is empty|is no file"),
         ("nowhere/w.pth", r"nowhere/w.pth is no file, no workdir and no published name"),
     ],
 )
@@ -254,5 +341,8 @@ def test_torch_loads_what_is_exported_strictly(tmp_path, name):
     variables = jax.tree.map(jnp.float32, networks.random_variables(name))
     state = load_file(_export(tmp_path, model, variables))
     theirs = torch_networks.torch_network(name).float()
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {
+        k: v.shape for k, v in state.items()
+    }
     assert set(theirs.state_dict()) == set(state)
     theirs.load_state_dict(state, strict=True)
