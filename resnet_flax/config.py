@@ -64,6 +64,9 @@ SCHEMA: dict[str, Key] = {
     "seed": Key(0, "of initialisation, data order and augmentation", _SEED),
     "steps": Key(1000, "training steps in all", _COUNT, True),
     "batch_size": Key(128, "training examples a step, over all devices", _POSITIVE),
+    "accumulation": Key(
+        1, "parts of a batch whose gradients are computed one after another", _POSITIVE
+    ),
     "steps_per_dispatch": Key(
         1, "steps that the device takes at a time where data.resident", _COUNT, True
     ),
@@ -139,6 +142,11 @@ SCHEMA: dict[str, Key] = {
     "optim.label_smoothing": Key(0.0, "share of the target spread over all classes", _FRACTION),
     "mesh.data": Key(-1, "devices that share a batch", _DEVICES, True),
     "mesh.fsdp": Key(1, "devices that share batch and parameters", _DEVICES, True),
+    "eval.recompute_bn": Key(
+        0,
+        "batches whose statistics batch normalisation gets after the last step; 0: running ones",
+        _NOT_NEGATIVE,
+    ),
     "eval.every": Key(0, "steps between evaluations; 0: at the end only", _NOT_NEGATIVE, True),
     "checkpoint.every": Key(
         0, "steps between checkpoints; 0: only at the end", _NOT_NEGATIVE, True
@@ -274,6 +282,12 @@ def _check_together(flat: dict[str, Any]) -> None:
         raise UserError(
             f"batch_size={flat['batch_size']} must be a multiple of model.norm_span={span}, "
             "the examples that batch normalisation averages over"
+        )
+    part, rest = divmod(flat["batch_size"], flat["accumulation"])
+    if rest or (span.isdecimal() and part % int(span)):
+        raise UserError(
+            f"batch_size={flat['batch_size']} in accumulation={flat['accumulation']} parts must "
+            f"give whole groups of model.norm_span={span} examples in each"
         )
     _check_data(flat)
     if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:

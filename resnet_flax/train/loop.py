@@ -1,16 +1,21 @@
 """The training loop: read this to learn what a run does."""
 
+import dataclasses
 import json
 import math
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
+from resnet_flax import sharding
 from resnet_flax.config import conflicts, flatten, resolve
-from resnet_flax.data.pipeline import eval_batches
+from resnet_flax.data.pipeline import eval_batches, train_batches
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
@@ -68,7 +73,7 @@ def train(
         writers = stack.enter_context(
             Writers(workdir, start, config.steps, tensorboard=log.tensorboard, bar=log.progress)
         )
-        for note in [_introduction(run, config, state), *notes]:
+        for note in [_introduction(run, config, state), *run.notes, *notes]:
             writers.terminal.say(note)
         feed = stack.enter_context(open_feed(run, config, start))
         meter = Meter(config, run.schedule, writers)
@@ -79,6 +84,8 @@ def train(
             # Evaluate, save, next batch, step, log: always in this order, so that a run that
             # goes on from a checkpoint does what the uninterrupted one does after saving it.
             last = step == config.steps
+            if last and step != saved and config.eval.recompute_bn:
+                state = _recompute_statistics(run, config, state)
             if last or _due(step, config.eval.every):
                 with meter.paused():
                     result = _evaluate(run, config, state, step, writers, stop)
@@ -222,6 +229,35 @@ def _evaluate(
         writers.write(record)
     writers.terminal.evaluated(step, record)
     return result
+
+
+def _recompute_statistics(
+    run: Run, config: ml_collections.ConfigDict, state: TrainState
+) -> TrainState:
+    """The state with batch normalisation's statistics as a strict average over training batches.
+
+    Of the batches that would come next. He et al. evaluate so: the notes of their released models.
+    """
+    number = config.eval.recompute_bn
+    total = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    with train_batches(
+        run.train_source,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        transform=run.train_transform,
+        repeats=config.data.repeats,
+        start=config.steps,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        workers=config.data.workers,
+    ) as batches:
+        for i, batch in enumerate(islice(batches, number)):
+            step = np.int32(config.steps + i)
+            total = run.statistics_step(
+                state.params, sharding.put_batch(batch, run.mesh), step, total
+            )
+    statistics = jax.tree.map(lambda leaf: leaf / number, total)
+    return dataclasses.replace(state, batch_stats=statistics)
 
 
 def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:

@@ -14,14 +14,16 @@ from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
-from resnet_flax.models import configured_model
+from resnet_flax.models import ResNet, configured_model
 from resnet_flax.train.optim import make_optimizer, make_schedule
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import (
     compile_init,
     compile_resident,
+    compile_statistics,
     compile_steps,
     eval_step,
+    statistics_step,
     train_step,
 )
 
@@ -41,7 +43,9 @@ class Run(NamedTuple):
       train_step: compiled, on a batch.
       resident_steps: compiled, on data that lies on the devices.
       eval_step: compiled.
+      statistics_step: compiled.
       about: what checkpoints carry beside the state.
+      notes: what the user should know about the config.
     """
 
     mesh: jax.sharding.Mesh
@@ -55,7 +59,9 @@ class Run(NamedTuple):
     train_step: Any
     resident_steps: Any
     eval_step: Any
+    statistics_step: Any
     about: dict[str, Any]
+    notes: list[str]
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
@@ -79,10 +85,11 @@ def build(config: ml_collections.ConfigDict) -> Run:
     if data.pixel_mean:
         sample = len(train_source) if data.resident or data.in_memory else statistics.SAMPLE
         pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample)
+    span = config.model.norm_span
     model = configured_model(
         config.model,
         len(train_source.class_names),
-        norm_groups(config.model.norm_span, config.batch_size, mesh.size),
+        norm_groups(span, config.batch_size // config.accumulation, mesh.size),
     )
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
@@ -96,7 +103,10 @@ def build(config: ml_collections.ConfigDict) -> Run:
         tx=tx,
         prepare=prepare.training,
         label_smoothing=config.optim.label_smoothing,
+        parts=config.accumulation,
+        run=int(span) if span.isdecimal() else 1,
     )
+    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate)
     about = {
@@ -122,8 +132,21 @@ def build(config: ml_collections.ConfigDict) -> Run:
         compiled_train,
         compile_resident(mesh, shardings, train),
         compiled_eval,
+        compile_statistics(mesh, shardings, statistics_of),
         about,
+        _notes(config, model),
     )
+
+
+def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:
+    if config.accumulation > 1 and model.norm == "batch" and not config.model.norm_span.isdecimal():
+        part = config.batch_size // config.accumulation
+        return [
+            f"warning: with accumulation={config.accumulation} batch normalisation averages over "
+            f"each part of {part} examples, not over the batch of {config.batch_size}; "
+            f"model.norm_span={part} or a divisor of it says the same with any accumulation"
+        ]
+    return []
 
 
 def norm_groups(span: str, batch_size: int, devices: int) -> int:
@@ -141,7 +164,12 @@ def norm_groups(span: str, batch_size: int, devices: int) -> int:
 
 def _check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
     eval_batch_size = config.data.eval_batch_size or config.batch_size
-    for name, size in (("batch_size", config.batch_size), ("eval batch size", eval_batch_size)):
+    part = config.batch_size // config.accumulation
+    for name, size in (
+        ("batch_size", config.batch_size),
+        ("batch_size / accumulation", part),
+        ("eval batch size", eval_batch_size),
+    ):
         if size % devices:
             raise UserError(
                 f"{name} {size} does not divide over {devices} devices; it must be a multiple "

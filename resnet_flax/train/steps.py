@@ -33,6 +33,8 @@ def train_step(
     tx: optax.GradientTransformation,
     prepare: Prepare,
     label_smoothing: float = 0.0,
+    parts: int = 1,
+    run: int = 1,
 ) -> tuple[TrainState, Sums]:
     """One step of gradient descent on one global batch.
 
@@ -45,6 +47,9 @@ def train_step(
       prepare: `(images, labels, step) -> x, targets`, augmentation and normalisation on the
         device; targets as `losses.cross_entropy` takes them.
       label_smoothing: see `losses.cross_entropy`.
+      parts: that the batch is cut into, whose gradients are computed one after another and added;
+        the model's groups of batch normalisation are those of one part.
+      run: of so many examples, all in one part: the group that batch normalisation averages over.
 
     Returns:
       The state after the step, and of this batch the sums `loss` (nats), `errors` and `count`
@@ -52,15 +57,25 @@ def train_step(
       the step and `stats_norm` of the running statistics after it.
     """
     images, targets = prepare(batch["image"], batch["label"], state.step)
-    weights = batch["mask"]
+    count = batch["mask"].sum()
 
-    def loss_of(params: Any) -> tuple[Array, tuple[Array, Any]]:
+    def loss_of(params: Any, part: tuple[Array, ...]) -> tuple[Array, tuple[Array, Any]]:
+        images, targets, labels, weights = part
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         losses = cross_entropy(logits, targets, label_smoothing)
-        return (losses * weights).sum() / weights.sum(), (logits, updated["batch_stats"])
+        errors = (weights & (logits.argmax(-1) != labels)).sum()
+        return (losses * weights).sum() / count, (errors, updated["batch_stats"])
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    gradient = partial(jax.value_and_grad(loss_of, has_aux=True), state.params)
+    whole = (images, targets, batch["label"], batch["mask"])
+    if parts == 1:
+        (loss, (errors, batch_stats)), grads = gradient(whole)
+    else:
+        (loss, (errors, batch_stats)), grads = _added(gradient, whole, parts, run)
+        # Each part moved the same running statistics by its own: the mean of these is what all
+        # groups together would have made of them.
+        batch_stats = jax.tree.map(lambda leaf: leaf / parts, batch_stats)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
@@ -69,16 +84,43 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    count = weights.sum()
     sums = {
         "loss": loss * count,
-        "errors": (weights & (logits.argmax(-1) != batch["label"])).sum(),
+        "errors": errors,
         "count": count,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
         "stats_norm": jnp.asarray(optax.tree.norm(batch_stats)),
     }
     return new_state, sums
+
+
+def _added(function: Callable[..., Any], batch: Any, parts: int, run: int) -> Any:
+    """The sum of a function's values on parts of a batch, one part at a time."""
+
+    def cut(array: Array) -> Array:
+        # Not in contiguous halves: so each device's share of the batch is its share of every part.
+        rows = array.reshape(-1, parts, run, *array.shape[1:])
+        return rows.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    cuts = jax.tree.map(cut, batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], cuts))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    return jax.lax.scan(add, zeros, cuts)[0]
+
+
+def statistics_step(
+    params: Any, batch: Batch, step: Array, total: Any, *, model: nn.Module, prepare: Prepare
+) -> Any:
+    """Adds the mean and variance of one training batch, at each normalisation, to `total`."""
+    images, _ = prepare(batch["image"], batch["label"], step)
+    fresh = model.clone(norm_momentum=0.0)  # which keeps nothing of what was before
+    variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
+    _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
+    return jax.tree.map(jnp.add, total, updated["batch_stats"])
 
 
 def eval_step(
@@ -160,6 +202,18 @@ def compile_eval(
     """`eval_step` (its keywords bound) as a program over the mesh."""
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
     return jax.jit(evaluate, in_shardings=(variable_shardings, cut, whole), out_shardings=whole)
+
+
+def compile_statistics(
+    mesh: Mesh, state_shardings: Any, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """`statistics_step` (its keywords bound) as a program over the mesh."""
+    whole, stats = sharding.replicated(mesh), state_shardings.batch_stats
+    return jax.jit(
+        function,
+        in_shardings=(state_shardings.params, sharding.over_batch(mesh), whole, stats),
+        out_shardings=stats,
+    )
 
 
 def compile_resident(

@@ -5,22 +5,28 @@ import re
 import shutil
 import signal
 import time
+from itertools import islice
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from resnet_flax import sharding
 from resnet_flax.config import resolve
+from resnet_flax.data.augment import normalize
 from resnet_flax.data.pipeline import train_batches
+from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.run import Result
+from resnet_flax.evaluation.metrics import Result
+from resnet_flax.models.conv import conv2d
 from resnet_flax.train.checkpoint import SUMS, Checkpoints, read_meta, read_state
 from resnet_flax.train.interrupt import Interruption
 from resnet_flax.train.loop import Stopped, train
 from resnet_flax.train.setup import build
 from resnet_flax.train.writers import read_metrics
+from resnet_flax.weights.loading import open_pretrained
 
 SHORT = (
     "--config.model.name=cifar_resnet8",
@@ -383,3 +389,50 @@ def test_what_does_not_fit_is_explained(config, tmp_path, settings, message):
         (config[group] if group else config)[leaf] = value
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
+
+
+def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
+    train(config, tmp_path / "running")
+    config.eval.recompute_bn = 3
+    config.data.flip = False
+    config.data.pad = 0
+    result = train(config, tmp_path / "anew")
+    state = open_pretrained(str(tmp_path / "anew")).variables
+    # The stem's first normalisation, by its definition: of the batches 12, 13, 14.
+    source = open_source("tfds:digits", "train", config.data.data_dir)
+    means, variances = [], []
+    with train_batches(source, seed=config.seed, batch_size=config.batch_size, start=12) as batches:
+        for batch in islice(batches, 3):
+            x = normalize(jnp.asarray(batch["image"]), config.data.mean, config.data.std, "float32")
+            y = np.asarray(conv2d(x, state["params"]["stem"]["conv1"]["kernel"], padding=PAD))
+            means.append(y.mean((0, 1, 2)))
+            variances.append(y.var((0, 1, 2)))
+    stem = state["batch_stats"]["stem"]["norm1"]
+    np.testing.assert_allclose(stem["mean"], np.mean(means, 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stem["var"], np.mean(variances, 0), rtol=1e-4)
+    # Found finished, the run evaluates what it saved.
+    assert train(config, tmp_path / "anew") == result
+
+
+PAD = ((1, 1), (1, 1))
+
+
+def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, tmp_path, capsys):
+    config.model.norm_span = "8"
+    config.batch_size = 32
+    config.steps, config.optim.warmup_steps, config.eval.every = 3, 1, 0
+    whole = train(config, tmp_path / "whole")
+    config.accumulation = 4
+    capsys.readouterr()
+    parts = train(config, tmp_path / "parts")
+    assert "warning" not in capsys.readouterr().out
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-3)
+    config.model.norm_span = "global"
+    other = train(config, tmp_path / "global")
+    assert "warning: with accumulation=4 batch normalisation averages over each part of 8 exam" in (
+        capsys.readouterr().out
+    )
+    assert abs(other.loss - whole.loss) > 1e-4 * whole.loss
+    config.accumulation = 3
+    with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give whole"):
+        train(config, tmp_path / "none")

@@ -1,0 +1,82 @@
+"""What a compiled program communicates, read from its HLO."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "bf16": 2}
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_SHAPE = re.compile(r"(pred|bf16|[sufc]\d+)\[([\d,]*)\]")
+
+
+class Collective(NamedTuple):
+    """One operation between devices.
+
+    Attributes:
+      kind: one of `KINDS`.
+      shapes: of the arrays that a device gets by it.
+      bytes: of these.
+    """
+
+    kind: str
+    shapes: tuple[tuple[int, ...], ...]
+    bytes: int
+
+    @property
+    def largest(self) -> int:
+        """Elements of the largest array."""
+        return max((math.prod(shape) for shape in self.shapes), default=0)
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """All collectives in the text of a compiled program (`compiled.as_text()`).
+
+    One in a loop's body is listed once, however often the loop turns.
+    """
+    found = []
+    for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
+        match = _OPERATION.search(line)
+        if match is None:
+            continue
+        result, kind = match.groups()
+        if f"{kind}-start(" in line and kind != "all-reduce":
+            result = _last_of_pair(result)  # (operands, results, ...)
+        arrays = [
+            (name, tuple(int(n) for n in dims.split(",") if n))
+            for name, dims in _SHAPE.findall(result)
+        ]
+        size = sum(math.prod(shape) * _itemsize(name) for name, shape in arrays)
+        found.append(Collective(kind, tuple(shape for _, shape in arrays), size))
+    return found
+
+
+def _itemsize(name: str) -> int:
+    return _BYTES.get(name) or int(name[1:]) // 8
+
+
+def _last_of_pair(result: str) -> str:
+    """Of the type `(operand, result, ...)` of an operation's start, the result's."""
+    depth, parts, part = 0, [], ""
+    for letter in result.strip().removeprefix("(").removesuffix(")"):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(part)
+            part = ""
+        else:
+            part += letter
+    parts.append(part)
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def totals(found: Iterable[Collective]) -> dict[str, dict[str, Any]]:
+    """Of each kind: how many, their bytes, and the elements of the largest array."""
+    table: dict[str, dict[str, Any]] = {}
+    for one in found:
+        row = table.setdefault(one.kind, {"count": 0, "bytes": 0, "largest": 0})
+        row["count"] += 1
+        row["bytes"] += one.bytes
+        row["largest"] = max(row["largest"], one.largest)
+    return table

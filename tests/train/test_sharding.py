@@ -1,0 +1,210 @@
+"""A step means the same on any mesh, and communicates no more than it must."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_flax import create_model, sharding
+from resnet_flax.config import default_config
+from resnet_flax.data.augment import crop_and_flip, normalize
+from resnet_flax.train.collectives import collectives, totals
+from resnet_flax.train.optim import make_optimizer
+from resnet_flax.train.state import init_state
+from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
+
+BATCH = 16
+NORMS = {"global": {}, "groups of 4": {"norm_groups": 4}, "group": {"norm": "group"}}
+
+
+def long(*values):
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
+def _batches(n, batch=BATCH):
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        yield {
+            "image": rng.integers(0, 256, (batch, 8, 8, 3), np.uint8),
+            "label": rng.integers(0, 10, batch).astype(np.int32),
+            "mask": np.ones(batch, bool),
+        }
+
+
+def _program(mesh, axes, dtype, **settings):
+    types = {"dtype": dtype, "param_dtype": dtype}
+    widths = {"stage_features": (8, 16, 32), "stem_features": 8}
+    model = create_model("cifar_resnet8", **types, **{**widths, **axes})
+    tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))
+    norm = partial(normalize, mean=(0.3,), std=(0.4,), dtype=dtype)
+    init, shardings = compile_init(
+        partial(init_state, model=model, tx=tx, image_shape=(8, 8, 3)), mesh
+    )
+
+    def prepare(x, y, step):
+        return norm(crop_and_flip(x, step, seed=0, pad=1, flip=True)), y
+
+    train = partial(train_step, model=model, tx=tx, prepare=prepare, **settings)
+    step, _ = compile_steps(mesh, shardings, train, partial(eval_step, model=model, prepare=norm))
+    return init, step
+
+
+def _run(mesh, axes, **settings):
+    """The states after one step and after ten, and the sums of the first."""
+    init, step = _program(mesh, axes, jnp.float64, **settings)
+    state, states, sums = init(0), [jax.device_get(init(0))], []
+    for batch in _batches(10):
+        state, found = step(state, sharding.put_batch(batch, mesh))
+        states.append(jax.device_get(state))
+        sums.append(jax.device_get(found))
+    return states[0], states[1], states[-1], sums[0]
+
+
+def _distance(tree, other):
+    def relative(a, b):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+
+    return max(jax.tree.leaves(jax.tree.map(relative, tree, other)), default=0.0)
+
+
+def _one():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def references():
+    with jax.enable_x64(True):
+        return {name: _run(_one(), axes) for name, axes in NORMS.items()}
+
+
+def _assert_same(run, reference):
+    before, first, tenth, sums = run
+    _, their_first, their_tenth, their_sums = reference
+    changes = [jax.tree.map(np.subtract, before.params, s.params) for s in (first, their_first)]
+    assert _distance(*changes) < 1e-10  # the gradient, times the rate, with the decay
+    assert _distance(first.batch_stats, their_first.batch_stats) < 1e-10
+    assert _distance(sums, their_sums) < 1e-10
+    assert _distance(tenth, their_tenth) < 1e-8
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("shape", [(2, 4), long((8, 1)), long((1, 8))])
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_mesh_does_what_one_device_does(references, norm, shape):
+    _assert_same(_run(sharding.make_mesh(*shape), NORMS[norm]), references[norm])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("parts", "shape"), [(2, (1, 1)), long(4, (4, 1)), long(4, (2, 2))])
+def test_accumulated_gradients_are_those_of_the_batch(references, parts, shape):
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    _assert_same(_run(mesh, NORMS["group"], parts=parts), references["group"])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("parts", "shape"), [(4, (2, 2)), long(2, (1, 1)), long(4, (1, 1)), long(2, (2, 1))]
+)
+def test_groups_of_k_that_divide_a_part_accumulate_exactly(references, parts, shape):
+    # Also where a device has less than a group of each part: (4, (2, 2)).
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
+    axes = {"norm_groups": 4 // parts}
+    _assert_same(_run(mesh, axes, parts=parts, run=4), references["groups of 4"])
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_comparison_sees_global_normalisation_that_accumulates(references):
+    _, first, _, _ = _run(_one(), {}, parts=2)
+    before, reference, _, _ = references["global"]
+    changes = [jax.tree.map(np.subtract, before.params, s.params) for s in (first, reference)]
+    assert _distance(*changes) > 1e-2
+
+
+def _compiled(shape, axes, batch=64, **settings):
+    mesh = sharding.make_mesh(*shape)
+    init, step = _program(mesh, axes, jnp.float32, **settings)
+    state = jax.eval_shape(init, 0)
+    arrays = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), next(_batches(1, batch))
+    )
+    return step.lower(state, arrays).compile(), sum(
+        leaf.size for leaf in jax.tree.leaves(state.params)
+    )
+
+
+# Of the smallest map, [64, 2, 2, 32]; all parameters are some 20,000.
+WIDE = {"stage_features": (16, 16, 16), "stem_features": 16}
+ACTIVATION = 64 // 8 * 2 * 2 * 16
+
+
+def test_data_parallel_reduces_the_gradients_once_and_no_activations():
+    norms = 9 * 16  # of each of nine normalisations the mean and the variance, and their gradients
+    for axes, more in (({}, 4 * norms + 200), ({"norm_groups": 8}, 2 * norms + 200)):
+        program, parameters = _compiled((8, 1), {**WIDE, **axes})
+        found = collectives(program.as_text())
+        assert {one.kind for one in found} == {"all-reduce"}
+        total = sum(math.prod(shape) for one in found for shape in one.shapes)
+        assert parameters <= total <= parameters + more
+
+
+def test_groups_within_a_device_and_group_normalisation_add_nothing():
+    """Nothing is exchanged but the gradients, the statistics' mean and three sums."""
+    for axes in ({"norm_groups": 32}, {"norm": "group"}):
+        program, _ = _compiled((8, 1), {**WIDE, **axes})
+        assert len(collectives(program.as_text())) <= 3
+    program, _ = _compiled((8, 1), WIDE)
+    assert len(collectives(program.as_text())) > 10  # which the global batch needs
+
+
+@pytest.mark.parametrize("shape", [(2, 4), long((1, 8))])
+def test_fsdp_gathers_parameters_and_no_activations(shape):
+    program, parameters = _compiled(shape, {**WIDE, "norm_groups": 8})
+    for one in collectives(program.as_text()):
+        for dims in one.shapes:
+            # Sides of kernels, channels and shares of them, classes. An activation has the batch's
+            # 64 examples or a device's 8.
+            assert set(dims) <= {1, 2, 3, 4, 10, 16}, one
+            assert math.prod(dims) <= 3 * 3 * 16 * 16
+    gathered = totals(collectives(program.as_text()))["all-gather"]["bytes"]
+    assert 4 * 0.9 * parameters < gathered < 2.1 * 4 * parameters  # forward, and again backward
+
+
+def test_fsdp_divides_what_a_device_holds():
+    """Parameters and momentum: a device has its share, and the indivisible rest."""
+    held = {
+        shape: _compiled(shape, WIDE)[0].memory_analysis().argument_size_in_bytes
+        - 64 // 8 * (8 * 8 * 3 + 5)  # its share of the batch
+        for shape in ((8, 1), (2, 4), (1, 8))
+    }
+    assert held[2, 4] < 0.3 * held[8, 1]
+    assert held[1, 8] < 0.18 * held[8, 1]
+
+
+def test_accumulation_moves_no_images_between_devices():
+    program, _ = _compiled((8, 1), {**WIDE, "norm_groups": 8}, parts=2, run=4)
+    kinds = totals(collectives(program.as_text()))
+    assert set(kinds) == {"all-reduce"}, kinds
+
+
+def test_collectives_are_read_from_every_form():
+    hlo = """
+      %a = f32[16,8]{1,0} all-reduce(%x), channel_id=1, replica_groups=[1,8]<=[8]
+      %b = (f32[3]{0}, bf16[2,2]{1,0}, /*index=2*/s32[]) all-reduce(%x, %y, %z), channel_id=2
+      %c = (f32[4]{0}, f32[32]{0}) all-gather-start(%x), dimensions={0}
+      %d = f32[32]{0} all-gather-done(%c)
+      %e = f32[2]{0:T(256)} reduce-scatter(%x), to_apply=%add
+      %f = f32[9]{0} add(%all-reduce.1, %x)
+    """
+    found = collectives(hlo)
+    assert [(one.kind, one.bytes, one.largest) for one in found] == [
+        ("all-reduce", 512, 128),
+        ("all-reduce", 24, 4),
+        ("all-gather", 128, 32),
+        ("reduce-scatter", 8, 2),
+    ]
+    assert totals(found)["all-reduce"] == {"count": 2, "bytes": 536, "largest": 128}
