@@ -11,7 +11,7 @@ Hardware: one GPU or TPU chip; the images stay on it. Hours on one have not been
 cores train resnet20 at 250 images a second, which would be 9 hours; others in proportion to depth.
 
 `resnet20_quick` (any variant with `_quick`) is six epochs on a one-cycle schedule, for a machine
-without an accelerator: 20 minutes on two CPU cores. Expected error: see README's table.
+without an accelerator: 20 minutes on two CPU cores, error of resnet20 15.00 ± 0.23 (n=2).
 
 The set is prepared once by `resnet-flax data prepare tfds:cifar10`.
 """
