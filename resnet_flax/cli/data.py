@@ -19,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--all", action="store_true", help="decode every image")
     arguments = parser.parse_args(argv)
 
-    from resnet_flax.data.sources import open_source, prepare, splits_of
+    from resnet_flax.data.sources import open_source, splits_of
+    from resnet_flax.data.tfds_source import prepare
 
     if arguments.what == "prepare":
         kind, _, name = arguments.source.partition(":")

@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     if out.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, not {out.name!r}")
 
-    from resnet_flax.weights.loading import export, layout_of, open_pretrained
+    from resnet_flax.weights.loading import export, open_pretrained
+    from resnet_flax.weights.matching import layout_of
 
     found = open_pretrained(arguments.model_name, variant=arguments.model)
     export(found, out)

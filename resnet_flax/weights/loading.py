@@ -1,13 +1,10 @@
-"""Weights into networks, and networks into weights."""
+"""Networks with weights: from wherever these lie, and out again."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,11 +12,11 @@ from resnet_flax.config import resolve
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, closest, first_line
 from resnet_flax.models import VARIANTS, ResNet, configured_model, create_model
-from resnet_flax.models.stacking import stack
 from resnet_flax.train.checkpoint import DamagedError, newest, read_meta, read_variables
-from resnet_flax.weights.files import Arrays, WeightsFile, read_weights, write_weights
+from resnet_flax.weights.files import WeightsFile, read_weights, write_weights
+from resnet_flax.weights.matching import COUNTER, classes_of, infer, layout_of, to_variables
 from resnet_flax.weights.published import PUBLISHED, Published, fetch, recognize
-from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, torch_name
+from resnet_flax.weights.torch_layout import export_torch
 
 # Attributes that do not decide what a network is.
 _HOW = ("parent", "name", "dtype", "param_dtype", "scan", "remat", "norm_groups", "norm_momentum")
@@ -32,9 +29,6 @@ _FUNCTION = (
 
 # What a variant's name says; other axes may be changed under the same name.
 _SAID = ("stage_sizes", "groups", "group_width", "stride_on", "shortcut", "preactivation", "stem")
-
-# torch counts batches; nothing here depends on it.
-_COUNTER = "num_batches_tracked"
 
 
 class Pretrained(NamedTuple):
@@ -85,28 +79,34 @@ def load_pretrained(
     if _is_checkpoint(Path(name)):
         found = _open_checkpoint(Path(name))
         arrays = export_torch(found.variables, found.model, layout_of(found.model))
-        return to_variables(arrays, model, name, reset_head=reset_head, seed=seed)
+        variables = to_variables(arrays, model, name, reset_head=reset_head, seed=seed)
+        _require(_function_of(found.model), name, model)
+        return variables
     path = fetch(name) if name in PUBLISHED else Path(name)
     if not name or not path.exists():
         raise UserError(_no_such(name))
     file = read_weights(path)
     variables = to_variables(file.arrays, model, name, reset_head=reset_head, seed=seed)
-    _check_function(file, name, model)
+    _require(_function(file, name), name, model)
     return variables
 
 
-def _check_function(file: WeightsFile, name: str, model: ResNet) -> None:
-    """Raises UserError where the weights fit in shape, but are another function's."""
+def _function(file: WeightsFile, name: str) -> dict[str, Any]:
+    """The axes that a file's weights need whatever their shapes, as far as anything says."""
     known = PUBLISHED.get(name) or PUBLISHED.get(recognize(file.sha256))
-    wanted: dict[str, Any] = {}
     if known:
-        theirs = create_model(known.variant, **dict(known.axes))
-        wanted = {axis: getattr(theirs, axis) for axis in _FUNCTION}
-    elif file.caffe:
-        wanted = {"stride_on": "1x1", "stem_pool": "ceil"}
-    elif file.about:
-        theirs = _described(file.about, name)[0]
-        wanted = {axis: getattr(theirs, axis) for axis in _FUNCTION}
+        return _function_of(create_model(known.variant, **dict(known.axes)))
+    if file.caffe:
+        return {"stride_on": "1x1", "stem_pool": "ceil"}
+    return _function_of(_described(file.about, name)[0]) if file.about else {}
+
+
+def _function_of(model: ResNet) -> dict[str, Any]:
+    return {axis: getattr(model, axis) for axis in _FUNCTION}
+
+
+def _require(wanted: dict[str, Any], name: str, model: ResNet) -> None:
+    """Raises UserError where weights fit in shape, but are another function's."""
     different = [
         f"{axis}={value!r}, not {getattr(model, axis)!r}"
         for axis, value in wanted.items()
@@ -175,15 +175,15 @@ def _open_file(
         axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
         if "conv1.bias" in file.arrays:
             axes["stem_bias"] = True
-        model = create_model(variant, num_classes=_classes(file.arrays, what), **axes)
+        model = create_model(variant, num_classes=classes_of(file.arrays, what), **axes)
     else:
-        model = _inferred(file.arrays, what)
+        model = infer(file.arrays, what)
     if variant and (published or file.about):
         asked = create_model(variant, num_classes=model.num_classes)
         if any(getattr(asked, axis) != getattr(model, axis) for axis in _SAID):
             raise UserError(f"{what} says itself that it is no {variant}; leave {variant} out")
     if file.caffe and not published:
-        _check_function(file, what, model)
+        _require(_function(file, what), what, model)
         preprocessing = PUBLISHED["resnet50_v1.caffe_in1k"].preprocessing
     assumed = preprocessing is None and model.stem != "cifar"
     if assumed:
@@ -240,167 +240,6 @@ def _open_checkpoint(path: Path, dtype: Any = None) -> Pretrained:
     )
 
 
-def layout_of(model: ResNet) -> str:
-    """The names under which a network's weights are known in torch, see `torch_name`.
-
-    torchvision's and timm's where these have such networks.
-    """
-    if model.preactivation:
-        return "timm_v2"
-    if model.stem == "cifar" and model.shortcut in ("A", "none") and not model.squeeze:
-        return "akamaster"
-    return "timm"
-
-
-def to_variables(
-    arrays: Arrays, model: ResNet, origin: str, *, reset_head: bool = False, seed: int = 0
-) -> dict[str, Any]:
-    """A network's variables of arrays by torch's names.
-
-    Args:
-      arrays: see `files.read_weights`.
-      model: the network.
-      origin: of the arrays, for errors.
-      reset_head: see `load_pretrained`.
-      seed: see `load_pretrained`.
-
-    Raises:
-      UserError: something is missing, unexpected or of another shape; all of it is named.
-    """
-    plain, layout = model.clone(scan=False, remat=0), layout_of(model)
-    arrays = {name: a for name, a in arrays.items() if not name.endswith(_COUNTER)}
-    expected = _expected(plain, layout, _channels(arrays))
-    wanted = {name: shape for name, (_, shape) in expected.items()}
-    given = {name: a.shape for name, a in arrays.items()}
-    heads = _head_names(plain, layout)
-    classes = {given[name][0] for name in heads if given.get(name)}
-    others = heads <= given.keys() and len(classes) == 1 and classes != {model.num_classes}
-    if others and not reset_head:
-        raise UserError(
-            f"{origin} is for {classes.pop()} classes, the network has {model.num_classes}; ask "
-            "for a new head by reset_head=True, or give the network as many"
-        )
-    keep = heads if others else set()
-    _compare(given, wanted, keep, origin)
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for name, ((collection, path), _) in expected.items():
-        if name not in keep:
-            _put(variables[collection], path, from_torch(path, arrays[name]))
-    variables = jax.tree.map(partial(jnp.asarray, dtype=model.param_dtype), variables)
-    if keep:
-        shape = variables["params"]["stem"]["conv1"]["kernel"].shape
-        images = jnp.zeros((1, model.stride, model.stride, shape[2]))
-        fresh = jax.jit(lambda: plain.init(jax.random.key(seed), images, train=False))()
-        variables["params"]["head"] = fresh["params"]["head"]
-    return stack(variables) if model.scan else variables
-
-
-def _compare(given: dict[str, Any], wanted: dict[str, Any], besides: set[str], origin: str) -> None:
-    """Raises UserError, naming all that is missing, unexpected or of another shape."""
-    given, wanted = (
-        {name: shape for name, shape in shapes.items() if name not in besides}
-        for shapes in (given, wanted)
-    )
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
-    other = [
-        f"{name} {list(given[name])} and not {list(shape)}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
-    if missing or unexpected or other:
-        parts = [
-            f"{len(names)} {what} ({', '.join(names)})"
-            for what, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of another shape", other),
-            )
-            if names
-        ]
-        raise UserError(
-            f"{origin} does not fit the network: {'; '.join(parts)}; give the network that it was "
-            "made for"
-        )
-
-
-def _expected(
-    model: ResNet, layout: str, channels: int
-) -> dict[str, tuple[tuple[str, str], tuple[int, ...]]]:
-    """Of each array by torch's name: our collection and path, and its shape there."""
-    side = max(model.stride, 32)
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, side, side, channels)), train=False)
-    )
-    # Broadcast zeros take no memory, whatever the network.
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-    names = {torch_name(path, model, layout): (c, path) for c, path in flatten(empty)}
-    arrays = export_torch(empty, model, layout)
-    return {name: (names[name], array.shape) for name, array in arrays.items()}
-
-
-def _head_names(model: ResNet, layout: str) -> set[str]:
-    return {torch_name(f"head/{leaf}", model, layout) for leaf in ("kernel", "bias")}
-
-
-def _channels(arrays: Arrays) -> int:
-    """Of the images: whatever the stem's first convolution takes."""
-    for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
-        if name in arrays and arrays[name].ndim == 4:
-            return max(1, arrays[name].shape[1])
-    return 3
-
-
-def _put(tree: dict[str, Any], path: str, array: np.ndarray) -> None:
-    *modules, leaf = path.split("/")
-    for module in modules:
-        tree = tree.setdefault(module, {})
-    tree[leaf] = array
-
-
-def _classes(arrays: Arrays, what: str) -> int:
-    for name in ("fc.bias", "linear.bias", "head.fc.bias"):
-        if name in arrays and arrays[name].ndim == 1:
-            return len(arrays[name])
-    raise UserError(f"{what} has no head that is known here (fc, linear or head.fc)")
-
-
-def _inferred(arrays: Arrays, what: str) -> ResNet:
-    """The network that a file's names and shapes are of, if they are of one only."""
-    classes = _classes(arrays, what)
-    names = {name: a.shape for name, a in arrays.items() if not name.endswith(_COUNTER)}
-    found: dict[ResNet, str] = {}
-    for variant in VARIANTS:
-        model = create_model(variant, num_classes=classes)
-        if model in found or _sizes(names) != model.stage_sizes:
-            continue  # another name of the same network, or not worth a trace
-        expected = _expected(model, layout_of(model), _channels(arrays))
-        if {name: shape for name, (_, shape) in expected.items()} == names:
-            found[model] = variant
-    if len(found) == 1:
-        return next(iter(found))
-    if not found:
-        raise UserError(
-            f"the names and shapes in {what} are of no network that is known here; say by --model "
-            f"which one it is to be compared with ({', '.join(list(VARIANTS)[:6])}, ...)"
-        )
-    raise UserError(
-        f"{what} fits {' and '.join(found.values())}, which have the same shapes; say which by "
-        "--model"
-    )
-
-
-def _sizes(names: Any) -> tuple[int, ...]:
-    """Blocks of each stage, by the names."""
-    blocks: dict[int, int] = {}
-    for name in names:
-        match = re.match(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.", name)
-        if match:
-            stage, block = map(int, match.groups())
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    return tuple(blocks[stage] for stage in sorted(blocks))
-
-
 def _no_such(name: str) -> str:
     near = closest(name, [*PUBLISHED, *VARIANTS])
     return f"{name} is no file, no workdir and no published name{near}"
@@ -416,7 +255,7 @@ def export(pretrained: Pretrained, path: str | Path) -> None:
     layout = layout_of(model)
     arrays = export_torch(pretrained.variables, model, layout)
     for name in [n for n in arrays if n.endswith(".running_mean")]:
-        arrays[name.replace("running_mean", _COUNTER)] = np.zeros((), np.int64)
+        arrays[name.replace("running_mean", COUNTER)] = np.zeros((), np.int64)
     preprocessing = pretrained.preprocessing
     about = {
         "axes": {

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from resnet_flax.config import default_config
 from resnet_flax.data import batches
 from resnet_flax.data.experiment import open_splits
-from resnet_flax.data.sources import ArraySource, TfdsSource, hold_out, in_memory, open_source
+from resnet_flax.data.sources import ArraySource, hold_out, in_memory, open_source
+from resnet_flax.data.tfds_source import TfdsSource
 from resnet_flax.errors import UserError
 
 NAMES = tuple(map(str, range(100)))

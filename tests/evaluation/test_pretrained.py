@@ -15,7 +15,8 @@ from PIL import Image
 from resnet_flax import create_model
 from resnet_flax.cli import main
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.data.sources import SEVERAL_LABELS, ArraySource, TfdsSource, open_source
+from resnet_flax.data.sources import ArraySource, open_source
+from resnet_flax.data.tfds_source import SEVERAL_LABELS, TfdsSource
 from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs

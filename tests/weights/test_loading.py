@@ -198,6 +198,8 @@ def test_a_checkpoint_of_ours(config, tmp_path):
     assert found.origin.startswith("step 12 of")
     assert (found.preprocessing.size, found.preprocessing.mean) == (0, tuple(config.data.mean))
     loaded = load_pretrained(tmp_path / "run", create_model("cifar_resnet8"))
+    with pytest.raises(UserError, match="is for a network with shortcut='A', not 'none'"):
+        load_pretrained(tmp_path / "run", create_model("cifar_plain8"))
     _same(stack(loaded), found.variables)
     _same(load_pretrained(tmp_path / "run" / "checkpoints" / "12", found.model), found.variables)
     with pytest.raises(UserError, match="says itself which network it holds"):

@@ -1,0 +1,179 @@
+"""Sets of TensorFlow Datasets, prepared and read without TensorFlow."""
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+
+from resnet_flax.data.transforms import load
+from resnet_flax.errors import UserError, closest, first_line
+
+# Data sets that this package can prepare by itself, from other packages' data.
+EMBEDDED = ("digits",)
+
+# Sets of which an example has several right labels, or none: the features that hold one label and
+# all of them, and how many examples of a split have any (Beyer et al. 2020, "Are we done with
+# ImageNet?": 46,837 of 50,000).
+SEVERAL_LABELS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "imagenet2012_real": ("original_label", "real_label", {"validation": 46_837}),
+}
+
+
+class TfdsSource:
+    """A split of a prepared TFDS image-classification set, read without TensorFlow."""
+
+    def __init__(
+        self,
+        name: str,
+        split: Any,
+        class_names: tuple[str, ...],
+        channels: int,
+        labels: tuple[str, str] = ("label", ""),
+        labelled: int | None = None,
+    ) -> None:
+        self._name, self._split, self._channels = name, split, channels
+        self._label, self._accepted = labels
+        self.class_names, self.labelled = class_names, labelled
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            example = self._split[int(index)]
+        except Exception as error:  # the stores and decoders raise all kinds
+            raise UserError(
+                f"example {index} of {self._name} cannot be read ({first_line(error)}); "
+                "prepare the set anew"
+            ) from error
+        name = f"example {index} of {self._name}"
+        image = load(io.BytesIO(example["image"]), name, self._channels)
+        found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
+        if not 0 <= found["label"] < len(self.class_names):
+            raise UserError(
+                f"{name} has the label {found['label']}, which is none of the "
+                f"{len(self.class_names)} classes; choose a split that is labelled"
+            )
+        if self._accepted:
+            found["accepted"] = np.zeros(len(self.class_names), bool)
+            found["accepted"][np.asarray(example[self._accepted], int)] = True
+        return found
+
+
+def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
+    """A split of a set, which is prepared first where it is one of `EMBEDDED`."""
+    import tensorflow_datasets as tfds
+
+    import resnet_flax.data.digits  # noqa: F401  registers the builder
+
+    builder = _builder(dataset, data_dir)
+    if not builder.info.splits and dataset in EMBEDDED:
+        prepare(dataset, data_dir)
+        builder = _builder(dataset, data_dir)
+    if not builder.info.splits:
+        raise UserError(
+            f"{name} is not prepared in {builder.data_dir}; prepare it with "
+            f"`resnet-flax data prepare {name}`, or say where it is by --data_dir (in a run, "
+            "--config.data.data_dir)"
+        )
+    features = builder.info.features
+    labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
+    if not {"image", labels[0]} <= set(features):
+        raise UserError(f"{name} is no image-classification set: it needs 'image' and 'label'")
+    # Decoded by us: TFDS takes OpenCV where it is installed, Pillow where not.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    if not getattr(features[labels[0]], "names", None):
+        raise UserError(f"the labels of {name} are numbers without classes; they must be classes")
+    try:
+        examples = builder.as_data_source(split=split, decoders=decoders)
+        return TfdsSource(
+            name,
+            examples,
+            tuple(features[labels[0]].names),
+            features["image"].shape[-1],
+            labels[:2],
+            labels[2].get(split) if labels[1] else len(examples),
+        )
+    except (ValueError, KeyError, AssertionError) as error:
+        raise UserError(
+            f"{name} has no split {split!r}, or none with examples "
+            f"(it has {', '.join(builder.info.splits)})"
+        ) from error
+
+
+def _builder(dataset: str, data_dir: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return _array_record(tfds.builder(dataset, data_dir=data_dir or None))
+    except tfds.core.registered.DatasetNotFoundError as error:
+        near = closest(dataset, tfds.list_builders(with_community_datasets=False))
+        raise UserError(f"TFDS has no data set called {dataset!r}{near}") from error
+    except UserError:
+        raise
+    except Exception as error:  # of all kinds: names, versions, damaged files
+        raise UserError(f"TFDS cannot make {dataset!r} out: {first_line(error)}") from error
+
+
+def _array_record(builder: Any) -> Any:
+    """A builder that reads and writes array_record, which TFDS's default is not."""
+    import tensorflow_datasets as tfds
+
+    wanted = tfds.core.file_adapters.FileFormat.ARRAY_RECORD
+    if builder.info.splits and builder.info.file_format != wanted:
+        there = builder.data_dir
+        raise UserError(
+            f"{there} is prepared as {builder.info.file_format.value}, which cannot be read at "
+            "random; convert it by `python -m tensorflow_datasets.scripts.convert_format "
+            f"--dataset_version_dir={there} --out_file_format=array_record "
+            "--out_dir=DIR/NAME/VERSION` and give DIR as --data_dir"
+        )
+    if not builder.info.splits:
+        builder.info.set_file_format(wanted, override=True)
+    return builder
+
+
+def tfds_splits(dataset: str, data_dir: str) -> tuple[str, ...]:
+    """The names of a set's splits; none where it is not prepared."""
+    import resnet_flax.data.digits  # noqa: F401  registers the builder
+
+    return tuple(_builder(dataset, data_dir).info.splits)
+
+
+def prepare(dataset: str, data_dir: str = "") -> str:
+    """Downloads and writes a TFDS set, once; another process may be doing so at the same time.
+
+    Returns:
+      The directory that it lies in.
+
+    Raises:
+      UserError: there is no such set, or it cannot be downloaded or written.
+    """
+    import tensorflow_datasets as tfds
+
+    import resnet_flax.data.digits  # noqa: F401  registers the builder
+
+    builder = _builder(dataset, data_dir)
+    print(f"preparing {dataset} in {builder.data_dir}", flush=True)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # "Unknown size (download: Unknown ..."
+            builder.download_and_prepare()
+    except Exception as error:  # of all kinds: disk, network, TensorFlow that is not there
+        builder = _builder(dataset, data_dir)
+        if not builder.info.splits:  # it was not another process that got there first
+            missing = isinstance(error, ImportError) or "tensorflow" in str(error).lower()
+            hint = (
+                "it needs TensorFlow: pip install 'resnet_flax[prepare]'"
+                if missing
+                else "give a directory that can be written as --data_dir (in a run, "
+                "--config.data.data_dir)"
+                if isinstance(error, OSError)
+                else "its page on tensorflow.org/datasets says what it needs"
+            )
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(
+                f"cannot prepare {dataset} in {builder.data_dir}: {reason}; {hint}"
+            ) from error
+    return str(builder.data_dir)
