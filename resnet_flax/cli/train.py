@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--print_config", action="store_true", help="show the resolved config and stop"
     )
+    add_process_flags(parser)
     arguments, config = parse(parser, argv)
     if arguments.print_config:
         values = flatten(config)
@@ -31,11 +32,35 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     def run(stop: Interruption) -> None:
+        from resnet_flax import distributed
+
+        distributed.start(
+            arguments.coordinator,
+            arguments.num_processes,
+            arguments.process_id,
+            arguments.coordinator_seconds,
+        )
         from resnet_flax.train.loop import train
 
         train(config, arguments.workdir or f"runs/{config_name(arguments.config)}", stop)
 
     return stoppable(run)
+
+
+def add_process_flags(parser: Parser) -> None:
+    """Flags for who starts several processes by hand."""
+    parser.add_argument(
+        "--coordinator", default="", metavar="HOST:PORT", help="of the first of several processes"
+    )
+    parser.add_argument("--num_processes", type=int, default=0, metavar="N", help="of all")
+    parser.add_argument("--process_id", type=int, default=-1, metavar="I", help="of this, from 0")
+    parser.add_argument(
+        "--coordinator_seconds",
+        type=int,
+        default=300,
+        metavar="S",
+        help="to wait for the others (default: %(default)s)",
+    )
 
 
 def stoppable(run: Callable[[Interruption], None]) -> int:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jaxtyping import Array, UInt32
 
+from resnet_flax import distributed
 from resnet_flax.errors import UserError
 
 FORMAT = 1
@@ -180,7 +181,9 @@ class Checkpoints:
             except DamagedError as error:
                 damaged[step] = f"checkpoint {path} is damaged: {error}"
                 continue
-            self._set_aside(damaged)
+            if distributed.is_first():
+                self._set_aside(damaged)
+            distributed.wait()
             return state, meta, list(damaged.values())
         if damaged:
             raise UserError(

@@ -9,6 +9,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 
 _BYTES = {"pred": 1, "bf16": 2}
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COMPUTATION = re.compile(r"\s*(?:ENTRY )?%?([\w.-]+) \(.*\) -> (.*) \{")
 _SHAPE = re.compile(r"(pred|bf16|[sufc]\d+)\[([\d,]*)\]")
 
 
@@ -37,11 +38,17 @@ def collectives(hlo: str) -> list[Collective]:
     One in a loop's body is listed once, however often the loop turns.
     """
     found = []
+    scattered = ""  # TPU's compiler writes a reduce-scatter as a fusion of that name
     for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
+        header = _COMPUTATION.match(line)
+        if header is not None:
+            scattered = header[2] if "all-reduce-scatter" in header[1] else ""
         match = _OPERATION.search(line)
         if match is None:
             continue
         result, kind = match.groups()
+        if scattered and kind == "all-reduce":
+            result, kind = scattered, "reduce-scatter"
         if f"{kind}-start(" in line and kind != "all-reduce":
             result = _last_of_pair(result)  # (operands, results, ...)
         arrays = [

@@ -24,7 +24,7 @@ def open_feed(run: Run, config: ml_collections.ConfigDict, start: int) -> Iterat
         order = Order(len(run.train_source), config.seed, data.repeats)
         most = config.steps_per_dispatch
         yield Resident(
-            run.resident_steps, run.train_source, order, config.batch_size, most, run.mesh
+            run.programs.resident_steps, run.train_source, order, config.batch_size, most, run.mesh
         )
         return
     with train_batches(
@@ -38,7 +38,7 @@ def open_feed(run: Run, config: ml_collections.ConfigDict, start: int) -> Iterat
         hosts=jax.process_count(),
         workers=data.workers,
     ) as batches:
-        yield Streaming(run.train_step, batches, run.mesh)
+        yield Streaming(run.programs.train_step, batches, run.mesh)
 
 
 class Feed(Protocol):

@@ -6,6 +6,7 @@ import math
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from resnet_flax import sharding
+from resnet_flax import distributed, sharding
 from resnet_flax.config import conflicts, flatten, resolve
 from resnet_flax.data.pipeline import eval_batches, train_batches
 from resnet_flax.errors import UserError
@@ -27,6 +28,9 @@ from resnet_flax.train.meter import Meter, diverged
 from resnet_flax.train.setup import Run, build
 from resnet_flax.train.state import TrainState
 from resnet_flax.train.writers import Record, Writers
+
+# Steps between two times at which several processes ask each other whether one has got a signal.
+AGREE_EVERY = 20
 
 
 class Stopped(Exception):  # noqa: N818  no error
@@ -64,21 +68,31 @@ def train(
     with ExitStack() as stack:
         stop = stack.enter_context(Interruption()) if stop is None else stop
         run = build(config)
-        _prepare_workdir(workdir)
+        distributed.check_same(flatten(config), besides=("data.data_dir", "log.progress"))
+        if distributed.is_first():
+            _prepare_workdir(workdir)
+        distributed.wait()
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         )
         state, start, notes = _restore_or_init(run, config, checkpoints, workdir)
         log = config.log
         writers = stack.enter_context(
-            Writers(workdir, start, config.steps, tensorboard=log.tensorboard, bar=log.progress)
+            Writers(
+                workdir,
+                start,
+                config.steps,
+                tensorboard=log.tensorboard,
+                bar=log.progress,
+                silent=not distributed.is_first(),
+            )
         )
         for note in [_introduction(run, config, state), *run.notes, *notes]:
             writers.terminal.say(note)
         feed = stack.enter_context(open_feed(run, config, start))
-        meter = Meter(config, run.schedule, writers)
+        meter = Meter(config, run.programs.schedule, writers)
         result, saved = None, start  # step 0 is made anew faster than it is read
-        step = start
+        step = before = start
         while True:
             checkpoints.poll()
             # Evaluate, save, next batch, step, log: always in this order, so that a run that
@@ -89,21 +103,23 @@ def train(
             if last or _due(step, config.eval.every):
                 with meter.paused():
                     result = _evaluate(run, config, state, step, writers, stop)
-            if step != saved and (last or stop.signal or _due(step, config.checkpoint.every)):
+            signal = _agreed(stop, before, step)
+            if step != saved and (last or signal or _due(step, config.checkpoint.every)):
                 with meter.paused():  # which raises where the state is not finite
                     checkpoints.save(step, state, run.about)
                 saved = step
-            if stop.signal and not (last and result):
+            if signal and not (last and result):
                 checkpoints.wait()
-                raise Stopped(_how_to_go_on(stop.signal.name, step, workdir), stop.signal)
+                raise Stopped(_how_to_go_on(signal.name, step, workdir), signal)
             if last:
                 break
             n = min(feed.most, _until_due(step, config))
             state, sums = feed.advance(state, step, n)
             meter.add(step, n, sums)
-            step += n
+            before, step = step, step + n
     assert result is not None
-    _report(config, workdir, result)
+    if distributed.is_first():
+        _report(config, workdir, result)
     return result
 
 
@@ -122,6 +138,16 @@ def _network(config: ml_collections.ConfigDict) -> str:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
+
+
+def _agreed(stop: Interruption, before: int, step: int) -> Signals | None:
+    """The signal to follow: all processes at the same step, so every now and then."""
+    if jax.process_count() == 1:
+        return stop.signal
+    if step // AGREE_EVERY == before // AGREE_EVERY:
+        return None
+    number = distributed.largest(stop.signal or 0)
+    return Signals(number) if number else None
 
 
 def _until_due(step: int, config: ml_collections.ConfigDict) -> int:
@@ -166,13 +192,14 @@ def _restore_or_init(
 
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(run.init, config.seed),
-        run.shardings,
+        jax.eval_shape(run.programs.init, config.seed),
+        run.programs.shardings,
     )
     restored = checkpoints.restore_newest(target, accept)
-    (workdir / "config.json").write_text(json.dumps(flatten(config), indent=2) + "\n")
+    if distributed.is_first():
+        (workdir / "config.json").write_text(json.dumps(flatten(config), indent=2) + "\n")
     if restored is None:
-        return run.init(config.seed), 0, []
+        return run.programs.init(config.seed), 0, []
     state, meta, notes = restored
     step = meta["step"]
     word = "is finished" if step == config.steps else "goes on"
@@ -199,7 +226,7 @@ def _evaluate(
         workers=config.data.workers,
     ) as batches:
         progress = evaluate(
-            run.eval_step,
+            run.programs.eval_step,
             state.variables,
             batches,
             run.mesh,
@@ -209,7 +236,7 @@ def _evaluate(
         for done, result in enumerate(progress, start=1):
             if result is None:
                 writers.terminal.evaluating(done, number)
-                if stop.signal:
+                if stop.signal and jax.process_count() == 1:
                     return None
     assert result is not None
     if not math.isfinite(result.loss):
@@ -225,7 +252,7 @@ def _evaluate(
         "top5_error": result.top5_error,
         "count": result.count,
     }
-    if not writers.metrics.has(name, step):  # as it is when the run was finished
+    if not writers.has(name, step):  # as it is when the run was finished
         writers.write(record)
     writers.terminal.evaluated(step, record)
     return result
@@ -253,7 +280,7 @@ def _recompute_statistics(
     ) as batches:
         for i, batch in enumerate(islice(batches, number)):
             step = np.int32(config.steps + i)
-            total = run.statistics_step(
+            total = run.programs.statistics_step(
                 state.params, sharding.put_batch(batch, run.mesh), step, total
             )
     statistics = jax.tree.map(lambda leaf: leaf / number, total)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.config import flatten
@@ -28,6 +29,83 @@ from resnet_flax.train.steps import (
 )
 
 
+class Programs(NamedTuple):
+    """What a config computes, compiled at the first call.
+
+    Attributes:
+      model: the network.
+      schedule: the learning rate by the step.
+      init: `init_state`.
+      shardings: of the state.
+      train_step: on a batch.
+      resident_steps: on data that lies on the devices.
+      eval_step: on a batch.
+      statistics_step: on a batch.
+    """
+
+    model: ResNet
+    schedule: Any
+    init: Any
+    shardings: Any
+    train_step: Any
+    resident_steps: Any
+    eval_step: Any
+    statistics_step: Any
+
+
+def compile_programs(
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    classes: int,
+    image_shape: tuple[int, ...],
+    pixel_mean: np.ndarray | None = None,
+) -> Programs:
+    """The programs of a config, without its data.
+
+    Args:
+      config: resolved.
+      mesh: of the devices, which need not be there.
+      classes: of the labels.
+      image_shape: `(height, width, channels)` of a training image.
+      pixel_mean: see `Prepare`.
+    """
+    _check_batches(config, mesh.size)
+    span = config.model.norm_span
+    model = configured_model(
+        config.model,
+        classes,
+        norm_groups(span, config.batch_size // config.accumulation, mesh.size),
+    )
+    schedule = make_schedule(config.optim, config.steps)
+    tx = make_optimizer(config.optim, schedule)
+    prepare = Prepare(config.data, config.seed, classes, model.dtype, pixel_mean)
+    init, shardings = compile_init(
+        partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
+    )
+    train = partial(
+        train_step,
+        model=model,
+        tx=tx,
+        prepare=prepare.training,
+        label_smoothing=config.optim.label_smoothing,
+        parts=config.accumulation,
+        run=int(span) if span.isdecimal() else 1,
+    )
+    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
+    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
+    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate)
+    return Programs(
+        model,
+        schedule,
+        init,
+        shardings,
+        compiled_train,
+        compile_resident(mesh, shardings, train),
+        compiled_eval,
+        compile_statistics(mesh, shardings, statistics_of),
+    )
+
+
 class Run(NamedTuple):
     """A config made into things that work: what `train` loops over.
 
@@ -37,13 +115,7 @@ class Run(NamedTuple):
       eval_source: examples to evaluate on.
       train_transform: of an image, on the host.
       eval_transform: of an image, on the host.
-      schedule: the learning rate by the step.
-      init: the compiled `init_state`.
-      shardings: of the state.
-      train_step: compiled, on a batch.
-      resident_steps: compiled, on data that lies on the devices.
-      eval_step: compiled.
-      statistics_step: compiled.
+      programs: on the devices.
       about: what checkpoints carry beside the state.
       notes: what the user should know about the config.
     """
@@ -53,19 +125,13 @@ class Run(NamedTuple):
     eval_source: Source
     train_transform: TrainTransform
     eval_transform: EvalTransform
-    schedule: Any
-    init: Any
-    shardings: Any
-    train_step: Any
-    resident_steps: Any
-    eval_step: Any
-    statistics_step: Any
+    programs: Programs
     about: dict[str, Any]
     notes: list[str]
 
 
 def build(config: ml_collections.ConfigDict) -> Run:
-    """Opens the data and compiles nothing yet: jit does at the first call.
+    """Opens the data and compiles nothing yet.
 
     Args:
       config: resolved.
@@ -85,30 +151,8 @@ def build(config: ml_collections.ConfigDict) -> Run:
     if data.pixel_mean:
         sample = len(train_source) if data.resident or data.in_memory else statistics.SAMPLE
         pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample)
-    span = config.model.norm_span
-    model = configured_model(
-        config.model,
-        len(train_source.class_names),
-        norm_groups(span, config.batch_size // config.accumulation, mesh.size),
-    )
-    schedule = make_schedule(config.optim, config.steps)
-    tx = make_optimizer(config.optim, schedule)
-    prepare = Prepare(data, config.seed, model.num_classes, model.dtype, pixel_mean)
-    init, shardings = compile_init(
-        partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
-    )
-    train = partial(
-        train_step,
-        model=model,
-        tx=tx,
-        prepare=prepare.training,
-        label_smoothing=config.optim.label_smoothing,
-        parts=config.accumulation,
-        run=int(span) if span.isdecimal() else 1,
-    )
-    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
-    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
-    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate)
+    classes = len(train_source.class_names)
+    programs = compile_programs(config, mesh, classes, image_shape, pixel_mean)
     about = {
         "config": flatten(config),
         "class_names": list(train_source.class_names),
@@ -126,15 +170,9 @@ def build(config: ml_collections.ConfigDict) -> Run:
         eval_source,
         train_transform,
         eval_transform,
-        schedule,
-        init,
-        shardings,
-        compiled_train,
-        compile_resident(mesh, shardings, train),
-        compiled_eval,
-        compile_statistics(mesh, shardings, statistics_of),
+        programs,
         about,
-        _notes(config, model),
+        _notes(config, programs.model),
     )
 
 

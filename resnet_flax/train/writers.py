@@ -147,31 +147,47 @@ class Writers:
       total: steps of the run.
       tensorboard: write event files.
       bar: show a bar where the output is a terminal.
+      silent: write and say nothing, as every process but the first.
     """
 
     def __init__(
-        self, workdir: Path, start: int, total: int, *, tensorboard: bool, bar: bool
+        self,
+        workdir: Path,
+        start: int,
+        total: int,
+        *,
+        tensorboard: bool,
+        bar: bool,
+        silent: bool = False,
     ) -> None:
-        self.metrics = MetricsFile(workdir / "metrics.jsonl", start)
+        self._metrics = None if silent else MetricsFile(workdir / "metrics.jsonl", start)
         self._events = None
-        if tensorboard:
+        self._nowhere = open(os.devnull, "w") if silent else None  # noqa: SIM115  closed on exit
+        if tensorboard and not silent:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        self.terminal = Terminal(total, start, bar)
+        self.terminal = Terminal(total, start, bar, self._nowhere)
 
     def __enter__(self) -> "Writers":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.terminal.close()
-        self.metrics.close()
+        for file in (self._metrics, self._nowhere):
+            if file is not None:
+                file.close()
         if self._events is not None:
             self._events.close()
 
+    def has(self, split: str, step: int) -> bool:
+        """Whether there is a record of this split and step already."""
+        return self._metrics is not None and self._metrics.has(split, step)
+
     def write(self, record: Record) -> None:
         """To metrics.jsonl and TensorBoard."""
-        self.metrics.write(record)
+        if self._metrics is not None:
+            self._metrics.write(record)
         if self._events is not None:
             for name, value in record.items():
                 if name not in ("split", "step"):

@@ -268,7 +268,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, r
     assert steps == list(range(diverged - 1, 0, -1))
     for step in steps:
         path = tmp_path / "run" / "checkpoints" / str(step)
-        state = read_state(path, jax.eval_shape(build(config).init, 0), read_meta(path))
+        state = read_state(path, jax.eval_shape(build(config).programs.init, 0), read_meta(path))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -315,11 +315,11 @@ def test_seed_and_augmentation_reach_the_run(config):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
         run = build(changed)
-        state = run.init(changed.seed)
+        state = run.programs.init(changed.seed)
         with train_batches(run.train_source, seed=0, batch_size=config.batch_size) as batches:
             batch = sharding.put_batch(next(batches), run.mesh)
         kernel = np.asarray(state.params["stem"]["conv1"]["kernel"])
-        return kernel, float(run.train_step(state, batch)[1]["loss"])
+        return kernel, float(run.programs.train_step(state, batch)[1]["loss"])
 
     kernel, loss = first()
     assert (first(seed=1)[0] != kernel).any()
@@ -343,14 +343,14 @@ def test_a_line_of_config_is_another_network(config):
     config.model.scan = True
     config.model.remat = 2
     run = build(config)
-    names = set(run.shardings.params)
+    names = set(run.programs.shardings.params)
     assert {"stage1_block1", "stage1_blocks", "stage3_blocks"} < names
-    assert "conv" in run.shardings.params["stage2_block1"]["shortcut"]
-    assert "se" in run.shardings.params["stage2_blocks"]
-    state = run.init(0)
+    assert "conv" in run.programs.shardings.params["stage2_block1"]["shortcut"]
+    assert "se" in run.programs.shardings.params["stage2_blocks"]
+    state = run.programs.init(0)
     with train_batches(run.train_source, seed=0, batch_size=config.batch_size) as batches:
         batch = sharding.put_batch(next(batches), run.mesh)
-    state, sums = run.train_step(state, batch)
+    state, sums = run.programs.train_step(state, batch)
     assert np.isfinite(sums["loss"])
     assert int(state.step) == 1
 

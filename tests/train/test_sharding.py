@@ -199,6 +199,11 @@ def test_collectives_are_read_from_every_form():
       %d = f32[32]{0} all-gather-done(%c)
       %e = f32[2]{0:T(256)} reduce-scatter(%x), to_apply=%add
       %f = f32[9]{0} add(%all-reduce.1, %x)
+    }
+    %all-reduce-scatter (input: f32[2048,1000]) -> f32[256,1000] {
+      %r = f32[2048,1000]{0,1} all-reduce(%input), channel_id=425
+      ROOT %s = f32[256,1000]{0,1} dynamic-slice(%r, %i, %j)
+    }
     """
     found = collectives(hlo)
     assert [(one.kind, one.bytes, one.largest) for one in found] == [
@@ -206,5 +211,6 @@ def test_collectives_are_read_from_every_form():
         ("all-reduce", 24, 4),
         ("all-gather", 128, 32),
         ("reduce-scatter", 8, 2),
+        ("reduce-scatter", 1024000, 256000),
     ]
     assert totals(found)["all-reduce"] == {"count": 2, "bytes": 536, "largest": 128}

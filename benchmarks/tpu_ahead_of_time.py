@@ -1,0 +1,86 @@
+"""What TPU's compiler makes of the training step, on a machine without a TPU.
+
+    pip install 'resnet_flax[tpu]'   # Python 3.12; libtpu's wheel
+    python benchmarks/tpu_ahead_of_time.py --topology=v5e:2x4 --fsdp=1
+
+Compiles the step of a config for a slice that need not be there, with the true collectives and
+memory, and adds what it says to results/tpu_ahead_of_time.json: memory of a chip in bytes, and of
+each kind of collective the number, the bytes a chip gets by it in a step, and the elements of the
+largest array. It takes minutes.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from resnet_flax import sharding
+from resnet_flax.config import load_config, override, resolve
+from resnet_flax.sweep import provenance, write_json
+from resnet_flax.train.collectives import collectives, totals
+from resnet_flax.train.setup import compile_programs
+
+OUT = Path(__file__).parent.parent / "results" / "tpu_ahead_of_time.json"
+
+
+def main() -> None:
+    """Compiles one step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/imagenet.py:resnet50")
+    parser.add_argument("--topology", default="v5e:2x4", help="such as v5e:2x4 or v5e:16x16")
+    parser.add_argument("--fsdp", type=int, default=1)
+    parser.add_argument("--batch_per_chip", type=int, default=128)
+    arguments = parser.parse_args()
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+    devices = list(topology.devices)
+    config = load_config(arguments.config)
+    batch = arguments.batch_per_chip * len(devices)
+    override(config, [f"batch_size={batch}", f"mesh.fsdp={arguments.fsdp}"])
+    config = resolve(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    shape = (config.data.size, config.data.size, 3)
+    programs = compile_programs(config, mesh, 1000, shape)
+    state = jax.eval_shape(programs.init, 0)
+    arrays = {
+        "image": jax.ShapeDtypeStruct((batch, *shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
+    }
+    lowered = programs.train_step.lower(state, arrays)
+    start = time.monotonic()
+    compiled = lowered.compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    found = {
+        "config": arguments.config,
+        "topology": arguments.topology,
+        "mesh": dict(mesh.shape),
+        "batch_size": batch,
+        "compile_seconds": round(seconds, 1),
+        "bytes_per_chip": {
+            "arguments": memory.argument_size_in_bytes,
+            "scratch": memory.temp_size_in_bytes,
+        },
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "collectives": totals(collectives(compiled.as_text())),
+        "libtpu": importlib.metadata.version("libtpu"),
+        **provenance(),
+    }
+    kept = json.loads(OUT.read_text()) if OUT.exists() else []
+    what = ("config", "topology", "mesh", "batch_size")
+    kept = [row for row in kept if any(row[key] != found[key] for key in what)]
+    write_json(OUT, [*kept, found])
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
