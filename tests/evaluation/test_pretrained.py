@@ -262,19 +262,20 @@ def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
         return model.apply(loaded, preprocessing.normalize(images), train=False)
 
     files = sorted((shared_data / "imagenet_sample/train").glob("*/*"))
-    differ = 0
+    found, expected = [], []
     for start in range(0, 400, 50):
         part = range(start, start + 50)
-        images = np.stack([preprocessing.transform(source[i]["image"]) for i in part])
-        logits = np.asarray(ours(images))
+        found.append(ours(np.stack([preprocessing.transform(source[i]["image"]) for i in part])))
         inputs = torch.stack([transform(load(files[i], str(files[i]), 3)) for i in part])
         with torch.no_grad():
-            expected = theirs(inputs).numpy()
-        scale = np.abs(expected).max()
-        assert np.abs(logits - expected).max() < 1e-4 * scale
-        differ += (logits.argmax(1) != expected.argmax(1)).sum()
-        assert len(set(expected.argmax(1))) > 1
-    assert differ == 0
+            expected.append(theirs(inputs).numpy())
+    logits, expected = np.concatenate(found), np.concatenate(expected)
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+    # With random weights one class wins always; with this bias of the head, each now and then.
+    bias = expected.mean(0)
+    predictions, theirs = (logits - bias).argmax(1), (expected - bias).argmax(1)
+    assert len(set(theirs)) >= 5
+    np.testing.assert_array_equal(predictions, theirs)
 
 
 def test_the_report_has_an_interval_for_each_rate(source):
