@@ -15,8 +15,6 @@ SPLITS = ("test", "val", "validation")
 def main(argv: Sequence[str]) -> int:
     """Evaluates; returns the exit status."""
     arguments = _parse(argv)
-    import jax.numpy as jnp
-
     from resnet_flax.data.preprocessing import Preprocessing
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
@@ -68,22 +66,25 @@ def main(argv: Sequence[str]) -> int:
     reported = report(result, names)
     _print(reported, every=arguments.per_class)
     if arguments.out:
-        described = preprocessing.to_json()
-        described["pixel_mean"] = bool(described["pixel_mean"])  # long, and in the checkpoint
-        how = {
-            "model": found.origin,
-            "weights_sha256": found.sha256,
-            "data": data,
-            "split": split,
-            "protocol": arguments.protocol,
-            "preprocessing": {
-                k: v for k, v in preprocessing.to_json().items() if k != "pixel_mean"
-            },
-            "dtype": str(jnp.dtype(found.model.dtype)),
-        }
+        how = {"data": data, "split": split, "protocol": arguments.protocol}
+        how |= _used(found, preprocessing)
         write_json(Path(arguments.out), {**how, **reported, **provenance()})
         print(f"written to {arguments.out}")
     return 0
+
+
+def _used(found: Any, preprocessing: Any) -> dict[str, Any]:
+    """What was evaluated, as JSON."""
+    import jax.numpy as jnp
+
+    described = preprocessing.to_json()
+    described["pixel_mean"] = bool(described["pixel_mean"])  # long, and in the checkpoint
+    return {
+        "model": found.origin,
+        "weights_sha256": found.sha256,
+        "preprocessing": described,
+        "dtype": str(jnp.dtype(found.model.dtype)),
+    }
 
 
 def _parse(argv: Sequence[str]) -> Any:

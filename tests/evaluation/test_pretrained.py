@@ -142,6 +142,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself(config, tmp_path, capsys):
     assert status == 0
     found = json.loads(out.read_text())
     assert found["top1_error"]["errors"] == result.errors
+    assert found["preprocessing"]["pixel_mean"] is True
     assert found["negative_log_likelihood"] == pytest.approx(result.loss, rel=1e-5)
     assert found["count"] == sum(c["count"] for c in found["classes"].values()) == 360
     assert {"commit", "device", "jax"} <= found.keys() | found.get("versions", {}).keys()
