@@ -8,6 +8,8 @@
 #                   CIFAR-10 must be prepared, ARGS=--config.data.data_dir=DIR says where
 # make published    regenerates results/published_cifar_resnet*.json; CIFAR-10 must be prepared,
 #                   ARGS=--data_dir=DIR says where
+# make tpu-ahead-of-time  regenerates results/tpu_ahead_of_time.json; with PYTHON=python3.12
+#                   ACCEL=tpu, no TPU needed
 # make constraints  takes the newest versions into constraints.txt
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir where it is set up, ACCEL=cuda, cuda13 or
@@ -23,7 +25,8 @@ RUN := $(VENV)/installed-$(ACCEL)
 TEST := $(VENV)/installed-$(ACCEL)-test
 comma := ,
 
-.PHONY: train test test-long lint format results cifar10-quick published constraints clean
+.PHONY: train test test-long lint format results cifar10-quick published tpu-ahead-of-time \
+  constraints clean
 
 train: $(RUN)
 	$(BIN)/python train.py $(ARGS)
@@ -55,6 +58,11 @@ published: $(RUN)
 	for depth in 20 56; do \
 	  $(BIN)/python -m resnet_flax eval cifar_resnet$$depth.akamaster_cifar10 \
 	    --data=tfds:cifar10 --out=results/published_cifar_resnet$$depth.json $(ARGS) || exit; \
+	done
+
+tpu-ahead-of-time: $(RUN)
+	for slice in "2x4 --fsdp=1" "2x4 --fsdp=8" "16x16 --fsdp=1" "16x16 --fsdp=16"; do \
+	  $(BIN)/python benchmarks/tpu_ahead_of_time.py --topology=v5e:$$slice || exit; \
 	done
 
 constraints:

@@ -1,5 +1,6 @@
 """How arrays lie on devices. The only file that names a mesh axis."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,6 +64,33 @@ def for_state(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(of, state)
+
+
+def gather(params: Any, mesh: Mesh) -> Callable[[Any], Any]:
+    """For the forward pass: a function that gathers parameters, and scatters their gradients.
+
+    Said explicitly, as the compiler may else move features between devices where a parameter is
+    cut along an axis that it sums over.
+
+    Args:
+      params: shardings of the parameters, see `for_state`.
+      mesh: of the devices.
+    """
+    if mesh.shape[FSDP] == 1:
+        return lambda params: params
+
+    @jax.custom_vjp
+    def gathered(values: Any) -> Any:
+        return jax.lax.with_sharding_constraint(values, replicated(mesh))
+
+    def forward(values: Any) -> tuple[Any, None]:
+        return gathered(values), None
+
+    def backward(_: None, gradients: Any) -> tuple[Any]:
+        return (jax.lax.with_sharding_constraint(gradients, params),)
+
+    gathered.defvjp(forward, backward)
+    return gathered
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:

@@ -10,6 +10,7 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _BYTES = {"pred": 1, "bf16": 2}
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _COMPUTATION = re.compile(r"\s*(?:ENTRY )?%?([\w.-]+) \(.*\) -> (.*) \{")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _SHAPE = re.compile(r"(pred|bf16|[sufc]\d+)\[([\d,]*)\]")
 
 
@@ -38,6 +39,7 @@ def collectives(hlo: str) -> list[Collective]:
     One in a loop's body is listed once, however often the loop turns.
     """
     found = []
+    known = set()  # one that is started in one fusion and ends in another is written in each
     scattered = ""  # TPU's compiler writes a reduce-scatter as a fusion of that name
     for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
         header = _COMPUTATION.match(line)
@@ -56,6 +58,12 @@ def collectives(hlo: str) -> list[Collective]:
             for name, dims in _SHAPE.findall(result)
         ]
         size = sum(math.prod(shape) * _itemsize(name) for name, shape in arrays)
+        channel = _CHANNEL.search(line)
+        if channel is not None:
+            # Several that were merged may share a channel, but not the arrays.
+            if (channel[1], *arrays) in known:
+                continue
+            known.add((channel[1], *arrays))
         found.append(Collective(kind, tuple(shape for _, shape in arrays), size))
     return found
 

@@ -90,6 +90,7 @@ def compile_programs(
         label_smoothing=config.optim.label_smoothing,
         parts=config.accumulation,
         run=int(span) if span.isdecimal() else 1,
+        gather=sharding.gather(shardings.params, mesh),
     )
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)

@@ -35,6 +35,7 @@ def train_step(
     label_smoothing: float = 0.0,
     parts: int = 1,
     run: int = 1,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[TrainState, Sums]:
     """One step of gradient descent on one global batch.
 
@@ -50,6 +51,7 @@ def train_step(
       parts: that the batch is cut into, whose gradients are computed one after another and added;
         the model's groups of batch normalisation are those of one part.
       run: of so many examples, all in one part: the group that batch normalisation averages over.
+      gather: makes parameters that are cut over devices whole, see `sharding.gather`.
 
     Returns:
       The state after the step, and of this batch the sums `loss` (nats), `errors` and `count`
@@ -61,7 +63,7 @@ def train_step(
 
     def loss_of(params: Any, part: tuple[Array, ...]) -> tuple[Array, tuple[Array, Any]]:
         images, targets, labels, weights = part
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": gather(params), "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         losses = cross_entropy(logits, targets, label_smoothing)
         errors = (weights & (logits.argmax(-1) != labels)).sum()

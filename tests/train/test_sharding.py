@@ -48,7 +48,8 @@ def _program(mesh, axes, dtype, **settings):
     def prepare(x, y, step):
         return norm(crop_and_flip(x, step, seed=0, pad=1, flip=True)), y
 
-    train = partial(train_step, model=model, tx=tx, prepare=prepare, **settings)
+    gather = sharding.gather(shardings.params, mesh)
+    train = partial(train_step, model=model, tx=tx, prepare=prepare, gather=gather, **settings)
     step, _ = compile_steps(mesh, shardings, train, partial(eval_step, model=model, prepare=norm))
     return init, step
 
@@ -163,15 +164,19 @@ def test_groups_within_a_device_and_group_normalisation_add_nothing():
 
 @pytest.mark.parametrize("shape", [(2, 4), long((1, 8))])
 def test_fsdp_gathers_parameters_and_no_activations(shape):
-    program, parameters = _compiled(shape, {**WIDE, "norm_groups": 8})
+    # With 160 classes the head's kernel is cut along its outputs; left to itself, the compiler
+    # then moves the pooled features instead.
+    axes = {**WIDE, "norm_groups": 8, "num_classes": 160}
+    program, parameters = _compiled(shape, axes)
     for one in collectives(program.as_text()):
+        assert one.kind in ("all-gather", "all-reduce"), one
         for dims in one.shapes:
             # Sides of kernels, channels and shares of them, classes. An activation has the batch's
             # 64 examples or a device's 8.
-            assert set(dims) <= {1, 2, 3, 4, 10, 16}, one
-            assert math.prod(dims) <= 3 * 3 * 16 * 16
+            assert set(dims) <= {1, 2, 3, 4, 16, 20, 40, 160}, one
+            assert math.prod(dims) <= 16 * 160
     gathered = totals(collectives(program.as_text()))["all-gather"]["bytes"]
-    assert 4 * 0.9 * parameters < gathered < 2.1 * 4 * parameters  # forward, and again backward
+    assert 4 * 0.98 * parameters < gathered <= 4 * parameters  # once
 
 
 def test_fsdp_divides_what_a_device_holds():
@@ -200,6 +205,13 @@ def test_collectives_are_read_from_every_form():
       %e = f32[2]{0:T(256)} reduce-scatter(%x), to_apply=%add
       %f = f32[9]{0} add(%all-reduce.1, %x)
     }
+    %fused (x: bf16[2,3]) -> bf16[2,6] {
+      %g = bf16[2,6]{1,0} all-gather(%x), channel_id=7, dimensions={1}
+    }
+    %fused.1 (x: bf16[2,3]) -> bf16[2,6] {
+      %h = bf16[2,6]{1,0} all-gather(%x), channel_id=7, dimensions={1}
+      %i = bf16[2,7]{1,0} all-gather(%y), channel_id=7, dimensions={1}
+    }
     %all-reduce-scatter (input: f32[2048,1000]) -> f32[256,1000] {
       %r = f32[2048,1000]{0,1} all-reduce(%input), channel_id=425
       ROOT %s = f32[256,1000]{0,1} dynamic-slice(%r, %i, %j)
@@ -211,6 +223,8 @@ def test_collectives_are_read_from_every_form():
         ("all-reduce", 24, 4),
         ("all-gather", 128, 32),
         ("reduce-scatter", 8, 2),
+        ("all-gather", 24, 12),
+        ("all-gather", 28, 14),
         ("reduce-scatter", 1024000, 256000),
     ]
     assert totals(found)["all-reduce"] == {"count": 2, "bytes": 536, "largest": 128}
