@@ -26,7 +26,7 @@ from jax.experimental import topologies
 
 from resnet_flax import sharding
 from resnet_flax.config import load_config, override, resolve
-from resnet_flax.sweep import provenance, write_json
+from resnet_flax.provenance import provenance, write_json
 from resnet_flax.train.collectives import collectives, totals
 from resnet_flax.train.setup import compile_programs
 

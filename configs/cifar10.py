@@ -12,6 +12,7 @@ cores train resnet20 at 250 images a second, which would be 9 hours; others in p
 
 `resnet20_quick` (any variant with `_quick`) is six epochs on a one-cycle schedule, for a machine
 without an accelerator: 20 minutes on two CPU cores, error of resnet20 15.00 ± 0.23 (n=2).
+`resnet20_brief` is two epochs of the same, to see plain networks get worse with depth.
 
 The set is prepared once by `resnet-flax data prepare tfds:cifar10`.
 """
@@ -30,7 +31,7 @@ NETWORKS = (
 
 def get_config(variant: str = "resnet20") -> ml_collections.ConfigDict:
     """The paper's training of one network, or the quick one."""
-    network = variant.removesuffix("_quick")
+    network = variant.removesuffix("_quick").removesuffix("_brief")
     if network not in NETWORKS:
         raise UserError(
             f"configs/cifar10.py has no variant {variant!r}{closest(network, NETWORKS)}"
@@ -61,12 +62,13 @@ def get_config(variant: str = "resnet20") -> ml_collections.ConfigDict:
     if network in ("resnet110", "resnet1202"):  # until it begins to learn (section 4.2)
         config.optim.warmup_steps = 400
         config.optim.warmup_rate = 0.01
-    if variant.endswith("_quick"):
-        config.steps = 2346  # six epochs
+    if variant != network:
+        epochs = 6 if variant.endswith("_quick") else 2
+        config.steps = 391 * epochs
         config.optim.schedule = "onecycle"
         config.optim.boundaries = ()
         config.optim.learning_rate = 0.4
-        config.optim.warmup_steps = 700
+        config.optim.warmup_steps = 700 * epochs // 6
         config.optim.warmup_rate = 0.0
         config.optim.weight_decay = 5e-4
         config.optim.decay = "kernels"

@@ -1,22 +1,16 @@
 """One config with several seeds: mean and deviation instead of a lucky run."""
 
-import importlib.metadata
-import json
-import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 from resnet_flax.config import flatten, resolve
+from resnet_flax.provenance import provenance
 from resnet_flax.train.interrupt import Interruption
 from resnet_flax.train.loop import Stopped, train
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def sweep(
@@ -61,34 +55,3 @@ def sweep(
         **provenance(),
         "config": fixed,
     }
-
-
-def provenance() -> dict[str, Any]:
-    """Commit (with '+' where the tree differs from it, results/ aside), device and versions."""
-    device = jax.devices()[0]
-    # What was measured before is no part of the program.
-    changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
-    return {
-        "commit": _git("rev-parse", "HEAD") + "+" * bool(changed),
-        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-    }
-
-
-def _git(*arguments: str) -> str:
-    """Git's answer about the tree this package lies in; empty outside one."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Writes a result where people and tests read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")

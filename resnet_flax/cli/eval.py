@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
     from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
-    from resnet_flax.sweep import provenance, write_json
+    from resnet_flax.provenance import provenance, write_json
     from resnet_flax.weights.loading import open_pretrained
 
     found = open_pretrained(

@@ -22,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
     def run(stop: Interruption) -> None:
-        from resnet_flax.sweep import sweep, write_json
+        from resnet_flax.provenance import write_json
+        from resnet_flax.sweep import sweep
 
         result = sweep(config, seeds, workdir, stop)
         if arguments.out:

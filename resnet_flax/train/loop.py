@@ -1,30 +1,28 @@
 """The training loop: read this to learn what a run does."""
 
-import dataclasses
 import json
 import math
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from resnet_flax import distributed, sharding
+from resnet_flax import distributed
 from resnet_flax.config import conflicts, flatten, resolve
-from resnet_flax.data.pipeline import eval_batches, train_batches
+from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
+from resnet_flax.provenance import provenance, read_json, write_json
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.curves import draw_curves
 from resnet_flax.train.feed import open_feed
 from resnet_flax.train.interrupt import Interruption
 from resnet_flax.train.meter import Meter, diverged
+from resnet_flax.train.recompute import recompute_statistics
 from resnet_flax.train.setup import Run, build
 from resnet_flax.train.state import TrainState
 from resnet_flax.train.writers import Record, Writers
@@ -53,7 +51,7 @@ def train(
     Args:
       config: an experiment, see `resnet_flax.config`.
       workdir: made where it is not there. Gets checkpoints/, metrics.jsonl, tensorboard/,
-        config.json and curves.png.
+        config.json, curves.png and, at the end, result.json.
       stop: a context already entered, for who wants signals of before this call heard too.
 
     Returns:
@@ -99,7 +97,7 @@ def train(
             # goes on from a checkpoint does what the uninterrupted one does after saving it.
             last = step == config.steps
             if last and step != saved and config.eval.recompute_bn:
-                state = _recompute_statistics(run, config, state)
+                state = recompute_statistics(run, config, state)
             if last or _due(step, config.eval.every):
                 with meter.paused():
                     result = _evaluate(run, config, state, step, writers, stop)
@@ -258,41 +256,25 @@ def _evaluate(
     return result
 
 
-def _recompute_statistics(
-    run: Run, config: ml_collections.ConfigDict, state: TrainState
-) -> TrainState:
-    """The state with batch normalisation's statistics as a strict average over training batches.
-
-    Of the batches that would come next. He et al. evaluate so: the notes of their released models.
-    """
-    number = config.eval.recompute_bn
-    total = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    with train_batches(
-        run.train_source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        transform=run.train_transform,
-        repeats=config.data.repeats,
-        start=config.steps,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        workers=config.data.workers,
-    ) as batches:
-        for i, batch in enumerate(islice(batches, number)):
-            step = np.int32(config.steps + i)
-            total = run.programs.statistics_step(
-                state.params, sharding.put_batch(batch, run.mesh), step, total
-            )
-    statistics = jax.tree.map(lambda leaf: leaf / number, total)
-    return dataclasses.replace(state, batch_stats=statistics)
-
-
 def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
     saved = f"which is saved in {workdir}" if step else "before the first"
     return f"stopped by {signal} at step {step}, {saved}; run the same command again to go on"
 
 
 def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) -> None:
+    finished = {
+        "split": config.data.eval_split,
+        "step": config.steps,
+        "errors": result.errors,
+        "count": result.count,
+        "top5_error": result.top5_error,
+        "loss": result.loss,
+    }
+    path = workdir / "result.json"
+    known = read_json(path) or {}
+    # What a finished run left says with which commit and device it was trained: that stays.
+    if any(known.get(key) != value for key, value in finished.items()):
+        write_json(path, {**finished, **provenance(), "config": flatten(config)})
     curves = workdir / "curves.png"
     draw_curves(workdir / "metrics.jsonl", curves, f"{_network(config)} on {config.data.source}")
     print(f"curves: {curves}")

@@ -436,3 +436,22 @@ def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, t
     config.accumulation = 3
     with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give whole"):
         train(config, tmp_path / "none")
+
+
+def test_a_finished_run_says_where_its_result_comes_from(config, tmp_path):
+    result = train(config, tmp_path)
+    path = tmp_path / "result.json"
+    written = json.loads(path.read_text())
+    assert written["step"] == 12
+    assert (written["errors"], written["count"]) == (result.errors, 360)
+    assert written["config"]["model.name"] == "cifar_resnet8"
+    assert {"commit", "device", "versions"} <= set(written)
+    # Found finished by another commit, it keeps what it said; if it goes on, it does not.
+    path.write_text(path.read_text().replace(written["commit"] or '"commit": ""', "before"))
+    kept = path.read_text()
+    train(config, tmp_path)
+    assert path.read_text() == kept
+    config.steps = 16
+    train(config, tmp_path)
+    assert json.loads(path.read_text())["step"] == 16
+    assert "before" not in path.read_text()

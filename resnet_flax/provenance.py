@@ -1,0 +1,53 @@
+"""Where a measured number comes from, beside it in its file."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit (with '+' where the tree differs from it, results/ aside), device and versions."""
+    device = jax.devices()[0]
+    # What was measured before is no part of the program.
+    changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
+    return {
+        "commit": _git("rev-parse", "HEAD") + "+" * bool(changed),
+        "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
+
+
+def _git(*arguments: str) -> str:
+    """Git's answer about the tree this package lies in; empty outside one."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def write_json(path: Path, result: Any) -> None:
+    """Writes a result where people and tests read it; what was there is whole until it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(result, indent=2) + "\n")
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """What was written; None where nothing is, or nothing that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
