@@ -61,7 +61,7 @@ published: $(RUN)
 	done
 
 tpu-ahead-of-time: $(RUN)
-	for slice in "2x4 --fsdp=1" "2x4 --fsdp=8" "16x16 --fsdp=1" "16x16 --fsdp=16"; do \
+	for slice in "2x4 --fsdp=1" "2x4 --fsdp=8" "16x16 --fsdp=1" "16x16 --fsdp=8"; do \
 	  $(BIN)/python benchmarks/tpu_ahead_of_time.py --topology=v5e:$$slice || exit; \
 	done
 

@@ -46,7 +46,9 @@ def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def for_state(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a train state: its largest axis that `fsdp` divides is cut.
+    """A sharding for every leaf of a train state: one axis that `fsdp` divides is cut.
+
+    Of a kernel its input channels, else the largest axis.
 
     Args:
       state: arrays or their shapes (`jax.eval_shape`).
@@ -58,8 +60,11 @@ def for_state(state: Any, mesh: Mesh) -> Any:
         divisible = [axis for axis, n in enumerate(leaf.shape) if n % fsdp == 0]
         if fsdp == 1 or not divisible:
             return replicated(mesh)
-        # The later of equally long axes: output channels, as a kernel's gradient is laid out.
-        cut = max(divisible, key=lambda axis: (leaf.shape[axis], axis))
+        # Shares along the outputs are narrower than TPU's tiles of 128 sooner, and what is
+        # narrower is reduced whole rather than scattered, see docs/decisions.md.
+        inputs = len(leaf.shape) - 2
+        largest = max(divisible, key=lambda axis: leaf.shape[axis])
+        cut = inputs if inputs in divisible else largest
         spec = [FSDP if axis == cut else None for axis in range(len(leaf.shape))]
         return NamedSharding(mesh, PartitionSpec(*spec))
 

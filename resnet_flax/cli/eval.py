@@ -19,27 +19,32 @@ def main(argv: Sequence[str]) -> int:
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
     from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
+    from resnet_flax.evaluation.protocols import Network
     from resnet_flax.provenance import provenance, write_json
     from resnet_flax.weights.loading import open_pretrained
 
+    dtype = arguments.dtype or None
     found = open_pretrained(
-        arguments.model_name,
-        variant=arguments.model,
-        weights=arguments.weights,
-        dtype=arguments.dtype or None,
+        arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype
     )
+    others = [open_pretrained(name, dtype=dtype) for name in arguments.ensemble]
     data = arguments.data or found.config.get("data.source", "")
     if not data:
         raise UserError(f"{arguments.model_name} names no data; say --data tfds:NAME or folder:DIR")
     data_dir = arguments.data_dir or found.config.get("data.data_dir", "")
     split = arguments.split or _split(data, data_dir, arguments.data, found.config)
     _check_writable(arguments.out)
-    preprocessing = _preprocessing(arguments, found.preprocessing or Preprocessing(size=0))
-    if found.preprocessing is None and not (arguments.mean and arguments.std):
-        raise UserError(
-            f"nothing says how the images for {arguments.model_name} are normalised; give --mean "
-            "and --std, of pixels in [0, 1]"
-        )
+    _check_writable(arguments.confusion)
+    networks = []
+    for one in (found, *others):
+        if one.preprocessing is None and not (arguments.mean and arguments.std):
+            raise UserError(
+                f"nothing says how the images for {one.origin} are normalised; give --mean "
+                "and --std, of pixels in [0, 1]"
+            )
+        _check_same_classes(found, one)
+        how = _preprocessing(arguments, one.preprocessing or Preprocessing(size=0))
+        networks.append(Network(one.model, one.variables, how))
     source = as_outputs(
         open_source(data, split, data_dir),
         found.class_names,
@@ -47,18 +52,20 @@ def main(argv: Sequence[str]) -> int:
         by_number=arguments.by_number,
     )
     names = found.class_names or source.class_names
+    print("\n".join(one.origin for one in (found, *others)))
     print(
-        f"{found.origin}\n"
         f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
-        f"{_describe(preprocessing, found.assumed)}",
+        f"{_describe(networks[0].preprocessing, found.assumed)}",
         flush=True,
     )
     with _bar() as progress:
         result = evaluate_pretrained(
-            found.model,
-            found.variables,
-            preprocessing,
+            networks,
             source,
+            protocol=arguments.protocol,
+            scales=arguments.scales,
+            exact=arguments.exact,
+            confusion=bool(arguments.confusion),
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             progress=progress,
@@ -66,18 +73,46 @@ def main(argv: Sequence[str]) -> int:
     reported = report(result, names)
     _print(reported, every=arguments.per_class)
     if arguments.out:
-        how = {"data": data, "split": split, "protocol": arguments.protocol}
-        how |= _used(found, preprocessing)
-        write_json(Path(arguments.out), {**how, **reported, **provenance()})
+        what = {"data": data, "split": split, "protocol": arguments.protocol}
+        if arguments.protocol == "multiscale":
+            what |= {"scales": arguments.scales or "default", "exact": arguments.exact}
+        what |= _used(found, networks[0])
+        if others:
+            what["ensemble"] = [_used(*one) for one in zip(others, networks[1:], strict=True)]
+        write_json(Path(arguments.out), {**what, **reported, **provenance()})
         print(f"written to {arguments.out}")
+    if arguments.confusion:
+        _write_confusion(Path(arguments.confusion), result.confusion, names)
+        print(f"written to {arguments.confusion}: a row for each label, a column a prediction")
     return 0
 
 
-def _used(found: Any, preprocessing: Any) -> dict[str, Any]:
+def _check_same_classes(first: Any, other: Any) -> None:
+    same = first.model.num_classes == other.model.num_classes
+    if first.class_names and other.class_names:
+        same = first.class_names == other.class_names
+    if not same:
+        raise UserError(
+            f"{first.origin} and {other.origin} have other classes; give an ensemble of networks "
+            "with the same classes in the same order"
+        )
+
+
+def _write_confusion(path: Path, matrix: Any, names: Sequence[str]) -> None:
+    import csv
+
+    names = names or [str(i) for i in range(len(matrix))]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", *names])
+        writer.writerows([name, *row] for name, row in zip(names, matrix, strict=True))
+
+
+def _used(found: Any, network: Any) -> dict[str, Any]:
     """What was evaluated, as JSON."""
     import jax.numpy as jnp
 
-    described = preprocessing.to_json()
+    described = network.preprocessing.to_json()
     described["pixel_mean"] = bool(described["pixel_mean"])  # long, and in the checkpoint
     return {
         "model": found.origin,
@@ -98,7 +133,28 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--data", default="", help="tfds:NAME or folder:DIR (default: the run's)")
     parser.add_argument("--data_dir", default="", metavar="DIR", help="of TFDS")
     parser.add_argument("--split", default="", help=f"(default: the first of {', '.join(SPLITS)})")
-    parser.add_argument("--protocol", default="center", help="center: one view, in the middle")
+    parser.add_argument(
+        "--protocol",
+        default="center",
+        help="center (one view, in the middle; the default), ten_crop (centre and four corners "
+        "with their flips) or multiscale (fully convolutional, with flips)",
+    )
+    parser.add_argument(
+        "--scales", default="", help="shorter sides of multiscale (default: 224,256,384,480,640)"
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="multiscale without cropping longer sides to a multiple of 32; compiles every shape",
+    )
+    parser.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="a further model, whose probabilities are averaged with the first's; may be repeated",
+    )
+    parser.add_argument("--confusion", default="", metavar="FILE.csv", help="write the matrix")
     parser.add_argument("--model", default="", metavar="VARIANT", help="of a weights file")
     parser.add_argument("--weights", default="", metavar="FILE", help="where MODEL is a variant")
     parser.add_argument("--size", type=int, help="side of the crop; 0 for none")
@@ -116,10 +172,18 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--out", default="", metavar="FILE", help="write the figures as JSON")
     arguments = parser.parse_args(argv)
 
-    from resnet_flax.evaluation.pretrained import PROTOCOLS
+    from resnet_flax.evaluation.protocols import PROTOCOLS
 
     if arguments.protocol not in PROTOCOLS:
         raise UserError(f"--protocol is one of {', '.join(PROTOCOLS)}, not {arguments.protocol!r}")
+    try:
+        arguments.scales = [int(scale) for scale in arguments.scales.split(",") if scale]
+    except ValueError as error:
+        raise UserError(f"--scales takes 224,256,384, not {arguments.scales!r}") from error
+    if (arguments.scales or arguments.exact) and arguments.protocol != "multiscale":
+        raise UserError("--scales and --exact are of --protocol multiscale")
+    if not all(0 < scale <= 2**14 for scale in arguments.scales):
+        raise UserError("--scales takes numbers of pixels from 1 to 16384")
     if arguments.dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"--dtype is float32 or bfloat16, not {arguments.dtype!r}")
     if not 0 < arguments.batch_size <= 2**20:

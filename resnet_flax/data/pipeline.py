@@ -77,6 +77,21 @@ class EvalShares:
         return _batch(images, examples, np.array([i < len(self.source) for i in wanted]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Every example once, in order, with its transformed image and its `index`."""
+
+    source: Source
+    transform: Callable[[Any], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.source[index]
+        return {**example, "image": self.transform(example["image"]), "index": index}
+
+
 @contextlib.contextmanager
 def train_batches(
     source: Source,
@@ -151,8 +166,28 @@ def eval_batches(
 
 
 @contextlib.contextmanager
-def _reading(shares: TrainShares | EvalShares, workers: int) -> Iterator[Iterator[Batch]]:
-    # An element is a batch here, so a few ahead are enough.
+def eval_examples(
+    source: Source, transform: Callable[[Any], np.ndarray], workers: int = 0
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Every example once, in order, for transforms whose images differ in shape.
+
+    Args:
+      source: examples.
+      transform: of an image.
+      workers: reader processes; 0 reads in threads of this one.
+
+    Yields:
+      An iterator over dicts of the example's entries and its `index`.
+    """
+    with _reading(Examples(source, transform), workers) as examples:
+        yield examples
+
+
+@contextlib.contextmanager
+def _reading(
+    shares: TrainShares | EvalShares | Examples, workers: int
+) -> Iterator[Iterator[Batch]]:
+    # An element is mostly a batch, so a few ahead are enough.
     threads = 2 if workers else max(2, os.cpu_count() or 2)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = grain.MapDataset.source(shares).to_iter_dataset(options)

@@ -99,6 +99,63 @@ class EvalTransform:
         return to_array(center_crop(resized, self.size))
 
 
+@dataclasses.dataclass(frozen=True)
+class TenCropTransform:
+    """The centre and the four corners of the resized image (He et al. 2015, section 3.4).
+
+    Attributes:
+      size: side of the crops.
+      shorter: side that is resized to.
+      interpolation: a key of `FILTERS`.
+    """
+
+    size: int
+    shorter: int
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """Five crops, `[5, h, w, c]` uint8. Flips follow on the device."""
+        image = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
+        right, bottom = (side - self.size for side in image.size)
+        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+        crops = [image.crop((x, y, x + self.size, y + self.size)) for x, y in corners]
+        return np.stack([to_array(crop) for crop in (center_crop(image, self.size), *crops)])
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleTransform:
+    """The whole image at one scale.
+
+    The longer side is cropped in the middle, to `shorter` and a multiple of `multiple` pixels more,
+    the largest that fits, of `lengths` such sides the longest at most. Nothing is padded, so that
+    every position sees image only, and fewer than twice `lengths` shapes suffice for all images.
+
+    Attributes:
+      shorter: side that is resized to.
+      multiple: of pixels; 0 crops nothing.
+      lengths: number of different longer sides.
+      interpolation: a key of `FILTERS`.
+    """
+
+    shorter: int
+    multiple: int = 32
+    lengths: int = 20
+    interpolation: str = "bilinear"
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """The image, `[h, w, c]` uint8; images differ in shape."""
+        image = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
+        if self.multiple:
+            width, height = (self._cropped(side) for side in image.size)
+            left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+            image = image.crop((left, top, left + width, top + height))
+        return to_array(image)
+
+    def _cropped(self, side: int) -> int:
+        more = min((side - self.shorter) // self.multiple, self.lengths - 1)
+        return self.shorter + more * self.multiple
+
+
 def to_image(image: Any) -> Image.Image:
     """A Pillow image of a Pillow image or an array `[h, w, c]` uint8."""
     if isinstance(image, Image.Image):

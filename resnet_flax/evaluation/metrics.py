@@ -17,12 +17,13 @@ Sums = dict[str, Array]
 BINS = 15
 
 
-def zero_sums(classes: int, dtype: Any = jnp.float32) -> Sums:
+def zero_sums(classes: int, dtype: Any = jnp.float32, *, confusion: bool = False) -> Sums:
     """What `add` starts from.
 
     Args:
       classes: of the labels.
       dtype: of the logits, and so of the sums that are not counts.
+      confusion: count predictions by label, `[classes, classes]`.
     """
     counts = {
         name: jnp.zeros(n, jnp.int32)
@@ -39,6 +40,8 @@ def zero_sums(classes: int, dtype: Any = jnp.float32) -> Sums:
         for name, n in (("loss", classes), ("bin_excess", BINS))
         for part in ("", "_rest")
     }
+    if confusion:
+        counts["confusion"] = jnp.zeros((classes, classes), jnp.int32)
     return {**counts, **sums}
 
 
@@ -84,6 +87,9 @@ def add(
     # Small numbers, where the sum of confidences alone would be large and its digits few.
     of_bin = {"bin_excess": jnp.where(counted, confidence - (rank < 1), 0)}
     new = {"seen": sums["seen"] + mask.sum(dtype=jnp.int32)}
+    if "confusion" in sums:
+        hits = counted.astype(jnp.int32)
+        new["confusion"] = sums["confusion"].at[label, logits.argmax(1)].add(hits)
     for values, where in ((of_class, label), (of_bin, bins)):
         for name, value in values.items():
             of_batch = jnp.zeros_like(sums[name]).at[where].add(value.astype(sums[name].dtype))
@@ -122,6 +128,7 @@ class Result:
         width: mean distance between confidence and accuracy.
       class_counts: examples of each class.
       class_errors: of these, how many are wrong.
+      confusion: `[label][prediction]` numbers of examples, where they were counted.
     """
 
     count: int
@@ -131,6 +138,7 @@ class Result:
     calibration_error: float
     class_counts: tuple[int, ...]
     class_errors: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def errors(self) -> int:
@@ -167,6 +175,7 @@ def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
         calibration_error=float(np.abs(total["bin_excess"]).sum()) / count,
         class_counts=tuple(map(int, total["count"])),
         class_errors=tuple(map(int, total["errors"])),
+        confusion=tuple(map(tuple, total["confusion"].tolist())) if "confusion" in total else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Evaluation of a network with weights on a data set, as `resnet-flax eval` does it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,48 +8,95 @@ import jax
 
 from resnet_flax import sharding
 from resnet_flax.data.pipeline import eval_batches
-from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result, interval
+from resnet_flax.evaluation.protocols import Network, average, measure, passes, predict
 from resnet_flax.evaluation.run import evaluate
 from resnet_flax.train.steps import compile_eval, eval_step
 
-# Views of an image that predictions are averaged over.
-PROTOCOLS = ("center",)
-
 
 def evaluate_pretrained(
-    model: Any,
-    variables: dict[str, Any],
-    preprocessing: Preprocessing,
+    networks: Sequence[Network],
     source: Source,
     *,
+    protocol: str = "center",
+    scales: Sequence[int] = (),
+    exact: bool = False,
+    confusion: bool = False,
     batch_size: int,
     workers: int = 0,
     devices: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """The metrics of a network on a split, one centred view of each image.
+    """The metrics of a network on a split, or of several whose probabilities are averaged.
 
     Args:
-      model: the network.
-      variables: its parameters and running statistics.
-      preprocessing: of the images.
-      source: examples; labels are outputs of the network, see `labels.as_outputs`.
+      networks: one, or an ensemble.
+      source: examples; labels are outputs of the networks, see `labels.as_outputs`.
+      protocol: a key of `PROTOCOLS`.
+      scales: see `protocols.passes`.
+      exact: see `protocols.passes`.
+      confusion: count the confusion matrix too.
       batch_size: rounded up to a multiple of the devices; of no influence on the result.
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
-      progress: called with the batches that are done, and their number.
+      progress: called with the views of images that are done, and their number.
     """
-    preprocessing.check(preprocessing.transform(source[0]["image"]).shape)
+    image = source[0]["image"]
+    for _, _, preprocessing in networks:
+        preprocessing.check(preprocessing.transform(image).shape)
+    if protocol == "center" and len(networks) == 1:
+        settings = {"batch_size": batch_size, "workers": workers, "devices": devices}
+        result = _in_the_middle(networks[0], source, confusion, progress, **settings)
+    else:
+        planned = []
+        for network in networks:
+            shape = network.preprocessing.transform(image).shape
+            planned.append(passes(protocol, network, shape, scales, exact))
+        done, total = 0, len(source) * sum(map(len, planned))
+
+        def count(images: int) -> None:
+            nonlocal done
+            done += images
+            progress(done, total)
+
+        found = [
+            predict(
+                *(network, source, steps),
+                batch_size=batch_size,
+                workers=workers,
+                devices=devices,
+                progress=count,
+            )
+            for network, steps in zip(networks, planned, strict=True)
+        ]
+        result = measure(average(found), source, confusion=confusion)
+    if not result.loss < float("inf"):
+        raise UserError(
+            f"the network's loss is {result.loss}: its weights are damaged, or for images that are "
+            "normalised otherwise"
+        )
+    return result
+
+
+def _in_the_middle(
+    network: Network,
+    source: Source,
+    confusion: bool,
+    progress: Callable[[int, int], None],
+    *,
+    batch_size: int,
+    workers: int,
+    devices: Any,
+) -> Result:
+    """One view of each image by one network, as training evaluates: no prediction leaves it."""
+    model, variables, preprocessing = network
     mesh = sharding.make_mesh(devices=devices)
     size = -(-batch_size // mesh.size) * mesh.size
     whole = sharding.replicated(mesh)
-    variables = jax.device_put(variables, whole)
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
     step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare))
-    total = -(-len(source) // size)
     with eval_batches(
         source,
         batch_size=size,
@@ -58,16 +105,14 @@ def evaluate_pretrained(
         hosts=jax.process_count(),
         workers=workers,
     ) as batches:
-        found = evaluate(step, variables, batches, mesh, source, model.num_classes)
+        found = evaluate(
+            *(step, jax.device_put(variables, whole), batches, mesh, source, model.num_classes),
+            confusion=confusion,
+        )
         for done, result in enumerate(found, start=1):
             if result is None:
-                progress(done, total)
+                progress(min(done * size, len(source)), len(source))
     assert result is not None
-    if not result.loss < float("inf"):
-        raise UserError(
-            f"the network's loss is {result.loss}: its weights are damaged, or for images that are "
-            "normalised otherwise"
-        )
     return result
 
 

@@ -18,6 +18,8 @@ def evaluate(
     mesh: Mesh,
     source: Source,
     classes: int,
+    *,
+    confusion: bool = False,
 ) -> Iterator[Result | None]:
     """Evaluates batch by batch, so that the caller can stop or show progress in between.
 
@@ -28,6 +30,7 @@ def evaluate(
       mesh: of the devices.
       source: the examples that the batches are of.
       classes: number of the network's outputs.
+      confusion: count the confusion matrix too.
 
     Yields:
       None after each batch, and the result at the end.
@@ -36,7 +39,7 @@ def evaluate(
       RuntimeError: other examples were counted than `source` has.
     """
     dtype = jax.tree.leaves(variables)[0].dtype  # that of the logits
-    sums = jax.device_put(zero_sums(classes, dtype), sharding.replicated(mesh))
+    sums = jax.device_put(zero_sums(classes, dtype, confusion=confusion), sharding.replicated(mesh))
     for batch in batches:
         sums = eval_step(variables, sharding.put_batch(batch, mesh), sums)
         yield None

@@ -107,8 +107,8 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool, features: bool = False
-    ) -> Float[Array, "b classes"] | dict[str, Array]:
+        self, x: Float[Array, "b h w c"], *, train: bool, features: bool = False, window: int = 0
+    ) -> Float[Array, "b *positions classes"] | dict[str, Array]:
         """Logits `[b, classes]`, or all feature maps.
 
         Args:
@@ -116,6 +116,9 @@ class ResNet(nn.Module):
           train: normalise by the batch's statistics and update the running ones (the caller
             makes `batch_stats` mutable) rather than use those.
           features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and `logits`.
+          window: 0 averages over the whole last map. Else the network is fully convolutional: the
+            mean over each square of so many positions and the head behind it give logits
+            `[b, h, w, classes]`, one for each place of the square.
 
         Raises:
           UserError: the images are smaller than the network's stride, or have other channels
@@ -143,7 +146,8 @@ class ResNet(nn.Module):
             maps[f"c{stage + 1}"] = x
         if self.preactivation:
             x = nn.relu(norm(name="norm")(x, train))
-        pooled = x.astype(self.param_dtype).mean((1, 2))
+        x = x.astype(self.param_dtype)
+        pooled = nn.avg_pool(x, (window, window)) if window else x.mean((1, 2))
         head = nn.Dense(
             self.num_classes, name="head", kernel_init=head_init, param_dtype=self.param_dtype
         )

@@ -21,6 +21,7 @@ from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
 from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
+from resnet_flax.evaluation.protocols import Network
 from resnet_flax.train.loop import train
 from resnet_flax.weights.loading import load_pretrained
 from resnet_flax.weights.torch_layout import export_torch
@@ -46,7 +47,8 @@ def test_the_result_is_the_same_with_any_batch_workers_and_devices(source):
         for size, devices, workers in ((101, 1, 0), (7, 1, 0), (30, 8, 0), (13, 2, 2), (200, 4, 0))
     ]
     first, *others = (
-        evaluate_pretrained(model, variables, preprocessing, source, **s) for s in settings
+        evaluate_pretrained([Network(model, variables, preprocessing)], source, **s)
+        for s in settings
     )
     assert first.count == 101
     assert 0.5 < first.error < 1
@@ -62,7 +64,7 @@ def test_weights_that_give_no_numbers_are_explained(source):
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
     variables["params"]["head"]["bias"] *= np.nan
     with pytest.raises(UserError, match="loss is nan: its weights are damaged"):
-        evaluate_pretrained(model, variables, Preprocessing(0), source, batch_size=10)
+        evaluate_pretrained([Network(model, variables, Preprocessing(0))], source, batch_size=10)
 
 
 def test_images_that_cannot_be_normalised_are_explained(source):
@@ -75,7 +77,7 @@ def test_images_that_cannot_be_normalised_are_explained(source):
         (image, r"the mean image is of \[8, 8, 3\], the images of \[9, 11, 3\]"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluate_pretrained(model, variables, preprocessing, source, batch_size=10)
+            evaluate_pretrained([Network(model, variables, preprocessing)], source, batch_size=10)
 
 
 def test_labels_are_found_by_the_names_of_classes(source):
@@ -115,11 +117,11 @@ def test_a_label_set_counts_what_has_a_label():
     head = variables["params"]["head"]
     head["kernel"] *= 0
     head["bias"] = head["bias"].at[3].set(5.0)
-    result = evaluate_pretrained(model, variables, Preprocessing(0), real, batch_size=7)
+    result = evaluate_pretrained([Network(model, variables, Preprocessing(0))], real, batch_size=7)
     assert (result.count, result.errors, result.error) == (20, 10, 0.5)
     wrong = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 21)
     with pytest.raises(RuntimeError, match="counted 20 labelled examples of 21"):
-        evaluate_pretrained(model, variables, Preprocessing(0), wrong, batch_size=7)
+        evaluate_pretrained([Network(model, variables, Preprocessing(0))], wrong, batch_size=7)
     # Under other names, in another order.
     swapped = as_outputs(real, (*NAMES[::-1], "x"), 11)
     np.testing.assert_array_equal(np.flatnonzero(swapped[2]["accepted"]), [6, 7])
@@ -179,7 +181,10 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--protocol=corners"], "--protocol is one of center, not 'corners'"),
+        (
+            ["--protocol=corners"],
+            "--protocol is one of center, ten_crop, multiscale, not 'corners'",
+        ),
         (["--batch_size=0"], "--batch_size takes a number from 1, not 0"),
         (["--dtype=int8"], "--dtype is float32 or bfloat16, not 'int8'"),
         (["--size=-1"], "size of a preprocessing must be a number of pixels from 0 to 16384"),
@@ -282,7 +287,9 @@ def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
 def test_the_report_has_an_interval_for_each_rate(source):
     model = create_model("cifar_resnet8")
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-    result = evaluate_pretrained(model, variables, Preprocessing(0), source, batch_size=50)
+    result = evaluate_pretrained(
+        [Network(model, variables, Preprocessing(0))], source, batch_size=50
+    )
     reported = report(result, NAMES)
     rates = [reported["top1_error"], reported["top5_error"], *reported["classes"].values()]
     assert len(rates) == 12

@@ -1,0 +1,287 @@
+"""Views of an image that a prediction is averaged over, and the average."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from resnet_flax import sharding
+from resnet_flax.data.pipeline import eval_examples
+from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.data.sources import Source
+from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
+from resnet_flax.errors import UserError
+from resnet_flax.evaluation.metrics import Result, add, summarize, zero_sums
+
+PROTOCOLS = {
+    "center": "one view, in the middle",
+    "ten_crop": "centre and four corners with their flips",
+    "multiscale": "fully convolutional over several scales, with flips",
+}
+
+# Shorter sides for a network of 224 pixels (He et al. 2015, section 3.4).
+SCALES = (224, 256, 384, 480, 640)
+
+CHUNK = 1000  # predictions that are measured at once
+
+
+class Network(NamedTuple):
+    """A network with weights and what its images go through.
+
+    Attributes:
+      model: the network.
+      variables: its parameters and running statistics.
+      preprocessing: of its images.
+    """
+
+    model: Any
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+
+
+class Pass(NamedTuple):
+    """One pass over all images.
+
+    Attributes:
+      transform: of an image on the host, to `[h, w, c]` or several views `[v, h, w, c]`.
+      preprocessing: whose normalisation follows on the device.
+      flip: every view is seen mirrored as well.
+      window: see `ResNet.__call__`.
+    """
+
+    transform: Callable[[Any], np.ndarray]
+    preprocessing: Preprocessing
+    flip: bool
+    window: int
+
+
+def passes(
+    protocol: str,
+    network: Network,
+    image_shape: tuple[int, ...],
+    scales: Sequence[int] = (),
+    exact: bool = False,
+) -> list[Pass]:
+    """What a protocol does, pass by pass; each counts as much as the others.
+
+    Args:
+      protocol: a key of `PROTOCOLS`.
+      network: to evaluate.
+      image_shape: `[h, w, c]` of a training image.
+      scales: shorter sides of 'multiscale'; `SCALES` in proportion to the training image's side by
+        default, rounded to the network's stride.
+      exact: do not crop longer sides to a multiple of the stride (see `ScaleTransform`), at the
+        price of a compilation for every shape of image.
+
+    Raises:
+      UserError: the protocol does not apply to the network, or the scales are too small.
+    """
+    model, _, preprocessing = network
+    if protocol == "center":
+        return [Pass(preprocessing.transform, preprocessing, flip=False, window=0)]
+    side, how = min(image_shape[:2]), preprocessing.interpolation
+    if protocol == "ten_crop":
+        shorter = preprocessing.transform.shorter
+        if not preprocessing.size or shorter == preprocessing.size:
+            raise UserError(
+                "ten_crop takes crops of images that are larger than them, but this network's are "
+                "taken whole; give --size and a --crop_fraction below 1, or another --protocol"
+            )
+        ten = TenCropTransform(preprocessing.size, shorter, how)
+        return [Pass(ten, preprocessing, flip=True, window=0)]
+    window = _last_side(network, image_shape)
+    stride = model.stride
+    chosen = scales or [round(side * scale / SCALES[0] / stride) * stride for scale in SCALES]
+    too_small = [scale for scale in chosen if scale < side]
+    if too_small:
+        raise UserError(
+            f"a scale of {too_small[0]} is less than the side {side} that the network was made "
+            "for; give larger --scales"
+        )
+    everywhere = _without_place(preprocessing)
+    multiple = 0 if exact else stride
+    return [
+        Pass(ScaleTransform(scale, multiple, interpolation=how), everywhere, True, window)
+        for scale in dict.fromkeys(chosen)
+    ]
+
+
+def _last_side(network: Network, image_shape: tuple[int, ...]) -> int:
+    """Positions on a side of the last map, for a training image."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    maps = jax.eval_shape(
+        partial(network.model.apply, train=False, features=True), network.variables, images
+    )
+    last = list(maps)[-3]  # before pooled and logits
+    return int(min(maps[last].shape[1:3]))
+
+
+def _without_place(preprocessing: Preprocessing) -> Preprocessing:
+    """The mean image, which has one size, as its mean over places."""
+    if not len(preprocessing.pixel_mean):
+        return preprocessing
+    channels = np.array(preprocessing.pixel_mean, np.float64).mean((0, 1)) / 255
+    mean = channels + np.broadcast_to(preprocessing.mean, channels.shape)
+    return dataclasses.replace(preprocessing, mean=tuple(mean.tolist()), pixel_mean=())
+
+
+def log_probabilities(
+    variables: dict[str, Any],
+    images: UInt8[Array, "b *v h w c"],
+    *,
+    model: Any,
+    prepare: Callable[[Array], Array],
+    flip: bool,
+    window: int,
+) -> Float[Array, "b classes"]:
+    """The logarithm of the mean of the softmax over all views and positions.
+
+    Args:
+      variables: the network's.
+      images: one view of each example, or several.
+      model: the network.
+      prepare: normalisation.
+      flip: see `Pass`.
+      window: see `Pass`.
+    """
+    b = len(images)
+    views = images if images.ndim == 5 else images[:, None]
+    if flip:
+        views = jnp.concatenate([views, views[..., ::-1, :]], 1)
+    x = prepare(views.reshape(-1, *views.shape[2:]))
+    logits = model.apply(variables, x, train=False, window=window)
+    log_p = jax.nn.log_softmax(logits).reshape(b, -1, logits.shape[-1])
+    # Of logarithms, as a probability may be too small for a float.
+    return jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1]).astype(log_p.dtype)
+
+
+class Predictions(NamedTuple):
+    """Of every example of a source, in its order.
+
+    Attributes:
+      log_p: logarithms of the probabilities, `[n, classes]`.
+      label: `[n]`.
+      accepted: see `metrics.add`; None where labels are single.
+    """
+
+    log_p: np.ndarray
+    label: np.ndarray
+    accepted: np.ndarray | None
+
+
+def predict(
+    network: Network,
+    source: Source,
+    steps: Sequence[Pass],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    devices: Any = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Predictions:
+    """Predictions averaged over passes.
+
+    Args:
+      network: to evaluate.
+      source: n examples.
+      steps: see `passes`.
+      batch_size: images of the training size at once; of larger ones, and of several views,
+        correspondingly fewer.
+      workers: reader processes; 0 reads in threads of this one.
+      devices: to compute on; all by default.
+      progress: called with the number of images that a batch had.
+    """
+    mesh = sharding.make_mesh(devices=devices)
+    whole = sharding.replicated(mesh)
+    variables = jax.device_put(network.variables, whole)
+    pixels = batch_size * _area(network.preprocessing.transform(source[0]["image"]).shape)
+    kind = jax.tree.leaves(network.variables)[0].dtype
+    log_p = np.full((len(source), network.model.num_classes), -np.inf, kind)
+    label = np.zeros(len(source), np.int32)
+    accepted = np.zeros(log_p.shape, bool) if "accepted" in source[0] else None
+    for step in steps:
+        score = jax.jit(
+            partial(
+                log_probabilities,
+                model=network.model,
+                prepare=partial(step.preprocessing.normalize, dtype=network.model.dtype),
+                flip=step.flip,
+                window=step.window,
+            ),
+            in_shardings=(whole, sharding.over_batch(mesh)),
+            out_shardings=whole,
+        )
+        with eval_examples(source, step.transform, workers) as examples:
+            for images, group in _alike(examples, pixels, mesh.size):
+                at = [example["index"] for example in group]
+                batch = sharding.put_batch({"image": images}, mesh)["image"]
+                found = np.asarray(score(variables, batch))[: len(group)]
+                log_p[at] = np.logaddexp(log_p[at], found)
+                label[at] = [example["label"] for example in group]
+                if accepted is not None:
+                    accepted[at] = [example["accepted"] for example in group]
+                progress(len(group))
+    return Predictions(log_p - np.log(len(steps)).astype(kind), label, accepted)
+
+
+def _area(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[:-1])
+
+
+def _alike(
+    examples: Iterator[dict[str, Any]], pixels: int, multiple: int
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """Batches of images of one shape, filled up to one size a shape, and their examples."""
+    waiting: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+
+    def size(shape: tuple[int, ...]) -> int:
+        return max(1, pixels // _area(shape) // multiple) * multiple
+
+    def batch(shape: tuple[int, ...]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        group = waiting.pop(shape)
+        images = [example.pop("image") for example in group]
+        return np.stack(images + images[:1] * (size(shape) - len(images))), group
+
+    for example in examples:
+        shape = example["image"].shape
+        waiting.setdefault(shape, []).append(example)
+        if len(waiting[shape]) == size(shape):
+            yield batch(shape)
+    for shape in list(waiting):
+        yield batch(shape)
+
+
+def average(predictions: Sequence[Predictions]) -> Predictions:
+    """Of several networks on the same examples: the mean of their probabilities."""
+    log_p = np.logaddexp.reduce([one.log_p for one in predictions])
+    return predictions[0]._replace(log_p=log_p - np.log(len(predictions)).astype(log_p.dtype))
+
+
+def measure(predictions: Predictions, source: Source, *, confusion: bool = False) -> Result:
+    """The metrics of predictions.
+
+    Args:
+      predictions: of all examples of `source`.
+      source: for their number.
+      confusion: count the confusion matrix too.
+    """
+    n, classes = predictions.log_p.shape
+    sums = zero_sums(classes, predictions.log_p.dtype, confusion=confusion)
+    for start in range(0, n, CHUNK):
+        part = slice(start, start + CHUNK)
+        label = jnp.asarray(predictions.label[part])
+        accepted = None if predictions.accepted is None else predictions.accepted[part]
+        sums = jax.jit(add)(
+            sums,
+            jnp.asarray(predictions.log_p[part]),
+            label,
+            jnp.ones(label.shape, bool),
+            None if accepted is None else jnp.asarray(accepted),
+        )
+    return summarize(sums, n, getattr(source, "labelled", n))
