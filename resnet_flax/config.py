@@ -384,6 +384,13 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     return config
 
 
+def config_name(path: str) -> str:
+    """'configs/cifar10.py:resnet20' as 'cifar10_resnet20', for directories."""
+    name, _, variant = path.partition(":")
+    stem = name.rpartition("/")[2].removesuffix(".py")
+    return f"{stem}_{variant}" if variant else stem
+
+
 def _find(name: str) -> Path:
     here = Path(__file__).parent
     shipped = name.removeprefix("configs/")

@@ -16,6 +16,7 @@ VERBS = {
     "eval": "error rates of a network with weights",
     "export": "write weights as safetensors for torch's users",
     "models": "list the networks with their parameters, multiply-adds and layers",
+    "reproduce": "list, run or show the tables and figures of the paper",
     "summary": "show one network layer by layer",
     "sweep": "train one config with several seeds and report mean and deviation",
     "train": "train a network, or go on training it",

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_flax.cli import Parser
-from resnet_flax.cli.train import config_name, parse, stoppable
+from resnet_flax.cli.train import parse, stoppable
+from resnet_flax.config import config_name
 from resnet_flax.errors import UserError
 from resnet_flax.train.interrupt import Interruption
 

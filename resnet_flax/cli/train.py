@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from resnet_flax.cli import Parser
-from resnet_flax.config import SCHEMA, flatten, load_config, override, resolve
+from resnet_flax.config import SCHEMA, config_name, flatten, load_config, override, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.train.interrupt import Interruption
 
@@ -114,13 +114,6 @@ def parse(parser: Parser, argv: Sequence[str]):  # type: ignore[no-untyped-def]
     except Exception as error:  # groups that are none, references to themselves, placeholders
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"the config {arguments.config} cannot be used: {said}") from error
-
-
-def config_name(path: str) -> str:
-    """'configs/cifar10.py:resnet20' as 'cifar10_resnet20', for directories."""
-    name, _, variant = path.partition(":")
-    stem = name.rpartition("/")[2].removesuffix(".py")
-    return f"{stem}_{variant}" if variant else stem
 
 
 def help_on_keys() -> str:

@@ -1,0 +1,88 @@
+"""A target's figures beside the paper's, as text."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from resnet_flax.paper.targets import Row, Target
+
+Runs = Sequence[dict[str, Any]]
+
+
+def of_row(runs: Runs, row: Row) -> list[dict[str, Any]]:
+    """The runs of a row, by seed."""
+    return sorted((run for run in runs if run["row"] == row.name), key=lambda run: run["seed"])
+
+
+def summary(errors: Sequence[float], paper: float | None) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1), difference to the paper's, and whether that lies near.
+
+    Args:
+      errors: of the seeds, in percent.
+      paper: its figure, if it prints one.
+
+    Returns:
+      `n`, `mean`, `std` (None for one run), `difference`, and `inside`: whether the paper's figure
+      lies in our mean ± 2 standard deviations (None where either is not known).
+    """
+    mean = statistics.mean(errors)
+    std = statistics.stdev(errors) if len(errors) > 1 else None
+    difference = None if paper is None else mean - paper
+    inside = None if difference is None or std is None else abs(difference) <= 2 * std
+    return {
+        "n": len(errors),
+        "mean": mean,
+        "std": std,
+        "difference": difference,
+        "inside": inside,
+    }
+
+
+def table(target: Target, runs: Runs) -> str:
+    """The table as text of 80 columns, with where each figure comes from below it."""
+    runs = [run for run in runs if run["protocol"] == target.protocol]
+    sources = list(dict.fromkeys(_source(run) for run in runs))
+    lines = [target.title, ""]
+    lines.append(
+        f"{'':20}{'':6} {'paper':>6}  {'ours, mean ± std (n)':22} {'diff.':>6}  {'in 2 std':8} from"
+    )
+    for row in target.rows:
+        found = of_row(runs, row)
+        for column in target.columns:
+            name = row.name if column == target.columns[0] else ""
+            lines.append(f"{name:20}{column:6} {_cells(row, found, column, sources)}".rstrip())
+    for number, source in enumerate(sources, start=1):
+        lines.append(f"[{number}] {source}")
+    if target.note:
+        lines.append(target.note)
+    return "\n".join(lines)
+
+
+def _cells(row: Row, runs: Runs, column: str, sources: list[str]) -> str:
+    paper = row.paper.get(column)
+    printed = "-" if paper is None else f"{paper:.2f}"
+    if not row.config and not row.members:
+        return f"{printed:>6}  {row.said}"
+    if not runs:
+        return f"{printed:>6}  {'not run':22} {'':6}  {'':8} {_said(row)}"
+    found = summary([run["error"][column] for run in runs], paper)
+    spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
+    ours = f"{found['mean']:.2f}{spread} ({found['n']})"
+    difference = "" if found["difference"] is None else f"{found['difference']:+.2f}"
+    inside = {None: "", True: "yes", False: "no"}[found["inside"]]
+    marks = sorted({sources.index(_source(run)) + 1 for run in runs})
+    where = "".join(f"[{mark}]" for mark in marks)
+    return f"{printed:>6}  {ours:22} {difference:>6}  {inside:8} {where} {_said(row)}"
+
+
+def _said(row: Row) -> str:
+    return f"paper: {row.said}" if row.said else ""
+
+
+def _source(run: dict[str, Any]) -> str:
+    versions = run["versions"]
+    changed = f"; NOT THE PAPER'S: {' '.join(run['changed'])}" if run["changed"] else ""
+    commit = run["commit"][:7] + "+" * run["commit"].endswith("+") or "no commit"
+    return (
+        f"commit {commit}, {run['device']}, JAX {versions['jax']}, Flax {versions['flax']}{changed}"
+    )
