@@ -85,7 +85,8 @@ def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
     planned = runs.trainings(
         target, range(arguments.seeds), Path(arguments.workdir), [*settings, *here]
     )
-    print(_cost(planned, runs, arguments.tflops), flush=True)
+    if planned:
+        print(_cost(planned, runs, arguments.tflops), flush=True)
     lacks = runs.lacking(planned)
     if lacks:
         raise UserError("; ".join(lacks))
@@ -98,6 +99,7 @@ def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
             _out(arguments),
             stop,
             changed=settings,
+            data_dir=arguments.data_dir,
             batch_size=arguments.batch_size,
         )
     _print(target, _out(arguments), arguments.figure)
@@ -110,7 +112,7 @@ def _only(target: Any, names: str) -> Any:
 
     if not names:
         return target
-    known = {row.name: row for row in target.rows if row.config or row.members}
+    known = {row.name: row for row in target.rows if row.config or row.members or row.weights}
     for name in names.split(","):
         if name not in known:
             raise UserError(f"there is no row {name!r}{closest(name, known)} to run")

@@ -131,6 +131,7 @@ def run(
     stop: Interruption,
     *,
     changed: Sequence[str] = (),
+    data_dir: str = "",
     batch_size: int = 100,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -141,6 +142,7 @@ def run(
       planned: see `trainings`.
       out: JSON that gets the results; what it holds of other runs stays.
       stop: ends it with everything saved.
+      data_dir: of TFDS, for published weights.
       changed: settings that are not the paper's, which are written beside the results.
       batch_size: of evaluation.
       say: what to do with what is to be read.
@@ -161,6 +163,9 @@ def run(
         found = _record(target, of_row[one.row], [one], batch_size)
         _merge(out, {**found, "row": one.row, "seed": seed, "changed": list(changed)})
     for row in target.rows:
+        if row.weights:
+            say(row.weights)
+            _merge(out, {**_published(target, row, data_dir, batch_size), "changed": []})
         if row.members:
             members = [one for one in planned if one.row == row.name]
             members += [one for one in planned if one.row != row.name and _is_member(one, row)]
@@ -198,6 +203,25 @@ def _record(
         network = Network(found.model, found.variables, _preprocessing(found))
         record["responses"] = responses(network, _test_set(one, found))
     return record
+
+
+def _published(target: Target, row: Row, data_dir: str, batch_size: int) -> dict[str, Any]:
+    found = open_pretrained(row.weights)
+    source = open_source(row.data, "test", data_dir)
+    source = as_outputs(source, found.class_names, found.model.num_classes)
+    network = Network(found.model, found.variables, _preprocessing(found))
+    result = evaluate_pretrained([network], source, protocol=target.protocol, batch_size=batch_size)
+    errors = {"top-1": result.error, "top-5": result.top5_error}
+    return {
+        "row": row.name,
+        "seed": 0,
+        "weights": found.origin,
+        "weights_sha256": found.sha256,
+        "protocol": target.protocol,
+        "error": {name: round(100 * errors[name], 4) for name in target.columns},
+        "responses": responses(network, source),
+        **provenance(),
+    }
 
 
 def _preprocessing(found: Any) -> Any:

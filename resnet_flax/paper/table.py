@@ -1,6 +1,7 @@
 """A target's figures beside the paper's, as text."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,27 +45,27 @@ def table(target: Target, runs: Runs) -> str:
     sources = list(dict.fromkeys(_source(run) for run in runs))
     lines = [target.title, ""]
     lines.append(
-        f"{'':20}{'':6} {'paper':>6}  {'ours, mean ± std (n)':22} {'diff.':>6}  {'in 2 std':8} from"
+        f"{'':22}{'':6} {'paper':>6}  {'ours, mean ± std (n)':20} {'diff.':>6}  {'in 2 std':8} from"
     )
     for row in target.rows:
         found = of_row(runs, row)
         for column in target.columns:
             name = row.name if column == target.columns[0] else ""
-            lines.append(f"{name:20}{column:6} {_cells(row, found, column, sources)}".rstrip())
-    for number, source in enumerate(sources, start=1):
-        lines.append(f"[{number}] {source}")
-    if target.note:
-        lines.append(target.note)
+            lines.append(f"{name:22}{column:6} {_cells(row, found, column, sources)}".rstrip())
+    below = [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
+    below += [f"{row.name}, paper: {row.said}" for row in target.rows if row.said and row.config]
+    for text in [*below, target.note]:
+        lines += textwrap.wrap(text, 80, subsequent_indent="    " * text.startswith("["))
     return "\n".join(lines)
 
 
 def _cells(row: Row, runs: Runs, column: str, sources: list[str]) -> str:
     paper = row.paper.get(column)
     printed = "-" if paper is None else f"{paper:.2f}"
-    if not row.config and not row.members:
+    if not (row.config or row.members or row.weights):
         return f"{printed:>6}  {row.said}"
     if not runs:
-        return f"{printed:>6}  {'not run':22} {'':6}  {'':8} {_said(row)}"
+        return f"{printed:>6}  {'not run':20} {'':6}  {'':8}"
     found = summary([run["error"][column] for run in runs], paper)
     spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
     ours = f"{found['mean']:.2f}{spread} ({found['n']})"
@@ -72,11 +73,7 @@ def _cells(row: Row, runs: Runs, column: str, sources: list[str]) -> str:
     inside = {None: "", True: "yes", False: "no"}[found["inside"]]
     marks = sorted({sources.index(_source(run)) + 1 for run in runs})
     where = "".join(f"[{mark}]" for mark in marks)
-    return f"{printed:>6}  {ours:22} {difference:>6}  {inside:8} {where} {_said(row)}"
-
-
-def _said(row: Row) -> str:
-    return f"paper: {row.said}" if row.said else ""
+    return f"{printed:>6}  {ours:20} {difference:>6}  {inside:8} {where}"
 
 
 def _source(run: dict[str, Any]) -> str:

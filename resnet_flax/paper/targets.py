@@ -18,6 +18,8 @@ class Row:
       paper: its figures by column; empty where it prints none.
       config: of the training; empty for what is only printed for comparison.
       members: where it is an ensemble, the rows' configs and seeds.
+      weights: instead of a config, published weights.
+      data: on whose test split these are evaluated.
       settings: config keys that differ, as on the command line.
       said: what the paper says beside or instead of a figure.
     """
@@ -26,6 +28,8 @@ class Row:
     paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     config: str = ""
     members: tuple[tuple[str, int], ...] = ()
+    weights: str = ""
+    data: str = ""
     settings: tuple[str, ...] = ()
     said: str = ""
 
@@ -74,7 +78,7 @@ def _small(kind: str, depth: int, data: str) -> Row:
     return Row(name, config="configs/digits_resnet20.py", settings=settings)
 
 
-_PLAIN = tuple(_cifar("plain", depth, said="in figure 6") for depth in (20, 32, 44, 56))
+_PLAIN = tuple(_cifar("plain", depth) for depth in (20, 32, 44, 56))
 _RESNETS = (
     _cifar("resnet", 20, 8.75),
     _cifar("resnet", 32, 7.51),
@@ -194,6 +198,29 @@ TARGETS = {
     "figure7": Target(
         "CIFAR-10: standard deviation of layer responses",
         (_PLAIN[0], _PLAIN[3], _RESNETS[0], _RESNETS[3], _RESNETS[4]),
+        draws="responses",
+    ),
+    "figure7_published": Target(
+        "Layer responses of published CIFAR-10 weights (akamaster)",
+        tuple(
+            Row(
+                f"ResNet-{depth}",
+                {"top-1": error},
+                weights=f"cifar_resnet{depth}.akamaster_cifar10",
+                data="tfds:cifar10",
+            )
+            for depth, error in ((20, 8.75), (56, 6.97))
+        ),
+        draws="responses",
+    ),
+    "figure7_digits": Target(
+        "Layer responses of the networks of degradation_digits",
+        tuple(_small(kind, depth, "digits") for kind, depth in _SMALL),
+        draws="responses",
+    ),
+    "figure7_cifar10": Target(
+        "Layer responses of the networks of degradation_cifar10",
+        tuple(_small(kind, depth, "cifar10") for kind, depth in _SMALL),
         draws="responses",
     ),
     "degradation_digits": Target(

@@ -75,7 +75,7 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "4 trainings, 0 finished; what is left takes" in printed
-    assert "NOT THE PAPER'S: steps=12" in printed
+    assert "NOT THE PAPER'S: steps=12" in " ".join(printed.split())
     found = json.loads(out.read_text())
     assert [(run["row"], run["seed"]) for run in found] == [
         *(("plain-20", 0), ("ResNet-20", 0), ("plain-20", 1), ("ResNet-20", 1))
@@ -86,7 +86,8 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
         assert run["config"]["steps"] == 12
         assert "data.data_dir" not in run["config"]
         assert {"commit", "device", "versions"} <= set(run)
-    assert Image.open(figure).size == (1350, 570)
+    with Image.open(figure) as drawn:
+        assert drawn.size == (1350, 570)
     mean = np.mean([run["error"]["top-1"] for run in found if run["row"] == "ResNet-20"])
     assert f"{mean:.2f} ± " in printed
 
@@ -108,10 +109,11 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     assert calls == [gone]
     assert len(json.loads(out.read_text())) == 4
 
+    capsys.readouterr()
     assert main(["reproduce", "show", "degradation_digits", f"--out={out}"]) == 0
     shown = capsys.readouterr().out
-    assert "plain-56            top-1       -  not run" in shown
-    assert all(len(line) <= 80 for line in shown.splitlines() if not line.startswith("["))
+    assert "plain-56              top-1       -  not run" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
 
 
 def test_what_is_evaluated_under_a_protocol_is_kept(data_dir, tmp_path, monkeypatch):
@@ -227,5 +229,21 @@ def test_bad_input_is_one_sentence(capsys, arguments, message):
 
 def test_facts_stand_in_the_table_and_what_was_not_run_says_so():
     text = table(TARGETS["table4"], [])
-    assert "VGG (v5)            top-1   24.40" in text
-    assert "ResNet-50           top-1   20.74  not run" in text
+    assert "VGG (v5)              top-1   24.40" in text
+    assert "ResNet-50             top-1   20.74  not run" in text
+
+
+@pytest.mark.long
+def test_published_weights_have_responses_and_their_errors(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESNET_FLAX_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    here = tmp_path / "weights" / "cifar_resnet20.akamaster_cifar10.th"
+    shutil.copy(shared_data / "weights/resnet20-12fca82f.th", here)
+    out, figure = tmp_path / "out.json", tmp_path / "f.png"
+    flags = [f"--data_dir={shared_data / 'tfds'}", f"--out={out}", f"--figure={figure}"]
+    assert main(["reproduce", "run", "figure7_published", "--only=ResNet-20", *flags]) == 0
+    (run,) = json.loads(out.read_text())
+    assert run["error"]["top-1"] == 8.27
+    assert len(run["responses"]) == 19
+    assert all(0 < std < 10 for std in run["responses"])
+    assert figure.stat().st_size > 10_000
