@@ -25,3 +25,29 @@ def test_tpu_s_compiler_takes_the_step(tmp_path, fsdp):
     reduced = found["collectives"]["all-reduce"]["largest"]
     # Of ResNet-20's kernels the largest; under FSDP none is reduced whole.
     assert reduced == 3 * 3 * 64 * 64 if fsdp == 1 else reduced < 3 * 3 * 64 * 64 / fsdp * 2
+
+
+@pytest.mark.long
+def test_sittings_go_on_from_each_other(tmp_path, data_dir):
+    keep = tmp_path / "keep"
+    command = [sys.executable, "benchmarks/table6_sitting.py", f"--keep={keep}", "--seeds=1"]
+    command += [f"--data_dir={data_dir}", "--config.data.source=tfds:digits"]
+    command += ["--config.data.pad=1", "--config.log.every=20", "--config.steps_per_dispatch=20"]
+    command += ["--config.batch_size=32", "--config.eval.every=1000"]
+
+    def sit(*flags):
+        done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    short = ("--config.steps=40", "--config.optim.boundaries=20")
+    assert sit("--only=plain-20", *short)[0] == 0
+    long = ("--config.steps=4000", "--config.optim.boundaries=20")
+    status, printed = sit("--only=ResNet-20", "--minutes=0.3", *long)
+    assert status == 143, printed
+    # Elsewhere, with what was kept: the first is finished, the second goes on.
+    status, printed = sit("--only=plain-20", *short)
+    assert "all finished" in printed, printed
+    status, printed = sit("--only=ResNet-20", "--minutes=0.3", *long)
+    assert "goes on at step" in printed, printed
+    rows = {run["row"] for run in json.loads((keep / "table6.json").read_text())}
+    assert rows == {"plain-20"}

@@ -43,3 +43,46 @@ def test_published_weights_make_their_published_errors(depth, errors):
     assert abs(top1["errors"] - errors) <= 2
     assert top1["count"] == 10_000
     assert f"{100 * top1['rate']:.2f} %" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "at_most"),
+    [
+        ("published_cifar_resnet20_flips", 7.6),
+        ("published_cifar_resnet56_flips", 6.1),
+        ("published_cifar_ensemble", 6.3),
+        ("published_cifar_resnet20_multiscale", 12.0),
+    ],
+)
+def test_protocols_on_published_weights_say_what_the_readme_says(name, at_most):
+    result = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    assert result["top1_error"]["count"] == 10_000
+    error = 100 * result["top1_error"]["rate"]
+    assert error < at_most
+    assert f"{error:.2f} %" in (ROOT / "README.md").read_text()
+
+
+def test_deeper_published_networks_respond_less():
+    runs = json.loads((ROOT / "results" / "figure7_published.json").read_text())
+    median = {run["row"]: statistics.median(run["responses"]) for run in runs}
+    assert median["ResNet-56"] < median["ResNet-20"]
+    claim = f"median {median['ResNet-20']:.2f} (ResNet-20), {median['ResNet-56']:.2f} (ResNet-56)"
+    assert claim in (ROOT / "README.md").read_text()
+
+
+def test_tpu_s_compiler_reduces_no_large_gradient_whole_under_fsdp():
+    rows = json.loads((ROOT / "results" / "tpu_ahead_of_time.json").read_text())
+    found = {(row["topology"], row["mesh"]["fsdp"]): row for row in rows}
+    assert set(found) == {("v5e:2x4", 1), ("v5e:2x4", 8), ("v5e:16x16", 1), ("v5e:16x16", 8)}
+    for (_, fsdp), row in found.items():
+        held, moved = row["bytes_per_chip"]["arguments"], row["collectives"]
+        largest = 3 * 3 * 512 * 512  # elements of a kernel
+        if fsdp == 1:
+            assert moved["all-reduce"]["largest"] == largest
+            assert moved["all-reduce"]["bytes"] > 2 * row["parameters"]
+        else:
+            assert moved["all-reduce"]["largest"] <= largest / fsdp
+            assert held < 0.25 * found["v5e:2x4", 1]["bytes_per_chip"]["arguments"]
+    scaling = (ROOT / "docs" / "scaling.md").read_text()
+    for row in rows:
+        assert f"{row['bytes_per_chip']['scratch'] / 1e9:.2f} GB" in scaling

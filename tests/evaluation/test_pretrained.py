@@ -109,6 +109,10 @@ def test_a_label_set_counts_what_has_a_label():
     assert SEVERAL_LABELS["imagenet2012_real"][2] == {"validation": 46_837}
     features = tfds.builder("imagenet2012_real").info.features
     assert {"original_label", "real_label"} <= set(features)
+    # ImageNet-V2 is a set like any other, of the same classes.
+    again = tfds.builder("imagenet_v2/matched-frequency").info.features
+    names = tfds.builder("imagenet2012").info.features["label"].names
+    assert again["label"].names == features["original_label"].names == names
     labels = SEVERAL_LABELS["imagenet2012_real"][:2]
     real = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 20)
     model = create_model("cifar_resnet8")
