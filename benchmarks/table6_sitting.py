@@ -51,7 +51,9 @@ def main() -> int:
 def _worth_keeping(runs: Path) -> list[Path]:
     found = []
     for run in sorted(runs.glob("*/seed*")):
-        found += [run / name for name in ("result.json", "metrics.jsonl", "config.json")]
+        found += [
+            run / name for name in ("result.json", "sittings.json", "metrics.jsonl", "config.json")
+        ]
         steps = [path for path in run.glob("checkpoints/*") if path.name.isdecimal()]
         if steps and not (run / "result.json").exists():
             found.append(max(steps, key=lambda path: int(path.name)))

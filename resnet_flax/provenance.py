@@ -29,12 +29,21 @@ def provenance() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str:
     """Git's answer about the tree this package lies in; empty outside one."""
-    here = Path(__file__).parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
-    except OSError:
+    here = Path(__file__)
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=here.parent, capture_output=True, text=True
+            )
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Installed in an environment within some other repository, it is not of that one's commit.
+    if ask("ls-files", "--error-unmatch", here.name) is None:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return ask(*arguments) or ""
 
 
 def write_json(path: Path, result: Any) -> None:

@@ -36,22 +36,23 @@ def main(argv: Sequence[str]) -> int:
     _check_writable(arguments.out)
     _check_writable(arguments.confusion)
     networks = []
+    names = next((one.class_names for one in (found, *others) if one.class_names), ())
     for one in (found, *others):
         if one.preprocessing is None and not (arguments.mean and arguments.std):
             raise UserError(
                 f"nothing says how the images for {one.origin} are normalised; give --mean "
                 "and --std, of pixels in [0, 1]"
             )
-        _check_same_classes(found, one)
+        _check_same_classes(found, one, names)
         how = _preprocessing(arguments, one.preprocessing or Preprocessing(size=0))
         networks.append(Network(one.model, one.variables, how))
     source = as_outputs(
         open_source(data, split, data_dir),
-        found.class_names,
+        names,
         found.model.num_classes,
         by_number=arguments.by_number,
     )
-    names = found.class_names or source.class_names
+    names = names or source.class_names
     print("\n".join(one.origin for one in (found, *others)))
     print(
         f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
@@ -87,10 +88,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_same_classes(first: Any, other: Any) -> None:
+def _check_same_classes(first: Any, other: Any, names: Sequence[str]) -> None:
     same = first.model.num_classes == other.model.num_classes
-    if first.class_names and other.class_names:
-        same = first.class_names == other.class_names
+    if other.class_names:
+        same = same and other.class_names == names
     if not same:
         raise UserError(
             f"{first.origin} and {other.origin} have other classes; give an ensemble of networks "

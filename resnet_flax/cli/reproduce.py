@@ -42,6 +42,7 @@ def _show(argv: Sequence[str]) -> int:
     arguments = _parser("show", "The table of what was run, beside the paper's.").parse_args(argv)
     from resnet_flax.paper.targets import find
 
+    _check(arguments.figure)
     _print(find(arguments.target), _out(arguments), arguments.figure)
     return 0
 
@@ -66,10 +67,14 @@ def _run(argv: Sequence[str]) -> int:
     for flag in rest:
         if not flag.startswith("--config.") or "=" not in flag:
             raise UserError(f"there is no flag {flag!r}; see {parser.prog} --help")
-        settings.append(flag.removeprefix("--config."))
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds takes a number from 1, not {arguments.seeds}")
-    if arguments.minutes < 0 or arguments.tflops < 0:
+        setting = flag.removeprefix("--config.")
+        for key, instead in (("seed", "--seeds"), ("data.data_dir", "--data_dir")):
+            if setting.startswith(f"{key}="):
+                raise UserError(f"say {instead} instead of --config.{key}")
+        settings.append(setting)
+    if not 1 <= arguments.seeds <= 1000:
+        raise UserError(f"--seeds takes a number from 1 to 1000, not {arguments.seeds}")
+    if not (0 <= arguments.minutes < 1e6 and 0 <= arguments.tflops < 1e9):
         raise UserError("--minutes and --tflops take numbers from 0")
     if not 0 < arguments.batch_size <= 2**20:
         raise UserError(f"--batch_size takes a number from 1, not {arguments.batch_size}")
@@ -81,6 +86,9 @@ def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
     from resnet_flax.paper.targets import find
 
     target = _only(find(arguments.target), arguments.only)
+    out = _out(arguments)
+    runs.results(out)
+    _check(arguments.figure)
     here = [f"data.data_dir={arguments.data_dir}"] if arguments.data_dir else []
     planned = runs.trainings(
         target, range(arguments.seeds), Path(arguments.workdir), [*settings, *here]
@@ -96,13 +104,18 @@ def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
         runs.run(
             target,
             planned,
-            _out(arguments),
+            out,
             stop,
             changed=settings,
             data_dir=arguments.data_dir,
             batch_size=arguments.batch_size,
         )
-    _print(target, _out(arguments), arguments.figure)
+    _print(target, out, arguments.figure)
+
+
+def _check(figure: str) -> None:
+    if figure and not figure.lower().endswith(".png"):
+        raise UserError(f"--figure takes a file that ends in .png, not {figure}")
 
 
 def _only(target: Any, names: str) -> Any:
@@ -142,10 +155,10 @@ def _out(arguments: Any) -> Path:
 
 def _print(target: Any, out: Path, figure: str) -> None:
     from resnet_flax.paper.figures import draw
+    from resnet_flax.paper.runs import results
     from resnet_flax.paper.table import table
-    from resnet_flax.provenance import read_json
 
-    found = read_json(out) or []
+    found = results(out)
     print(table(target, found))
     if figure:
         if not draw(target, found, Path(figure)):

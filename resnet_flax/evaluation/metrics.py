@@ -88,8 +88,10 @@ def add(
     of_bin = {"bin_excess": jnp.where(counted, confidence - (rank < 1), 0)}
     new = {"seen": sums["seen"] + mask.sum(dtype=jnp.int32)}
     if "confusion" in sums:
+        # What is right counts as right, also where another of several labels was predicted.
+        predicted = jnp.where(rank < 1, label, logits.argmax(1))
         hits = counted.astype(jnp.int32)
-        new["confusion"] = sums["confusion"].at[label, logits.argmax(1)].add(hits)
+        new["confusion"] = sums["confusion"].at[label, predicted].add(hits)
     for values, where in ((of_class, label), (of_bin, bins)):
         for name, value in values.items():
             of_batch = jnp.zeros_like(sums[name]).at[where].add(value.astype(sums[name].dtype))

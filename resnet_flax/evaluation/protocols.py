@@ -97,7 +97,9 @@ def passes(
         return [Pass(ten, preprocessing, flip=True, window=0)]
     window = _last_side(network, image_shape)
     stride = model.stride
-    chosen = scales or [round(side * scale / SCALES[0] / stride) * stride for scale in SCALES]
+    chosen = scales or [
+        max(side, round(side * scale / SCALES[0] / stride) * stride) for scale in SCALES
+    ]
     too_small = [scale for scale in chosen if scale < side]
     if too_small:
         raise UserError(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_flax.paper.table import Runs, of_row
+from resnet_flax.paper.table import Runs, as_the_paper, of_row
 from resnet_flax.paper.targets import Target
 
 
@@ -19,7 +19,11 @@ def draw(target: Target, runs: Runs, path: Path) -> bool:
       runs: of its rows; the first seed of each is drawn.
       path: of the PNG.
     """
-    found = [(row.name, seeds[0]) for row in target.rows if (seeds := of_row(runs, row))]
+    own, changed = as_the_paper(target, runs)
+    wanted = {"curves": "curve", "responses": "responses"}.get(target.draws, "")
+    some = own or [run for run in changed if run["changed"] == changed[-1]["changed"]]
+    some = [run for run in some if run.get(wanted) and (wanted != "curve" or run[wanted]["test"])]
+    found = [(row.name, seeds[0]) for row in target.rows if (seeds := of_row(some, row))]
     if not found or not target.draws:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -10,8 +10,10 @@ from flax.traverse_util import flatten_dict
 
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.sources import Source
+from resnet_flax.errors import UserError
 from resnet_flax.evaluation.protocols import Network
 from resnet_flax.models.norm import BatchNorm
+from resnet_flax.models.stacking import unstack
 
 
 def responses(network: Network, source: Source, *, batch_size: int = 100) -> list[float]:
@@ -20,14 +22,21 @@ def responses(network: Network, source: Source, *, batch_size: int = 100) -> lis
     In evaluation mode, over all images, positions and channels.
 
     Args:
-      network: with batch normalisation, its blocks not scanned.
+      network: with batch normalisation.
       source: images.
       batch_size: of no influence but on rounding.
 
     Returns:
       The standard deviations, from the first layer to the last.
+
+    Raises:
+      UserError: the network has no batch normalisation.
     """
     model, variables, preprocessing = network
+    if model.norm != "batch":
+        raise UserError("layer responses are taken behind batch normalisation; give such a network")
+    if model.scan:
+        model, variables = model.clone(scan=False), unstack(variables)
 
     wanted = _norms(variables["params"])
 

@@ -1,6 +1,8 @@
 """Trains and evaluates what a target needs, and gathers what was found."""
 
 import contextlib
+import hashlib
+import json
 import os
 import signal
 import threading
@@ -58,15 +60,16 @@ class Training(NamedTuple):
     def result(self) -> dict[str, Any] | None:
         """What the finished run left; None where there is none of this config."""
         found = read_json(self.workdir / "result.json")
-        if not found or found["step"] != self.config.steps:
+        wanted = {"step": self.config.steps, "split": self.config.data.eval_split}
+        if not found or any(found.get(key) != value for key, value in wanted.items()):
             return None
         return None if conflicts(self.config, found["config"]) else found
 
     @property
     def steps_left(self) -> int:
         """Steps that are not in a checkpoint."""
-        done = [int(path.name) for path in self.workdir.glob("checkpoints/[0-9]*")]
-        return self.config.steps - max(done, default=0)
+        names = [path.name for path in self.workdir.glob("checkpoints/*")]
+        return self.config.steps - max((int(n) for n in names if n.isdecimal()), default=0)
 
 
 def trainings(
@@ -78,8 +81,11 @@ def trainings(
       target: the table or figure.
       seeds: of each network; an ensemble has its own.
       root: each run has a directory in it.
-      settings: config keys that differ from the paper's, 'key=value'.
+      settings: config keys that differ from the paper's, 'key=value'; runs with some lie in
+        directories of their own, so that no real run goes on from a rehearsal.
     """
+    apart = [setting for setting in settings if not setting.startswith("data.data_dir=")]
+    suffix = [hashlib.sha256("\n".join(apart).encode()).hexdigest()[:8]] if apart else []
     found: dict[Path, Training] = {}
     for seed in seeds:
         for row in target.rows:
@@ -87,7 +93,7 @@ def trainings(
             for path, member in [*wanted, *(row.members if seed == seeds[0] else ())]:
                 config = load_config(path)
                 override(config, [*row.settings, *settings, f"seed={member}"])
-                name = "-".join([config_name(path), *_values(row.settings)])
+                name = "-".join([config_name(path), *_values(row.settings), *suffix])
                 workdir = root / name / f"seed{member}"
                 found.setdefault(workdir, Training(row.name, resolve(config), workdir))
     return list(found.values())
@@ -113,6 +119,8 @@ def lacking(planned: Sequence[Training]) -> list[str]:
     """What is not there to train with, a sentence each."""
     sentences = {}
     for one in planned:
+        if one.result is not None:
+            continue
         data = one.config.data
         key = (data.source, data.data_dir, data.train_split, data.eval_split)
         if key not in sentences:
@@ -150,6 +158,7 @@ def run(
     Raises:
       Stopped: a signal came.
     """
+    results(out)  # finds out now that it is something else
     of_row = {row.name: row for row in target.rows}
     for number, one in enumerate(planned, start=1):
         seed = one.config.seed
@@ -160,38 +169,53 @@ def run(
             raise Stopped(f"stopped by {stop.signal.name} behind {one.workdir}", stop.signal)
         if of_row[one.row].members:
             continue  # evaluated together
-        found = _record(target, of_row[one.row], [one], batch_size)
+        found = _record(target, of_row[one.row], [one], batch_size, stop)
         _merge(out, {**found, "row": one.row, "seed": seed, "changed": list(changed)})
     for row in target.rows:
         if row.weights:
             say(row.weights)
-            _merge(out, {**_published(target, row, data_dir, batch_size), "changed": []})
+            _merge(out, {**_published(target, row, data_dir, batch_size, stop), "changed": []})
         if row.members:
             members = [one for one in planned if one.row == row.name]
-            members += [one for one in planned if one.row != row.name and _is_member(one, row)]
-            found = _record(target, row, members, batch_size)
+            found = _record(target, row, members, batch_size, stop)
             _merge(out, {**found, "row": row.name, "seed": 0, "changed": list(changed)})
 
 
-def _is_member(one: Training, row: Row) -> bool:
-    return any(
-        one.workdir.parent.name == config_name(path) and one.config.seed == seed
-        for path, seed in row.members
-    )
+def _or_stop(stop: Interruption) -> Callable[[int, int], None]:
+    """What an evaluation calls after each batch."""
+
+    def check(done: int, total: int) -> None:
+        if stop.signal:
+            raise Stopped(
+                f"stopped by {stop.signal.name} after {done:,} of {total:,} images of an "
+                "evaluation; run the same command again to repeat that",
+                stop.signal,
+            )
+
+    return check
 
 
 def _record(
-    target: Target, row: Row, members: Sequence[Training], batch_size: int
+    target: Target, row: Row, members: Sequence[Training], batch_size: int, stop: Interruption
 ) -> dict[str, Any]:
     """Error rates (%) and what they come from; evaluated where the training did not do that."""
     one = members[0]
     result = one.result
     assert result is not None
-    errors = {"top-1": result["errors"] / result["count"], "top-5": result["top5_error"]}
+    errors: dict[str, Any] = {
+        "top-1": result["errors"] / result["count"],
+        "top-5": result["top5_error"],
+    }
+    record: dict[str, Any] = {"experiment": row.config or row.name, "protocol": target.protocol}
     if target.protocol != "center" or row.members:
-        errors = _evaluated(target.protocol, members, batch_size)
-    record = {
-        "protocol": target.protocol,
+        errors = _evaluated(target.protocol, members, batch_size, stop)
+        record["evaluated"] = {key: errors[key] for key in ("commit", "device", "versions")}
+    if row.members:
+        record["members"] = [
+            {"config": other.config.model.name, "seed": other.config.seed, **_origin(other)}
+            for other in members
+        ]
+    record |= {
         "error": {name: round(100 * errors[name], 4) for name in target.columns},
         "curve": _curve(one),
         **{key: result[key] for key in ("commit", "device", "versions", "config")},
@@ -205,14 +229,27 @@ def _record(
     return record
 
 
-def _published(target: Target, row: Row, data_dir: str, batch_size: int) -> dict[str, Any]:
+def _origin(one: Training) -> dict[str, Any]:
+    assert one.result is not None
+    return {key: one.result[key] for key in ("commit", "device")}
+
+
+def _published(
+    target: Target, row: Row, data_dir: str, batch_size: int, stop: Interruption
+) -> dict[str, Any]:
     found = open_pretrained(row.weights)
     source = open_source(row.data, "test", data_dir)
     source = as_outputs(source, found.class_names, found.model.num_classes)
     network = Network(found.model, found.variables, _preprocessing(found))
-    result = evaluate_pretrained([network], source, protocol=target.protocol, batch_size=batch_size)
+    result = evaluate_pretrained(
+        *([network], source),
+        protocol=target.protocol,
+        batch_size=batch_size,
+        progress=_or_stop(stop),
+    )
     errors = {"top-1": result.error, "top-5": result.top5_error}
     return {
+        "experiment": row.weights,
         "row": row.name,
         "seed": 0,
         "weights": found.origin,
@@ -237,13 +274,20 @@ def _test_set(one: Training, found: Any) -> Any:
     return as_outputs(source, found.class_names, found.model.num_classes)
 
 
-def _evaluated(protocol: str, members: Sequence[Training], batch_size: int) -> dict[str, float]:
+def _evaluated(
+    protocol: str, members: Sequence[Training], batch_size: int, stop: Interruption
+) -> dict[str, Any]:
     """Error rates under a protocol, kept in the workdir of the first member."""
     path = members[0].workdir / f"{protocol}{'_ensemble' * (len(members) > 1)}.json"
-    which = [[str(one.workdir), one.config.steps, one.config.seed] for one in members]
+    # What each member's training ended with, all figures of it: trained anew, it ends otherwise.
+    which = [
+        {key: value for key, value in (one.result or {}).items() if key != "versions"}
+        for one in members
+    ]
+    which = json.loads(json.dumps(which))
     known = read_json(path)
-    if known and known["of"] == which and known["data"] == members[0].config.data.source:
-        return {name: known[name] for name in ("top-1", "top-5")}
+    if known and known["of"] == which:
+        return known
     opened = [open_pretrained(str(one.workdir)) for one in members]
     result = evaluate_pretrained(
         [Network(found.model, found.variables, _preprocessing(found)) for found in opened],
@@ -251,11 +295,12 @@ def _evaluated(protocol: str, members: Sequence[Training], batch_size: int) -> d
         protocol=protocol,
         batch_size=batch_size,
         workers=members[0].config.data.workers,
+        progress=_or_stop(stop),
     )
     errors = {"top-1": result.error, "top-5": result.top5_error}
-    about = {"of": which, "data": members[0].config.data.source, "count": result.count}
-    write_json(path, {**errors, **about, **provenance()})
-    return errors
+    found = {**errors, "of": which, "count": result.count, **provenance()}
+    write_json(path, found)
+    return found
 
 
 def _curve(one: Training) -> dict[str, list[Any]]:
@@ -275,9 +320,36 @@ def _curve(one: Training) -> dict[str, list[Any]]:
     return curve
 
 
+def results(path: Path) -> list[dict[str, Any]]:
+    """The records of a results file; none where there is no file.
+
+    Raises:
+      UserError: it is something else, which is not to be overwritten.
+    """
+    if not path.exists():
+        return []
+    found = read_json(path)
+    keys = {
+        "experiment",
+        "row",
+        "seed",
+        "protocol",
+        "changed",
+        "error",
+        "commit",
+        "device",
+        "versions",
+    }
+    if not isinstance(found, list) or not all(
+        isinstance(record, dict) and keys <= set(record) for record in found
+    ):
+        raise UserError(f"{path} holds no results of reproduce; give another file as --out")
+    return found
+
+
 def _merge(out: Path, record: dict[str, Any]) -> None:
-    kept = read_json(out) or []
-    which = ("row", "seed", "protocol", "changed")
+    kept = results(out)
+    which = ("experiment", "row", "seed", "protocol", "changed")
     kept = [old for old in kept if any(old.get(key) != record[key] for key in which)]
     write_json(out, [*kept, record])
 

@@ -12,7 +12,25 @@ Runs = Sequence[dict[str, Any]]
 
 def of_row(runs: Runs, row: Row) -> list[dict[str, Any]]:
     """The runs of a row, by seed."""
-    return sorted((run for run in runs if run["row"] == row.name), key=lambda run: run["seed"])
+    found = [run for run in runs if (run["experiment"], run["row"]) == _experiment(row)]
+    return sorted(found, key=lambda run: run["seed"])
+
+
+def _experiment(row: Row) -> tuple[str, str]:
+    return row.config or row.weights or row.name, row.name
+
+
+def as_the_paper(target: Target, runs: Runs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A target's runs: of its own configs, and of changed ones."""
+    experiments = [_experiment(row) for row in target.rows]
+    fit = [
+        run
+        for run in runs
+        if (run["experiment"], run["row"]) in experiments
+        and run["protocol"] == target.protocol
+        and set(target.columns) <= set(run["error"])
+    ]
+    return [run for run in fit if not run["changed"]], [run for run in fit if run["changed"]]
 
 
 def summary(errors: Sequence[float], paper: float | None) -> dict[str, Any]:
@@ -40,8 +58,18 @@ def summary(errors: Sequence[float], paper: float | None) -> dict[str, Any]:
 
 
 def table(target: Target, runs: Runs) -> str:
-    """The table as text of 80 columns, with where each figure comes from below it."""
-    runs = [run for run in runs if run["protocol"] == target.protocol]
+    """The table as text of 80 columns, with where each figure comes from below it.
+
+    Rehearsals, whose configs were changed, stand in tables of their own behind it.
+    """
+    own, changed = as_the_paper(target, runs)
+    texts = [_table(target, own)] if own or not changed else []
+    for settings in dict.fromkeys(tuple(run["changed"]) for run in changed):
+        texts.append(_table(target, [run for run in changed if tuple(run["changed"]) == settings]))
+    return "\n\n".join(texts)
+
+
+def _table(target: Target, runs: Runs) -> str:
     sources = list(dict.fromkeys(_source(run) for run in runs))
     lines = [target.title, ""]
     lines.append(

@@ -300,7 +300,7 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
     _silence_stores()
     try:
         with ocp.StandardCheckpointer() as reader:
-            state = reader.restore(path / "state", target)
+            state = reader.restore((path / "state").absolute(), target)
     except Exception as error:  # of all kinds
         raise DamagedError(f"its state cannot be read ({_reason(error)})") from error
     for leaf, digest in digests(state).items():

@@ -51,7 +51,7 @@ def train(
     Args:
       config: an experiment, see `resnet_flax.config`.
       workdir: made where it is not there. Gets checkpoints/, metrics.jsonl, tensorboard/,
-        config.json, curves.png and, at the end, result.json.
+        config.json, sittings.json, curves.png and, at the end, result.json.
       stop: a context already entered, for who wants signals of before this call heard too.
 
     Returns:
@@ -87,6 +87,8 @@ def train(
         )
         for note in [_introduction(run, config, state), *run.notes, *notes]:
             writers.terminal.say(note)
+        if distributed.is_first():
+            _note_sitting(workdir, start, config.steps)
         feed = stack.enter_context(open_feed(run, config, start))
         meter = Meter(config, run.programs.schedule, writers)
         result, saved = None, start  # step 0 is made anew faster than it is read
@@ -117,7 +119,7 @@ def train(
             before, step = step, step + n
     assert result is not None
     if distributed.is_first():
-        _report(config, workdir, result)
+        _report(config, workdir, result, trained=start < config.steps)
     return result
 
 
@@ -261,7 +263,17 @@ def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
     return f"stopped by {signal} at step {step}, {saved}; run the same command again to go on"
 
 
-def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) -> None:
+def _note_sitting(workdir: Path, start: int, steps: int) -> None:
+    """Notes with what this part of the run is trained, before anything of that can change."""
+    path = workdir / "sittings.json"
+    if start < steps:
+        before = read_json(path) if start else None
+        write_json(path, [*(before or []), {"from_step": start, **provenance()}])
+
+
+def _report(
+    config: ml_collections.ConfigDict, workdir: Path, result: Result, *, trained: bool
+) -> None:
     finished = {
         "split": config.data.eval_split,
         "step": config.steps,
@@ -272,9 +284,13 @@ def _report(config: ml_collections.ConfigDict, workdir: Path, result: Result) ->
     }
     path = workdir / "result.json"
     known = read_json(path) or {}
-    # What a finished run left says with which commit and device it was trained: that stays.
-    if any(known.get(key) != value for key, value in finished.items()):
-        write_json(path, {**finished, **provenance(), "config": flatten(config)})
+    # What a finished run left says with which commit and device it was trained: that stays, though
+    # an evaluation elsewhere may differ by a rounding.
+    if trained or any(known.get(key) != finished[key] for key in ("split", "step", "count")):
+        sittings = read_json(workdir / "sittings.json") or [provenance()]
+        about = {key: value for key, value in sittings[-1].items() if key != "from_step"}
+        earlier = {"sittings": sittings} if len(sittings) > 1 else {}
+        write_json(path, {**finished, **about, **earlier, "config": flatten(config)})
     curves = workdir / "curves.png"
     draw_curves(workdir / "metrics.jsonl", curves, f"{_network(config)} on {config.data.source}")
     print(f"curves: {curves}")

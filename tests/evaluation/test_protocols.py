@@ -19,6 +19,7 @@ from resnet_flax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preproce
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation.metrics import add, summarize, zero_sums
 from resnet_flax.evaluation.pretrained import evaluate_pretrained
 from resnet_flax.evaluation.protocols import (
     SCALES,
@@ -208,6 +209,17 @@ def test_the_confusion_matrix_of_one_view_is_that_of_its_predictions(network):
     assert evaluate_pretrained([network], source, batch_size=16).confusion is None
 
 
+def test_the_matrix_counts_any_of_several_right_classes_as_right():
+    logits = jnp.array([[0.0, 5, 0], [0, 5, 0], [5, 0, 0]])
+    accepted = jnp.array([[True, True, False], [False, False, True], [True, False, False]])
+    sums = add(
+        zero_sums(3, confusion=True), logits, jnp.array([0, 2, 0]), jnp.ones(3, bool), accepted
+    )
+    result = summarize(sums, 3, 3)
+    assert result.errors == 1
+    np.testing.assert_array_equal(result.confusion, [[2, 0, 0], [0, 0, 0], [0, 1, 0]])
+
+
 def test_a_mean_image_becomes_a_mean_colour_at_other_sizes(network):
     mean = np.full((16, 16, 3), 100.0)
     mean[:8] = 140
@@ -249,6 +261,11 @@ def test_the_paper_s_scales_are_the_default_at_224():
     network = Network(model, shapes, Preprocessing())
     steps = passes("multiscale", network, (224, 224, 3))
     assert [step.transform.shorter for step in steps] == [224, 256, 384, 480, 640]
+    # Also where the side is no multiple of the stride, no scale is smaller.
+    for side in (208, 232, 240, 299):
+        sides = [s.transform.shorter for s in passes("multiscale", network, (side, side, 3))]
+        assert min(sides) >= side
+        assert len(sides) >= 4
     assert {(step.window, step.flip, step.transform.multiple) for step in steps} == {(7, True, 32)}
     (ten,) = passes("ten_crop", network, (224, 224, 3))
     assert ten.transform == TenCropTransform(224, 256)

@@ -446,12 +446,21 @@ def test_a_finished_run_says_where_its_result_comes_from(config, tmp_path):
     assert (written["errors"], written["count"]) == (result.errors, 360)
     assert written["config"]["model.name"] == "cifar_resnet8"
     assert {"commit", "device", "versions"} <= set(written)
-    # Found finished by another commit, it keeps what it said; if it goes on, it does not.
-    path.write_text(path.read_text().replace(written["commit"] or '"commit": ""', "before"))
+    # Found finished by another commit, with another rounding, it keeps what it said; if it goes
+    # on, it says both.
+    before = {**written, "commit": "before", "loss": written["loss"] * (1 + 1e-9)}
+    path.write_text(json.dumps(before))
+    sittings = tmp_path / "sittings.json"
+    sittings.write_text(sittings.read_text().replace(written["commit"], "before"))
     kept = path.read_text()
     train(config, tmp_path)
     assert path.read_text() == kept
     config.steps = 16
     train(config, tmp_path)
-    assert json.loads(path.read_text())["step"] == 16
-    assert "before" not in path.read_text()
+    after = json.loads(path.read_text())
+    assert after["step"] == 16
+    assert after["commit"] == written["commit"]
+    assert [(s["from_step"], s["commit"]) for s in after["sittings"]] == [
+        (0, "before"),
+        (12, written["commit"]),
+    ]

@@ -94,7 +94,14 @@ def test_two_processes_give_one_s_curve_and_only_the_first_speaks(together, tmp_
     assert first[0].splitlines()[-1] == alone[0].splitlines()[-1].replace("/one", "/two")
     assert not any("step" in line or "error" in line for line in second[0].splitlines())
     names = {path.name for path in (tmp_path / "two").iterdir()}
-    assert names == {"checkpoints", "config.json", "curves.png", "metrics.jsonl", "result.json"}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "result.json",
+        "sittings.json",
+    }
     assert len((tmp_path / "two/metrics.jsonl").read_text().splitlines()) == 8
 
 
