@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from resnet_flax.config import default_config, flatten, load_config, resolve
+from resnet_flax.paper.table import of_row
+from resnet_flax.paper.targets import TARGETS
 
 ROOT = Path(__file__).parent.parent
 
@@ -86,3 +88,29 @@ def test_tpu_s_compiler_reduces_no_large_gradient_whole_under_fsdp():
     scaling = (ROOT / "docs" / "scaling.md").read_text()
     for row in rows:
         assert f"{row['bytes_per_chip']['scratch'] / 1e9:.2f} GB" in scaling
+
+
+def test_depth_makes_plain_networks_worse_and_residual_ones_not():
+    readme = (ROOT / "README.md").read_text()
+    for name, seeds in (("degradation_digits", 3), ("degradation_cifar10", 1)):
+        runs = json.loads((ROOT / "results" / f"{name}.json").read_text())
+        assert all(run["changed"] == [] for run in runs)
+        errors = {
+            row.name: [run["error"]["top-1"] for run in of_row(runs, row)]
+            for row in TARGETS[name].rows
+        }
+        errors = {row: of_seeds for row, of_seeds in errors.items() if of_seeds}
+        assert min(errors["plain-56"]) > 2 * max(errors["plain-20"])
+        for row, of_seeds in errors.items():
+            assert len(of_seeds) == seeds
+            spread = f" ± {statistics.stdev(of_seeds):.2f}" if seeds > 1 else ""
+            assert f"{row} {statistics.mean(of_seeds):.2f}{spread} %" in readme
+        if "ResNet-56" in errors:
+            assert max(errors["ResNet-56"]) < 1.5 * max(errors["plain-20"])
+
+
+def test_responses_of_the_networks_on_digits_are_what_the_readme_says():
+    runs = json.loads((ROOT / "results" / "figure7_digits.json").read_text())
+    for row in TARGETS["figure7_digits"].rows:
+        medians = [f"{statistics.median(run['responses']):.2f}" for run in of_row(runs, row)]
+        assert f"{row.name} {' '.join(medians)}" in (ROOT / "README.md").read_text()
