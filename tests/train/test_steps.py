@@ -134,9 +134,9 @@ def test_parameters_lie_cut_where_fsdp_says():
     state = init(0)
     state, _ = step(state, sharding.put_batch(next(_batches(1)), mesh))
     kernel = state.params["stage3_block1"]["conv2"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (3, 3, 32, 8)
+    assert kernel.addressable_shards[0].data.shape == (3, 3, 8, 32)
     momentum = jax.tree.leaves(state.opt_state)
-    assert any(leaf.addressable_shards[0].data.shape == (3, 3, 32, 8) for leaf in momentum)
+    assert any(leaf.addressable_shards[0].data.shape == (3, 3, 8, 32) for leaf in momentum)
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
