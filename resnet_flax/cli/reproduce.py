@@ -82,7 +82,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
-    from resnet_flax.paper import runs
+    from resnet_flax.paper import planning, runs
     from resnet_flax.paper.targets import find
 
     target = _only(find(arguments.target), arguments.only)
@@ -90,12 +90,12 @@ def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
     runs.results(out)
     _check(arguments.figure)
     here = [f"data.data_dir={arguments.data_dir}"] if arguments.data_dir else []
-    planned = runs.trainings(
+    planned = planning.trainings(
         target, range(arguments.seeds), Path(arguments.workdir), [*settings, *here]
     )
     if planned:
-        print(_cost(planned, runs, arguments.tflops), flush=True)
-    lacks = runs.lacking(planned)
+        print(_cost(planned, planning, arguments.tflops), flush=True)
+    lacks = planning.lacking(planned)
     if lacks:
         raise UserError("; ".join(lacks))
     if arguments.dry_run:
@@ -132,12 +132,12 @@ def _only(target: Any, names: str) -> Any:
     return replace(target, rows=tuple(known[name] for name in names.split(",")))
 
 
-def _cost(planned: Any, runs: Any, tflops: float) -> str:
+def _cost(planned: Any, planning: Any, tflops: float) -> str:
     missing = sum(one.result is None for one in planned)
     if not missing:
         return f"{len(planned)} trainings, all finished"
-    operations = runs.cost(planned)
-    rate, measured = runs.sustained()
+    operations = planning.cost(planned)
+    rate, measured = planning.sustained()
     how = "measured on two cores" if measured else "assumed: say --tflops"
     if tflops:
         rate, how = tflops * 1e12, "as said"

@@ -1,33 +1,20 @@
 """Trains and evaluates what a target needs, and gathers what was found."""
 
 import contextlib
-import hashlib
-import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import ml_collections
-
-from resnet_flax.config import (
-    config_name,
-    conflicts,
-    load_config,
-    override,
-    resolve,
-)
 from resnet_flax.data.experiment import open_splits
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
 from resnet_flax.evaluation.pretrained import evaluate_pretrained
 from resnet_flax.evaluation.protocols import Network
-from resnet_flax.models import configured_model
-from resnet_flax.models.summary import native_size, summarize
+from resnet_flax.paper.planning import Training
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.targets import Row, Target
 from resnet_flax.provenance import provenance, read_json, write_json
@@ -36,100 +23,6 @@ from resnet_flax.train.loop import Stopped
 from resnet_flax.train.loop import train as train_network
 from resnet_flax.train.writers import read_metrics
 from resnet_flax.weights.loading import open_pretrained
-
-# Floating-point operations a second that a device sustains in training. Measured is the CPU's:
-# 250 images of 32 x 32 a second through ResNet-20 on two cores.
-SUSTAINED = {"cpu": 61e9, "gpu": 30e12, "tpu": 30e12}
-MEASURED = ("cpu",)
-
-
-class Training(NamedTuple):
-    """One network to train with one seed.
-
-    Attributes:
-      row: its row's name.
-      config: resolved.
-      workdir: of the run.
-    """
-
-    row: str
-    config: ml_collections.ConfigDict
-    workdir: Path
-
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """What the finished run left; None where there is none of this config."""
-        found = read_json(self.workdir / "result.json")
-        wanted = {"step": self.config.steps, "split": self.config.data.eval_split}
-        if not found or any(found.get(key) != value for key, value in wanted.items()):
-            return None
-        return None if conflicts(self.config, found["config"]) else found
-
-    @property
-    def steps_left(self) -> int:
-        """Steps that are not in a checkpoint."""
-        names = [path.name for path in self.workdir.glob("checkpoints/*")]
-        return self.config.steps - max((int(n) for n in names if n.isdecimal()), default=0)
-
-
-def trainings(
-    target: Target, seeds: Sequence[int], root: Path, settings: Sequence[str] = ()
-) -> list[Training]:
-    """All that a target needs, one seed of every network before the next seed.
-
-    Args:
-      target: the table or figure.
-      seeds: of each network; an ensemble has its own.
-      root: each run has a directory in it.
-      settings: config keys that differ from the paper's, 'key=value'; runs with some lie in
-        directories of their own, so that no real run goes on from a rehearsal.
-    """
-    apart = [setting for setting in settings if not setting.startswith("data.data_dir=")]
-    suffix = [hashlib.sha256("\n".join(apart).encode()).hexdigest()[:8]] if apart else []
-    found: dict[Path, Training] = {}
-    for seed in seeds:
-        for row in target.rows:
-            wanted = [(row.config, seed)] if row.config else []
-            for path, member in [*wanted, *(row.members if seed == seeds[0] else ())]:
-                config = load_config(path)
-                override(config, [*row.settings, *settings, f"seed={member}"])
-                name = "-".join([config_name(path), *_values(row.settings), *suffix])
-                workdir = root / name / f"seed{member}"
-                found.setdefault(workdir, Training(row.name, resolve(config), workdir))
-    return list(found.values())
-
-
-def _values(settings: Sequence[str]) -> list[str]:
-    return [setting.partition("=")[2] for setting in settings]
-
-
-def cost(planned: Sequence[Training]) -> float:
-    """Floating-point operations that training still takes, three passes of two each a multiply."""
-    total = 0.0
-    for one in planned:
-        if one.result is None:
-            model = configured_model(one.config.model, num_classes=10)
-            side = one.config.data.size or native_size(model)
-            adds = summarize(model, (side, side, 3)).multiply_adds
-            total += 6.0 * adds * one.config.batch_size * one.steps_left
-    return total
-
-
-def lacking(planned: Sequence[Training]) -> list[str]:
-    """What is not there to train with, a sentence each."""
-    sentences = {}
-    for one in planned:
-        if one.result is not None:
-            continue
-        data = one.config.data
-        key = (data.source, data.data_dir, data.train_split, data.eval_split)
-        if key not in sentences:
-            try:
-                open_splits(one.config.data)
-                sentences[key] = ""
-            except UserError as error:
-                sentences[key] = str(error)
-    return [sentence for sentence in dict.fromkeys(sentences.values()) if sentence]
 
 
 def run(
@@ -150,8 +43,8 @@ def run(
       planned: see `trainings`.
       out: JSON that gets the results; what it holds of other runs stays.
       stop: ends it with everything saved.
-      data_dir: of TFDS, for published weights.
       changed: settings that are not the paper's, which are written beside the results.
+      data_dir: of TFDS, for published weights.
       batch_size: of evaluation.
       say: what to do with what is to be read.
 
@@ -210,18 +103,16 @@ def _record(
     if target.protocol != "center" or row.members:
         errors = _evaluated(target.protocol, members, batch_size, stop)
         record["evaluated"] = {key: errors[key] for key in ("commit", "device", "versions")}
+    record["error"] = {name: round(100 * errors[name], 4) for name in target.columns}
     if row.members:
-        record["members"] = [
+        members_of = [
             {"config": other.config.model.name, "seed": other.config.seed, **_origin(other)}
             for other in members
         ]
-    record |= {
-        "error": {name: round(100 * errors[name], 4) for name in target.columns},
-        "curve": _curve(one),
-        **{key: result[key] for key in ("commit", "device", "versions", "config")},
-    }
+        return {**record, "members": members_of, **record["evaluated"]}
+    record |= {"curve": _curve(one), **_origin(one), "versions": result["versions"]}
     # Where the data lies on this machine is nobody's business.
-    record["config"] = {k: v for k, v in record["config"].items() if k != "data.data_dir"}
+    record["config"] = {k: v for k, v in result["config"].items() if k != "data.data_dir"}
     if target.draws == "responses":
         found = open_pretrained(str(one.workdir))
         network = Network(found.model, found.variables, _preprocessing(found))
@@ -231,7 +122,7 @@ def _record(
 
 def _origin(one: Training) -> dict[str, Any]:
     assert one.result is not None
-    return {key: one.result[key] for key in ("commit", "device")}
+    return {key: one.result[key] for key in ("commit", "device", "sittings") if key in one.result}
 
 
 def _published(
@@ -280,11 +171,7 @@ def _evaluated(
     """Error rates under a protocol, kept in the workdir of the first member."""
     path = members[0].workdir / f"{protocol}{'_ensemble' * (len(members) > 1)}.json"
     # What each member's training ended with, all figures of it: trained anew, it ends otherwise.
-    which = [
-        {key: value for key, value in (one.result or {}).items() if key != "versions"}
-        for one in members
-    ]
-    which = json.loads(json.dumps(which))
+    which = [one.result for one in members]
     known = read_json(path)
     if known and known["of"] == which:
         return known
@@ -367,10 +254,3 @@ def time_limit(minutes: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def sustained() -> tuple[float, bool]:
-    """Operations a second of all devices, and whether that was measured."""
-    platform = jax.devices()[0].platform
-    count = 1 if platform == "cpu" else jax.device_count()
-    return count * SUSTAINED.get(platform, SUSTAINED["gpu"]), platform in MEASURED

@@ -23,9 +23,11 @@ from resnet_flax.evaluation.pretrained import evaluate_pretrained
 from resnet_flax.evaluation.protocols import PROTOCOLS, Network
 from resnet_flax.models.stacking import stack
 from resnet_flax.paper import runs
+from resnet_flax.paper.planning import trainings
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.table import summary, table
-from resnet_flax.paper.targets import TARGETS
+from resnet_flax.paper.targets import TARGETS, Row, Target
+from resnet_flax.train.interrupt import Interruption
 from resnet_flax.weights.loading import open_pretrained
 
 SHORT = (
@@ -144,7 +146,7 @@ def _settings(data_dir, *more):
 
 
 def _run(target, planned, out):
-    with runs.Interruption() as stop:
+    with Interruption() as stop:
         runs.run(target, planned, out, stop, say=lambda line: None)
     return json.loads(out.read_text())
 
@@ -159,8 +161,8 @@ def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
 ):
     """Several scales of digits, as table 4 takes them of ImageNet."""
     row = TARGETS["degradation_digits"].rows[2]
-    target = runs.Target("scales of digits", (row,), ("top-1", "top-5"), "multiscale")
-    planned = runs.trainings(target, [0], tmp_path / "runs", _settings(data_dir))
+    target = Target("scales of digits", (row,), ("top-1", "top-5"), "multiscale")
+    planned = trainings(target, [0], tmp_path / "runs", _settings(data_dir))
     out = tmp_path / "out.json"
     first = _run(target, planned, out)
     networks = _networks(planned, lambda found: found.preprocessing)
@@ -179,7 +181,7 @@ def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
     for path in planned[0].workdir.iterdir():
         if path.name != "multiscale.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    other = runs.trainings(
+    other = trainings(
         target, [0], tmp_path / "runs", _settings(data_dir, "--config.optim.learning_rate=0.001")
     )
     (again,) = _run(target, [other[0]._replace(workdir=planned[0].workdir)], out)
@@ -187,12 +189,12 @@ def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
 
 
 def test_an_ensemble_has_its_members_trained_and_averaged(data_dir, tmp_path):
-    row = runs.Row(
+    row = Row(
         "both",
         members=(("configs/digits_resnet20.py", 0), ("configs/digits_resnet20.py", 1)),
     )
-    target = runs.Target("two seeds", (row,), ("top-1",), "center")
-    planned = runs.trainings(target, [0, 1, 2], tmp_path / "runs", _settings(data_dir))
+    target = Target("two seeds", (row,), ("top-1",), "center")
+    planned = trainings(target, [0, 1, 2], tmp_path / "runs", _settings(data_dir))
     assert [one.config.seed for one in planned] == [0, 1]
     (record,) = _run(target, planned, tmp_path / "out.json")
     networks = _networks(planned, lambda found: found.preprocessing)
@@ -207,12 +209,12 @@ def test_an_ensemble_has_its_members_trained_and_averaged(data_dir, tmp_path):
 
 def test_a_rehearsal_is_no_part_of_the_real_thing(data_dir, tmp_path):
     row = TARGETS["degradation_digits"].rows[2]
-    target = runs.Target("digits", (row,))
-    real = runs.trainings(target, [0], tmp_path, [f"data.data_dir={data_dir}"])
-    assert real == runs.trainings(target, [0], tmp_path, [f"data.data_dir={data_dir}"])
-    short = runs.trainings(target, [0], tmp_path, _settings(data_dir))
+    target = Target("digits", (row,))
+    real = trainings(target, [0], tmp_path, [f"data.data_dir={data_dir}"])
+    assert real == trainings(target, [0], tmp_path, [f"data.data_dir={data_dir}"])
+    short = trainings(target, [0], tmp_path, _settings(data_dir))
     assert real[0].workdir != short[0].workdir
-    other = runs.trainings(target, [0], tmp_path, _settings("elsewhere"))
+    other = trainings(target, [0], tmp_path, _settings("elsewhere"))
     assert other[0].workdir == short[0].workdir
 
     about = {"seed": 0, "protocol": "center", "device": "d", "versions": {"jax": "1", "flax": "2"}}

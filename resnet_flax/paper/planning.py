@@ -1,0 +1,118 @@
+"""What a target needs: trainings, what they cost, and what is not there for them."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from resnet_flax.config import config_name, conflicts, load_config, override, resolve
+from resnet_flax.data.experiment import open_splits
+from resnet_flax.errors import UserError
+from resnet_flax.models import configured_model
+from resnet_flax.models.summary import native_size, summarize
+from resnet_flax.paper.targets import Target
+from resnet_flax.provenance import read_json
+
+# Floating-point operations a second that a device sustains in training. Measured is the CPU's:
+# 250 images of 32 x 32 a second through ResNet-20 on two cores.
+SUSTAINED = {"cpu": 61e9, "gpu": 30e12, "tpu": 30e12}
+MEASURED = ("cpu",)
+
+
+class Training(NamedTuple):
+    """One network to train with one seed.
+
+    Attributes:
+      row: its row's name.
+      config: resolved.
+      workdir: of the run.
+    """
+
+    row: str
+    config: ml_collections.ConfigDict
+    workdir: Path
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run left; None where there is none of this config."""
+        found = read_json(self.workdir / "result.json")
+        wanted = {"step": self.config.steps, "split": self.config.data.eval_split}
+        if not found or any(found.get(key) != value for key, value in wanted.items()):
+            return None
+        return None if conflicts(self.config, found["config"]) else found
+
+    @property
+    def steps_left(self) -> int:
+        """Steps that are not in a checkpoint."""
+        names = [path.name for path in self.workdir.glob("checkpoints/*")]
+        return self.config.steps - max((int(n) for n in names if n.isdecimal()), default=0)
+
+
+def trainings(
+    target: Target, seeds: Sequence[int], root: Path, settings: Sequence[str] = ()
+) -> list[Training]:
+    """All that a target needs, one seed of every network before the next seed.
+
+    Args:
+      target: the table or figure.
+      seeds: of each network; an ensemble has its own.
+      root: each run has a directory in it.
+      settings: config keys that differ from the paper's, 'key=value'; runs with some lie in
+        directories of their own, so that no real run goes on from a rehearsal.
+    """
+    apart = [setting for setting in settings if not setting.startswith("data.data_dir=")]
+    suffix = [hashlib.sha256("\n".join(apart).encode()).hexdigest()[:8]] if apart else []
+    found: dict[Path, Training] = {}
+    for seed in seeds:
+        for row in target.rows:
+            wanted = [(row.config, seed)] if row.config else []
+            for path, member in [*wanted, *(row.members if seed == seeds[0] else ())]:
+                config = load_config(path)
+                override(config, [*row.settings, *settings, f"seed={member}"])
+                name = "-".join([config_name(path), *_values(row.settings), *suffix])
+                workdir = root / name / f"seed{member}"
+                found.setdefault(workdir, Training(row.name, resolve(config), workdir))
+    return list(found.values())
+
+
+def _values(settings: Sequence[str]) -> list[str]:
+    return [setting.partition("=")[2] for setting in settings]
+
+
+def cost(planned: Sequence[Training]) -> float:
+    """Floating-point operations that training still takes, three passes of two each a multiply."""
+    total = 0.0
+    for one in planned:
+        if one.result is None:
+            model = configured_model(one.config.model, num_classes=10)
+            side = one.config.data.size or native_size(model)
+            adds = summarize(model, (side, side, 3)).multiply_adds
+            total += 6.0 * adds * one.config.batch_size * one.steps_left
+    return total
+
+
+def lacking(planned: Sequence[Training]) -> list[str]:
+    """What is not there to train with, a sentence each."""
+    sentences = {}
+    for one in planned:
+        if one.result is not None:
+            continue
+        data = one.config.data
+        key = (data.source, data.data_dir, data.train_split, data.eval_split)
+        if key not in sentences:
+            try:
+                open_splits(one.config.data)
+                sentences[key] = ""
+            except UserError as error:
+                sentences[key] = str(error)
+    return [sentence for sentence in dict.fromkeys(sentences.values()) if sentence]
+
+
+def sustained() -> tuple[float, bool]:
+    """Operations a second of all devices, and whether that was measured."""
+    platform = jax.devices()[0].platform
+    count = 1 if platform == "cpu" else jax.device_count()
+    return count * SUSTAINED.get(platform, SUSTAINED["gpu"]), platform in MEASURED
