@@ -106,7 +106,7 @@ def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
             planned,
             out,
             stop,
-            changed=settings,
+            changed=planning.changes(settings),
             data_dir=arguments.data_dir,
             batch_size=arguments.batch_size,
         )

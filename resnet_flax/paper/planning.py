@@ -21,6 +21,9 @@ from resnet_flax.provenance import read_json
 SUSTAINED = {"cpu": 61e9, "gpu": 30e12, "tpu": 30e12}
 MEASURED = ("cpu",)
 
+# Beginnings of settings that say how or where a run runs, not what it computes.
+CHANGES_NOTHING = ("data.data_dir=", "data.workers=", "mesh.", "log.", "checkpoint.")
+
 
 class Training(NamedTuple):
     """One network to train with one seed.
@@ -63,7 +66,7 @@ def trainings(
       settings: config keys that differ from the paper's, 'key=value'; runs with some lie in
         directories of their own, so that no real run goes on from a rehearsal.
     """
-    apart = [setting for setting in settings if not setting.startswith("data.data_dir=")]
+    apart = changes(settings)
     suffix = [hashlib.sha256("\n".join(apart).encode()).hexdigest()[:8]] if apart else []
     found: dict[Path, Training] = {}
     for seed in seeds:
@@ -76,6 +79,11 @@ def trainings(
                 workdir = root / name / f"seed{member}"
                 found.setdefault(workdir, Training(row.name, resolve(config), workdir))
     return list(found.values())
+
+
+def changes(settings: Sequence[str]) -> list[str]:
+    """Of settings 'key=value' those that can change a result."""
+    return [setting for setting in settings if not setting.startswith(CHANGES_NOTHING)]
 
 
 def _values(settings: Sequence[str]) -> list[str]:

@@ -106,7 +106,7 @@ def _cells(row: Row, runs: Runs, column: str, sources: list[str]) -> str:
 
 def _source(run: dict[str, Any]) -> str:
     versions = run["versions"]
-    changed = f"; NOT THE PAPER'S: {' '.join(run['changed'])}" if run["changed"] else ""
+    changed = f"; CHANGED: {' '.join(run['changed'])}" if run["changed"] else ""
     commit = run["commit"][:7] + "+" * run["commit"].endswith("+") or "no commit"
     return (
         f"commit {commit}, {run['device']}, JAX {versions['jax']}, Flax {versions['flax']}{changed}"

@@ -57,7 +57,7 @@ def test_imagenet_targets_are_rehearsed(
     ]
     assert main([*command, *[f"--figure={figure}"] * (target == "figure4")]) == 0
     printed = capsys.readouterr().out
-    assert "NOT THE PAPER'S" in printed
+    assert "CHANGED" in printed
     assert ("all finished" in printed) == (where != target)
     for run in json.loads(out.read_text()):
         assert set(run["error"]) == columns

@@ -100,7 +100,7 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "4 trainings, 0 finished; what is left takes" in printed
-    assert "NOT THE PAPER'S: steps=12" in " ".join(printed.split())
+    assert "CHANGED: steps=12" in " ".join(printed.split())
     found = json.loads(out.read_text())
     assert [(run["row"], run["seed"]) for run in found] == [
         *(("plain-20", 0), ("ResNet-20", 0), ("plain-20", 1), ("ResNet-20", 1))
@@ -214,6 +214,8 @@ def test_a_rehearsal_is_no_part_of_the_real_thing(data_dir, tmp_path):
     assert real == trainings(target, [0], tmp_path, [f"data.data_dir={data_dir}"])
     short = trainings(target, [0], tmp_path, _settings(data_dir))
     assert real[0].workdir != short[0].workdir
+    how = ["mesh.data=1", "log.every=5", "data.workers=2", "checkpoint.every=9"]
+    assert trainings(target, [0], tmp_path, how)[0].workdir == real[0].workdir
     other = trainings(target, [0], tmp_path, _settings("elsewhere"))
     assert other[0].workdir == short[0].workdir
 
@@ -226,7 +228,7 @@ def test_a_rehearsal_is_no_part_of_the_real_thing(data_dir, tmp_path):
     text = table(target, found)
     assert "10.00 (1)" in text
     assert "90.00 (1)" in text
-    assert text.index("10.00") < text.index("90.00") < text.index("NOT THE PAPER'S: steps=8")
+    assert text.index("10.00") < text.index("90.00") < text.index("CHANGED: steps=8")
     assert table(TARGETS["degradation_cifar10"], found).count("not run") == 4  # other networks
 
 
