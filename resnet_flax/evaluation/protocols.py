@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -261,7 +261,7 @@ def _alike(
 
 def average(predictions: Sequence[Predictions]) -> Predictions:
     """Of several networks on the same examples: the mean of their probabilities."""
-    log_p = np.logaddexp.reduce([one.log_p for one in predictions])
+    log_p = reduce(np.logaddexp, [one.log_p for one in predictions])
     return predictions[0]._replace(log_p=log_p - np.log(len(predictions)).astype(log_p.dtype))
 
 
