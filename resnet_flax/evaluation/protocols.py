@@ -275,11 +275,12 @@ def measure(predictions: Predictions, source: Source, *, confusion: bool = False
     """
     n, classes = predictions.log_p.shape
     sums = zero_sums(classes, predictions.log_p.dtype, confusion=confusion)
+    add_part = jax.jit(add)
     for start in range(0, n, CHUNK):
         part = slice(start, start + CHUNK)
         label = jnp.asarray(predictions.label[part])
         accepted = None if predictions.accepted is None else predictions.accepted[part]
-        sums = jax.jit(add)(
+        sums = add_part(
             sums,
             jnp.asarray(predictions.log_p[part]),
             label,

@@ -164,8 +164,7 @@ def test_groups_within_a_device_and_group_normalisation_add_nothing():
 
 @pytest.mark.parametrize("shape", [(2, 4), long((1, 8))])
 def test_fsdp_gathers_parameters_and_no_activations(shape):
-    # With 160 classes the head's kernel is cut along its outputs; left to itself, the compiler
-    # then moves the pooled features instead.
+    # Left to itself, the compiler gathers kernels again for the backward pass.
     axes = {**WIDE, "norm_groups": 8, "num_classes": 160}
     program, parameters = _compiled(shape, axes)
     for one in collectives(program.as_text()):
@@ -173,7 +172,7 @@ def test_fsdp_gathers_parameters_and_no_activations(shape):
         for dims in one.shapes:
             # Sides of kernels, channels and shares of them, classes. An activation has the batch's
             # 64 examples or a device's 8.
-            assert set(dims) <= {1, 2, 3, 4, 16, 20, 40, 160}, one
+            assert set(dims) <= {1, 2, 3, 4, 16, 160}, one
             assert math.prod(dims) <= 16 * 160
     gathered = totals(collectives(program.as_text()))["all-gather"]["bytes"]
     assert 4 * 0.98 * parameters < gathered <= 4 * parameters  # once
