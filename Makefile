@@ -10,6 +10,8 @@
 #                   ARGS=--data_dir=DIR says where
 # make tpu-ahead-of-time  regenerates results/tpu_ahead_of_time.json; with PYTHON=python3.12
 #                   ACCEL=tpu, no TPU needed
+# make bench        speed beside PyTorch (where it is installed) and Flax's example, compared with
+#                   results/train_step.json; ARGS=--plan=gpu on a GPU
 # make constraints  takes the newest versions into constraints.txt
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=dir where it is set up, ACCEL=cuda, cuda13 or
@@ -26,7 +28,7 @@ TEST := $(VENV)/installed-$(ACCEL)-test
 comma := ,
 
 .PHONY: train test test-long lint format results cifar10-quick published tpu-ahead-of-time \
-  constraints clean
+  bench constraints clean
 
 train: $(RUN)
 	$(BIN)/python train.py $(ARGS)
@@ -64,6 +66,9 @@ tpu-ahead-of-time: $(RUN)
 	for slice in "2x4 --fsdp=1" "2x4 --fsdp=8" "16x16 --fsdp=1" "16x16 --fsdp=8"; do \
 	  $(BIN)/python benchmarks/tpu_ahead_of_time.py --topology=v5e:$$slice || exit; \
 	done
+
+bench: $(RUN)
+	$(BIN)/python benchmarks/speed_sitting.py --against=results/train_step.json $(ARGS)
 
 constraints:
 	$(PYTHON) -m venv $(VENV)-uv

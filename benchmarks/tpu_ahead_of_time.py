@@ -6,7 +6,8 @@
 Compiles the step of a config for a slice that need not be there, with the true collectives and
 memory, and adds what it says to results/tpu_ahead_of_time.json: memory of a chip in bytes, and of
 each kind of collective the number, the bytes a chip gets by it in a step, and the elements of the
-largest array. It takes a minute or two on two cores; `make tpu-ahead-of-time` makes the whole file.
+largest array. '--config.KEY=VALUE' changes a key of the config. It takes a minute or two on two
+cores; `make tpu-ahead-of-time` makes the whole file.
 """
 
 import argparse
@@ -43,12 +44,15 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=0, help="where the config has none")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
+    if strange := [flag for flag in rest if not flag.startswith("--config.")]:
+        parser.error(f"unknown arguments: {' '.join(strange)}")
+    settings = [flag.removeprefix("--config.") for flag in rest]
     topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
     devices = list(topology.devices)
     config = load_config(arguments.config)
     batch = arguments.batch_per_chip * len(devices)
-    override(config, [f"batch_size={batch}", f"mesh.fsdp={arguments.fsdp}"])
+    override(config, [f"batch_size={batch}", f"mesh.fsdp={arguments.fsdp}", *settings])
     config = resolve(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     side = arguments.image_size or config.data.size
@@ -67,6 +71,7 @@ def main() -> None:
     memory = compiled.memory_analysis()
     found = {
         "config": arguments.config,
+        "settings": settings,
         "topology": arguments.topology,
         "mesh": dict(mesh.shape),
         "batch_size": batch,
@@ -81,8 +86,8 @@ def main() -> None:
         **provenance(),
     }
     kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-    what = ("config", "topology", "mesh", "batch_size")
-    kept = [row for row in kept if any(row[key] != found[key] for key in what)]
+    what = ("config", "settings", "topology", "mesh", "batch_size")
+    kept = [row for row in kept if any(row.get(key) != found[key] for key in what)]
     write_json(arguments.out, [*kept, found])
     print(json.dumps(found, indent=1))
 

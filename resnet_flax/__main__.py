@@ -2,7 +2,15 @@
 
 import sys
 
-from resnet_flax.cli import main
+from resnet_flax import cli
+from resnet_flax.memory import with_huge_pages
+
+
+def main() -> int:
+    """The command; returns the exit status."""
+    with_huge_pages()
+    return cli.main()
+
 
 if __name__ == "__main__":
     sys.exit(main())

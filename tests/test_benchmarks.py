@@ -51,3 +51,41 @@ def test_sittings_go_on_from_each_other(tmp_path, data_dir):
     assert "goes on at step" in printed, printed
     rows = {run["row"] for run in json.loads((keep / "table6.json").read_text())}
     assert rows == {"plain-20"}
+
+
+@pytest.mark.long
+def test_speeds_are_compared_and_merged(tmp_path):
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/speed_sitting.py", "--plan=shortest", f"--out={out}"]
+    command += ["--rounds=2", "--seconds=0.2"]
+
+    def sit(*flags):
+        done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    status, printed = sit("--minutes=0.001")
+    assert status == 75, printed  # one comparison is always made
+    (first,) = json.loads(out.read_text())
+    assert set(first["sides"]) == {"ours", "flax_example"}
+    assert all(len(side["images_per_second"]) == 2 for side in first["sides"].values())
+    status, printed = sit()
+    assert status == 0, printed
+    rows = json.loads(out.read_text())
+    assert rows[0] == first  # not made again
+    assert [row["what"] for row in rows] == ["train", "infer", "resident"]
+    status, printed = sit(f"--against={out}", "--minutes=0.001")
+    assert "ours/flax_example:" in printed
+    assert json.loads(out.read_text()) == rows
+    assert max(map(len, printed.splitlines())) <= 120, printed
+
+
+@pytest.mark.long
+def test_growth_is_measured_and_drawn(tmp_path):
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/growth.py", "--axes=devices", "--steps=1"]
+    command += [f"--figure={tmp_path}/found.png"]
+    done = subprocess.run(
+        [*command, f"--out={out}", "--batch_divisor=8"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["at"] for row in json.loads(out.read_text())] == [1, 2, 4, 8]

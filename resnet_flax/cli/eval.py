@@ -15,6 +15,7 @@ SPLITS = ("test", "val", "validation")
 def main(argv: Sequence[str]) -> int:
     """Evaluates; returns the exit status."""
     arguments = _parse(argv)
+    from resnet_flax.compile_cache import keep_compiled
     from resnet_flax.data.preprocessing import Preprocessing
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from resnet_flax.provenance import provenance, write_json
     from resnet_flax.weights.loading import open_pretrained
 
+    keep_compiled()
     dtype = arguments.dtype or None
     found = open_pretrained(
         arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype

@@ -69,8 +69,10 @@ def stoppable(run: Callable[[Interruption], None]) -> int:
     Signals are heard from here on, before what takes seconds to import.
     """
     with Interruption() as stop:
+        from resnet_flax.compile_cache import keep_compiled
         from resnet_flax.train.loop import Stopped
 
+        keep_compiled()
         try:
             run(stop)
         except Stopped as stopped:

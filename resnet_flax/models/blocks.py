@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from resnet_flax.models.norm import activated, relu
+
 SHORTCUTS = ("A", "B", "C", "none")
 
 Map = Float[Array, "b h w c"]
@@ -146,26 +148,35 @@ class Block(nn.Module):
                 name=f"conv{i}",
             )
             if self.preactivation:
-                y = nn.relu(self.norm(name=f"norm{i}")(y, train))
+                y = activated(self.norm(name=f"norm{i}"), y, train)
                 if i == 1 and projects(self.shortcut, x.shape[-1], features, self.strides):
                     x = y
                 y = conv(y)
                 continue
             y = conv(y)
             zero = {"scale_init": nn.initializers.zeros} if self.zero_init and i == last else {}
-            y = self.norm(name=f"norm{i}", **zero)(y, train)
+            norm = self.norm(name=f"norm{i}", **zero)
             if i < last:
-                y = nn.relu(y)
+                y = activated(norm, y, train)
+            elif self.squeeze is None:
+                return activated(norm, y, train, self._shortcut(x, train))
+            else:
+                y = norm(y, train)
         if self.squeeze is not None:
             y = self.squeeze(name="se")(y)
-        if self.shortcut != "none":
-            y = y + Shortcut(
-                self.shortcut,
-                features,
-                self.strides,
-                self.conv,
-                None if self.preactivation else self.norm,
-                self.shortcut_pool,
-                name="shortcut",
-            )(x, train)
-        return y if self.preactivation else nn.relu(y)
+        residual = self._shortcut(x, train)
+        y = y if residual is None else y + residual
+        return y if self.preactivation else relu(y)
+
+    def _shortcut(self, x: Map, train: bool) -> MapOut | None:
+        if self.shortcut == "none":
+            return None
+        return Shortcut(
+            self.shortcut,
+            self.convs[-1][0],
+            self.strides,
+            self.conv,
+            None if self.preactivation else self.norm,
+            self.shortcut_pool,
+            name="shortcut",
+        )(x, train)

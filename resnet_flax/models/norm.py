@@ -1,15 +1,50 @@
 """Normalisation: over groups of examples, or over groups of channels."""
 
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_flax.errors import UserError
+from resnet_flax.models import lowering
+from resnet_flax.models.lowering import ByDevice, Normalisation
 
 Dtype = Any
+
+
+def relu(x: Array) -> Array:
+    """The positive part; what is no number stays so.
+
+    As a choice between two maps, not as `max(x, 0)`: that is to XLA's CPU compiler a function of
+    one map, which it computes again wherever it is read, and with it all that lies before it up to
+    the last convolutions. Along a stage's shortcuts that grows with the square of the depth.
+    """
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+def activated(
+    norm: nn.Module, x: Float[Array, "b h w c"], train: bool, residual: Array | None = None
+) -> Float[Array, "b h w c"]:
+    """ReLU of a normalisation of `x`, to which `residual` is added before where there is one.
+
+    In training that is one operation, which for its gradient keeps `x` alone (and with a residual
+    its own output, which the next layer keeps as well). In evaluation the compiler joins them by
+    itself, and the normalisation's own output can be looked at with `capture_intermediates`.
+
+    Args:
+      norm: `BatchNorm` or `GroupNorm`.
+      x: feature maps.
+      train: as for `BatchNorm`.
+      residual: of the shape of `x`.
+    """
+    if train:
+        return norm(x, train, activate=True, residual=residual)
+    y = norm(x, train)
+    return relu(y if residual is None else y + residual)
 
 
 class BatchNorm(nn.Module):
@@ -43,8 +78,17 @@ class BatchNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        """Normalises by the batch where `train`, updating the running statistics, else by those."""
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool,
+        activate: bool = False,
+        residual: Array | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Normalises by the batch where `train`, updating the running statistics, else by those.
+
+        Then adds `residual`, where there is one, and takes the ReLU, where `activate`.
+        """
         b, h, w, c = x.shape
         scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
@@ -53,25 +97,130 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             shift = bias - running_mean.value * factor
-            return (x * factor + shift).astype(self.dtype)
+            return _finish(x * factor + shift, activate, residual).astype(self.dtype)
         if b % self.groups:
             raise ValueError(
                 f"a batch of {b} does not divide into {self.groups} groups for batch "
                 "normalisation; choose a multiple of the groups as the batch size"
             )
-        x = x.astype(self.param_dtype).reshape(self.groups, b // self.groups, h, w, c)
-        mean = x.mean((1, 2, 3), keepdims=True)
-        centred = x - mean
-        var = jnp.square(centred).mean((1, 2, 3), keepdims=True)
+        how = _How(
+            self.groups,
+            self.epsilon,
+            activate,
+            self.dtype,
+            self.param_dtype,
+            lowering.normalisation(),
+        )
+        about = lax.stop_gradient(running_mean.value)
+        y, mean, var = _normalize(how, x, scale, bias, residual, about)
         if not self.is_initializing():
             n = b // self.groups * h * w
             correction = n / max(n - 1, 1) if self.unbiased else 1.0
             keep = self.momentum
             for running, now in ((running_mean, mean), (running_var, var * correction)):
-                new = keep * running.value + (1 - keep) * now.mean((0, 1, 2, 3))
+                new = keep * running.value + (1 - keep) * now.mean(0)
                 running.value = lax.stop_gradient(new)
-        y = centred * (lax.rsqrt(var + self.epsilon) * scale) + bias
-        return y.reshape(b, h, w, c).astype(self.dtype)
+        return y
+
+
+class _How(NamedTuple):
+    """What of a training normalisation is no array."""
+
+    groups: int
+    epsilon: float
+    activate: bool
+    dtype: Any
+    param_dtype: Any
+    ways: ByDevice[Normalisation]
+
+    def cut(self, x: Array) -> Array:
+        """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
+        return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])
+
+
+OVER = (1, 2, 3)  # examples of a group, and positions
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalize(
+    how: _How, x: Array, scale: Array, bias: Array, residual: Array | None, about: Array
+) -> tuple[Array, Array, Array]:
+    """The activations, and `[groups, c]` means and variances of `x`."""
+    grouped = how.cut(x)
+    functions = {"two_pass": _two_pass, "one_pass": _one_pass}
+    taken = how.ways.map(lambda way: functions[way.statistics])
+    mean, var = lowering.call(taken, grouped, about)
+    factor = lax.rsqrt(var + how.epsilon) * scale
+    y = (grouped - _wide(mean)) * _wide(factor) + bias
+    return _finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype), mean, var
+
+
+def _two_pass(x: Array, about: Array) -> tuple[Array, Array]:
+    del about
+    mean = x.mean(OVER)
+    return mean, jnp.square(x - _wide(mean)).mean(OVER)
+
+
+def _one_pass(x: Array, about: Array) -> tuple[Array, Array]:
+    # About zero, a mean far from it would leave few digits of the difference.
+    x = x - about
+    mean = x.mean(OVER)
+    return mean + about, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
+
+
+def _wide(statistic: Array) -> Array:
+    """`[groups, c]` as `[groups, 1, 1, 1, c]`."""
+    return statistic[:, None, None, None]
+
+
+def _finish(y: Array, activate: bool, residual: Array | None) -> Array:
+    if residual is not None:
+        y = y + residual
+    return relu(y) if activate else y
+
+
+def _forward(how, x, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+    y, mean, var = _normalize(how, x, scale, bias, residual, about)
+    # With a residual the sign of what ReLU met cannot be told from x.
+    kept = None if residual is None or not how.activate else y
+    like = None if residual is None else jnp.zeros((), residual.dtype)
+    return (y, mean, var), (x, scale, bias, mean, var, kept, like, about)
+
+
+def _backward(how, residuals, cotangents):  # type: ignore[no-untyped-def]
+    """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
+
+    With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
+    its positions: dx = factor * (dz - mean(dz) - u * mean(dz * u) / (var + epsilon)).
+    """
+    x, scale, bias, mean, var, kept, like, about = residuals
+    dy, dmean, dvar = cotangents
+    n = x.size // x.shape[-1] // how.groups
+    u = how.cut(x) - _wide(mean)
+    inverse = lax.rsqrt(var + how.epsilon)
+    factor = inverse * scale
+    dz = how.cut(dy)
+    if how.activate:
+        z = u * _wide(factor) + bias if kept is None else how.cut(kept)
+        dz = jnp.where(z > 0, dz, 0)
+    sums = dz.sum(OVER)
+    products = (dz * u).sum(OVER)
+    # Both statistics have a gradient of their own, though a training step asks for none.
+    slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
+    level = (dmean - factor * sums) / n
+    # The last addition is of two maps, so that it is computed once, see `relu`.
+    dx = dz * _wide(factor) + (u * _wide(slope) + _wide(level))
+    dresidual = None if like is None else dz.reshape(x.shape).astype(like.dtype)
+    return (
+        dx.reshape(x.shape).astype(x.dtype),
+        (products * inverse).sum(0),
+        sums.sum(0),
+        dresidual,
+        jnp.zeros_like(about),
+    )
+
+
+_normalize.defvjp(_forward, _backward)
 
 
 class GroupNorm(nn.Module):
@@ -94,8 +243,14 @@ class GroupNorm(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
-        """Normalises; the same in training and evaluation."""
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool,
+        activate: bool = False,
+        residual: Array | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Normalises, the same in training and evaluation; the rest as in `BatchNorm`."""
         del train
         b, h, w, c = x.shape
         groups = min(self.channel_groups, c)
@@ -108,4 +263,4 @@ class GroupNorm(nn.Module):
         centred = x - mean
         var = jnp.square(centred).mean((1, 2, 4), keepdims=True)
         y = (centred * lax.rsqrt(var + self.epsilon)).reshape(b, h, w, c)
-        return (y * scale + bias).astype(self.dtype)
+        return _finish(y * scale + bias, activate, residual).astype(self.dtype)

@@ -1,11 +1,25 @@
 """Pooling with explicit padding."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
+
+from resnet_flax.models import lowering
+from resnet_flax.models.lowering import ByDevice, Padding, Pair, Pooling
+
+SIDE, STRIDE = 3, 2
+HEIGHT, WIDTH = 1, 2  # axes
 
 
 def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
     """The stem's: 3x3 windows, stride 2.
+
+    Where several positions of a window are the largest, the gradient goes to the first of them,
+    row by row, as in JAX and torch.
 
     Args:
       x: of any size.
@@ -15,4 +29,87 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
     sides = x.shape[1:3]
     # Output ceil((n - 3) / 2) + 1: an even side lacks one position.
     padding = [(0, (n - 3) % 2) for n in sides] if ceil else [(1, 1), (1, 1)]
-    return nn.max_pool(x, (3, 3), (2, 2), padding)
+    return _max_pool((padding[0], padding[1]), lowering.pooling(), x)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _max_pool(padding: Padding, ways: ByDevice[Pooling], x: Array) -> Array:
+    functions = {"native": partial(_windows, padding), "separable": partial(_by_axes, padding)}
+    return lowering.call(ways.map(lambda way: functions[way.pooling]), x)
+
+
+def _forward(padding, ways, x):  # type: ignore[no-untyped-def]
+    y = _max_pool(padding, ways, x)
+    return y, (x, y)
+
+
+def _backward(padding, ways, residuals, dy):  # type: ignore[no-untyped-def]
+    functions = {
+        "native": partial(_windows_gradient, padding),
+        "separable": partial(_by_axes_gradient, padding),
+    }
+    return (lowering.call(ways.map(lambda way: functions[way.pooling]), *residuals, dy),)
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+def _windows(padding: Padding, x: Array) -> Array:
+    return nn.max_pool(x, (SIDE, SIDE), (STRIDE, STRIDE), padding)
+
+
+def _windows_gradient(padding: Padding, x: Array, y: Array, dy: Array) -> Array:
+    del y
+    return jax.vjp(partial(_windows, padding), x)[1](dy)[0]
+
+
+def _by_axes(padding: Padding, x: Array) -> Array:
+    """The largest of each row of a window, then the largest of these."""
+    return _along(HEIGHT, padding[0], _along(WIDTH, padding[1], x))
+
+
+def _by_axes_gradient(padding: Padding, x: Array, y: Array, dy: Array) -> Array:
+    """To the first row that has the largest, there to the first position that has it."""
+    rows = _along(WIDTH, padding[1], x)
+    drows = _along_gradient(HEIGHT, padding[0], rows, y, dy)
+    return _along_gradient(WIDTH, padding[1], x, rows, drows)
+
+
+def _along(axis: int, padding: Pair, x: Array) -> Array:
+    first, second, third = _taps(axis, padding, x)
+    return jnp.maximum(jnp.maximum(first, second), third)
+
+
+def _along_gradient(axis: int, padding: Pair, x: Array, y: Array, dy: Array) -> Array:
+    """`dy` where the first of the largest of each three positions along an axis is."""
+    first, second, _ = _taps(axis, padding, x)
+    in_first = first == y
+    in_second = (second == y) & ~in_first
+    zero = jnp.zeros((), dy.dtype)
+
+    def at(inside: Array, later: int) -> Array:
+        pads = [(0, 0, 0)] * x.ndim
+        pads[axis] = (later, 1 - later, 0)
+        return lax.pad(jnp.where(inside, dy, zero), zero, pads)
+
+    # A window's first position is even, and also the third one of the window before.
+    even = at(in_first, 0) + at(~(in_first | in_second), 1)
+    padded = jnp.stack([even, at(in_second, 0)], axis + 1)
+    size = list(x.shape)
+    size[axis] = STRIDE * even.shape[axis]
+    low, n = padding[0], x.shape[axis]
+    return lax.slice_in_dim(padded.reshape(size), low, low + n, axis=axis)
+
+
+def _taps(axis: int, padding: Pair, x: Array) -> tuple[Array, Array, Array]:
+    """What the first, second and third positions of the windows along an axis hold."""
+    n = x.shape[axis]
+    out = (n + sum(padding) - SIDE) // STRIDE + 1
+    # One pair of positions over, of which the last window sees the first.
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (padding[0], STRIDE * (out + 1) - n - padding[0], 0)
+    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
+    pairs = padded.reshape(*x.shape[:axis], out + 1, STRIDE, *x.shape[axis + 1 :])
+    even, odd = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(STRIDE))
+    first, third = (lax.slice_in_dim(even, i, i + out, axis=axis) for i in range(2))
+    return first, lax.slice_in_dim(odd, 0, out, axis=axis), third

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import SHORTCUTS, Block, SqueezeExcitation
 from resnet_flax.models.conv import Conv
-from resnet_flax.models.norm import BatchNorm, GroupNorm
+from resnet_flax.models.norm import BatchNorm, GroupNorm, activated
 from resnet_flax.models.pool import max_pool
 from resnet_flax.models.stacking import scan_in_groups
 
@@ -145,7 +145,7 @@ class ResNet(nn.Module):
                 x = self._unrolled(rest, stage, range(2, size + 1), x, train)
             maps[f"c{stage + 1}"] = x
         if self.preactivation:
-            x = nn.relu(norm(name="norm")(x, train))
+            x = activated(norm(name="norm"), x, train)
         x = x.astype(self.param_dtype)
         pooled = nn.avg_pool(x, (window, window)) if window else x.mean((1, 2))
         head = nn.Dense(
@@ -296,7 +296,7 @@ class Stem(nn.Module):
         for i, (width, side, strides) in enumerate(layers, start=1):
             x = self.conv(width, (side, side), strides=strides, name=f"conv{i}")(x)
             if self.last_norm or i < len(layers):
-                x = nn.relu(self.norm(name=f"norm{i}")(x, train))
+                x = activated(self.norm(name=f"norm{i}"), x, train)
         return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil")
 
 

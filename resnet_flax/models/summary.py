@@ -17,6 +17,7 @@ class Layer(NamedTuple):
 
     path: str
     kernel: tuple[int, ...]
+    input: tuple[int, ...]
     output: tuple[int, ...]
     multiply_adds: int
     times: int
@@ -60,7 +61,8 @@ def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> Summary:
             times = model.stage_sizes[int(stage[1]) - 1] - 1 if stage else 1
             positions = math.prod(output.shape[1:-1])
             each = positions * math.prod(kernel)
-            layers.append(Layer(path, kernel, output.shape[1:], each * times, times))
+            taken = arguments[0].shape[1:]
+            layers.append(Layer(path, kernel, taken, output.shape[1:], each * times, times))
         return output
 
     def run():  # type: ignore[no-untyped-def]

@@ -1,8 +1,9 @@
 """What the loop takes its steps by: batches that stream in, or data that lies on the devices."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import ml_collections
@@ -41,14 +42,17 @@ def open_feed(run: Run, config: ml_collections.ConfigDict, start: int) -> Iterat
         yield Streaming(run.programs.train_step, batches, run.mesh)
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Takes training steps.
 
     Attributes:
       most: steps that it can take at a time.
+      waited: seconds that it has waited for batches from the host so far.
     """
 
     most: int
+    waited: float
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
         """Takes `n` steps from `step`; returns the state after them and the sums of each."""
@@ -64,10 +68,14 @@ class Streaming:
         self, train_step: Callable[..., Any], batches: Iterator[Batch], mesh: Mesh
     ) -> None:
         self._train_step, self._batches, self._mesh = train_step, batches, mesh
+        self.waited = 0.0
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
         """See `Feed`; the batches come in the order of steps."""
-        return self._train_step(state, sharding.put_batch(next(self._batches), self._mesh))
+        began = time.monotonic()
+        batch = next(self._batches)
+        self.waited += time.monotonic() - began
+        return self._train_step(state, sharding.put_batch(batch, self._mesh))
 
 
 class Resident:
@@ -92,6 +100,7 @@ class Resident:
         mesh: Mesh,
     ) -> None:
         self.most = most
+        self.waited = 0.0
         self._steps, self._order, self._mesh = steps, order, mesh
         self._batch_size = batch_size
         self._data = sharding.put_whole({"image": source.images, "label": source.labels}, mesh)

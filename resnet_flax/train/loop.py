@@ -90,7 +90,7 @@ def train(
         if distributed.is_first():
             _note_sitting(workdir, start, config.steps)
         feed = stack.enter_context(open_feed(run, config, start))
-        meter = Meter(config, run.programs.schedule, writers)
+        meter = Meter(config, run.programs.schedule, writers, feed)
         result, saved = None, start  # step 0 is made anew faster than it is read
         step = before = start
         while True:

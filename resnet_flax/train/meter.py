@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from resnet_flax.errors import UserError
+from resnet_flax.train.feed import Feed
 from resnet_flax.train.writers import Writers
 
 
@@ -21,15 +22,18 @@ class Meter:
       config: for the intervals.
       schedule: the learning rate, recorded beside the sums.
       writers: get a record every `log.every` steps.
+      feed: which says how long it has waited.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers) -> None:
+    def __init__(
+        self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers, feed: Feed
+    ) -> None:
         self._every, self._steps = config.log.every, config.steps
-        self._schedule, self._writers = schedule, writers
+        self._schedule, self._writers, self._feed = schedule, writers, feed
         self._pending: tuple[int, int, Any] | None = None
         self._sums = {"loss": 0.0, "errors": 0.0, "count": 0.0}
         self._clock: float | None = None
-        self._images = 0.0
+        self._images = self._waited = 0.0
 
     def add(self, step: int, n: int, sums: Any) -> None:
         """Takes the sums of `n` steps just dispatched from `step`; reads those of before."""
@@ -60,13 +64,17 @@ class Meter:
         rows = {name: np.atleast_1d(values) for name, values in jax.device_get(sums).items()}
         # The clock of the speed begins after what this process compiled first.
         now = time.monotonic()
-        timed, self._clock = self._clock is not None, self._clock or now
+        timed = self._clock is not None
+        if self._clock is None:
+            self._clock, self._waited = now, self._feed.waited
         for i in range(n):
             row = {name: float(values[i]) for name, values in rows.items()}
             self._images += row["count"] * timed
-            self._step(start + i + 1, row, self._images / max(now - self._clock, 1e-9))
+            elapsed = max(now - self._clock, 1e-9)
+            waited = (self._feed.waited - self._waited) / elapsed
+            self._step(start + i + 1, row, self._images / elapsed, waited)
 
-    def _step(self, step: int, sums: dict[str, float], speed: float) -> None:
+    def _step(self, step: int, sums: dict[str, float], speed: float, waited: float) -> None:
         if not all(map(math.isfinite, sums.values())):
             norms = ", ".join(f"{name} {sums[name]:.4g}" for name in sums if name.endswith("norm"))
             raise diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
@@ -84,6 +92,8 @@ class Meter:
                 "param_norm": sums["param_norm"],
                 "learning_rate": float(self._schedule(step - 1)),
                 "images_per_second": round(speed, 1),
+                # Of the time, so much for batches: the devices may have been at work all the same.
+                "data_wait": round(min(waited, 1.0), 4),
             }
             self._writers.write(record)
             self._sums = dict.fromkeys(self._sums, 0.0)

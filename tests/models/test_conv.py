@@ -49,7 +49,7 @@ def test_values_and_gradients_are_those_of_jax(case):
     x, k, settings, plain = _example(case, jnp.float64)
     expected, expected_vjp = jax.vjp(plain, x, k)
     actual, vjp = jax.vjp(lambda x, k: conv2d(x, k, *settings), x, k)
-    np.testing.assert_array_equal(actual, expected)
+    assert np.linalg.norm(actual - expected) <= 1e-13 * np.linalg.norm(expected)
     dy = jnp.asarray(np.random.default_rng(1).normal(size=actual.shape))
     for ours, theirs in zip(vjp(dy), expected_vjp(dy), strict=True):
         assert np.linalg.norm(ours - theirs) <= 1e-13 * np.linalg.norm(theirs)

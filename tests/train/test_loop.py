@@ -39,6 +39,9 @@ SHORT = (
 )
 
 
+TIMES = ("images_per_second", "data_wait")
+
+
 def _final(workdir):
     """The digests of the last checkpoint's leaves: equal where every bit is."""
     step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
@@ -51,7 +54,7 @@ def _timeless(workdir):
     keys = [(record["split"], record["step"]) for record in records]
     assert len(keys) == len(set(keys)), "a step is recorded twice"
     return {
-        key: {name: value for name, value in record.items() if name != "images_per_second"}
+        key: {name: value for name, value in record.items() if name not in TIMES}
         for key, record in zip(keys, records, strict=True)
     }
 

@@ -1,0 +1,150 @@
+"""How a training step's cost grows with depth, batch, resolution and devices.
+
+    python benchmarks/growth.py --figure=docs/growth.png
+
+Each point is a process of its own; of each the median of several steps is taken, in seconds. The
+devices are parts of one CPU, which share its cores and a batch: there the line should be flat, and
+what it rises by is what cutting and communicating costs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Network, batch, side of an image, devices; along each axis but one they stay.
+AXES: dict[str, list[tuple[str, int, int, int]]] = {
+    "depth": [(f"cifar_resnet{depth}", 32, 32, 1) for depth in (20, 32, 44, 56, 110)],
+    "batch": [("cifar_resnet20", batch, 32, 1) for batch in (16, 32, 64, 128, 256)],
+    "pixels": [("resnet18", 4, side, 1) for side in (64, 96, 128, 160, 192, 224)],
+    "devices": [("cifar_resnet20", 128, 32, devices) for devices in (1, 2, 4, 8)],
+}
+TITLES = {
+    "depth": "cifar_resnet*, batch 32",
+    "batch": "cifar_resnet20",
+    "pixels": "resnet18, batch 4",
+    "devices": "cifar_resnet20, batch 128, two cores",
+}
+OUT = Path(__file__).parent.parent / "results" / "growth.json"
+
+
+def measure(network: str, batch: int, side: int, steps: int) -> list[float]:
+    """Seconds of each step, after some to warm up; in this process."""
+    import jax
+    import numpy as np
+
+    from resnet_flax import sharding
+    from resnet_flax.config import load_config, override, resolve
+    from resnet_flax.train.setup import compile_programs
+
+    config = load_config("configs/cifar10.py:resnet20")
+    override(config, [f"model.name={network}", f"batch_size={batch}"])
+    mesh = sharding.make_mesh()
+    programs = compile_programs(resolve(config), mesh, 10, (side, side, 3))
+    rng = np.random.default_rng(0)
+    arrays = {
+        "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
+        "label": rng.integers(0, 10, batch).astype(np.int32),
+        "mask": np.ones(batch, bool),
+    }
+    arrays = jax.device_put(arrays, sharding.over_batch(mesh))
+    state, seconds = programs.init(0), []
+    for _ in range(5 + steps):
+        start = time.monotonic()
+        state, sums = programs.train_step(state, arrays)
+        jax.block_until_ready(sums)
+        seconds.append(time.monotonic() - start)
+    return seconds[5:]
+
+
+def place(axis: str, point: tuple[str, int, int, int]) -> int:
+    """Where a point lies on its axis."""
+    network, batch, side, devices = point
+    depth = int(network.split("resnet")[1])
+    return {"depth": depth, "batch": batch, "pixels": side * side, "devices": devices}[axis]
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Four panels, each with the straight line that fits best."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(AXES), figsize=(13, 3.4), constrained_layout=True)
+    for panel, axis in zip(panels, AXES, strict=True):
+        mine = [row for row in rows if row["axis"] == axis]
+        x = np.array([row["at"] for row in mine], float)
+        y = np.array([statistics.median(row["seconds"]) for row in mine])
+        low, high = (np.array([f(row["seconds"]) for row in mine]) for f in (min, max))
+        panel.errorbar(x, y, [y - low, high - y], fmt="o", markersize=4, capsize=3, color="C0")
+        slope, level = np.polyfit(x, y, 1)
+        ends = np.array([0, x.max()])
+        panel.plot(ends, level + slope * ends, color="C1", linewidth=1)
+        panel.set_title(TITLES[axis], fontsize=10)
+        panel.set_xlabel(axis)
+        panel.set_xlim(0)
+        panel.set_ylim(0)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("seconds a training step")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> int:
+    """Measures what is asked for, writes, and draws what there is."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--axes", default=",".join(AXES))
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
+    parser.add_argument("--figure", type=Path, metavar="FILE")
+    parser.add_argument("--batch_divisor", type=int, default=1, help="for a quick look")
+    parser.add_argument("--point", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.point:
+        network, batch, side = json.loads(arguments.point)
+        print(json.dumps(measure(network, batch, side, arguments.steps)))
+        return 0
+
+    from resnet_flax.provenance import provenance, read_json, write_json
+
+    rows = read_json(arguments.out) or []
+    for axis in arguments.axes.split(","):
+        rows = [row for row in rows if row["axis"] != axis]
+        for network, batch, side, devices in AXES[axis]:
+            point = (network, batch // arguments.batch_divisor, side, devices)
+            seconds = in_process(point, arguments.steps)
+            middle = statistics.median(seconds)
+            print(f"{axis:8} {place(axis, point):6} {middle:7.3f} s", flush=True)
+            about = {"network": point[0], "batch": point[1], "side": point[2], "devices": point[3]}
+            rows.append({"axis": axis, "at": place(axis, point), **about, "seconds": seconds})
+            rows[-1] |= provenance()
+        write_json(arguments.out, rows)
+    if arguments.figure:
+        draw(rows, arguments.figure)
+    return 0
+
+
+def in_process(point: tuple[str, int, int, int], steps: int) -> list[float]:
+    """Seconds of each step of a point, in a process of its own."""
+    network, batch, side, devices = point
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": flags}
+    command = [sys.executable, __file__, f"--point={json.dumps([network, batch, side])}"]
+    done = subprocess.run(
+        [*command, f"--steps={steps}"], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit("error: a point failed; what it said is above")
+    return [round(value, 4) for value in json.loads(done.stdout.splitlines()[-1])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""How convolutions, poolings and normalisations are computed: decided here, by device and shape.
+
+Parameters and results are the same whichever way (tests/models/test_lowering.py); time and memory
+are not. The choice falls when a program is lowered, so that compiling ahead for another device is
+right too. docs/decisions.md says what was measured.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from jax import lax
+
+from resnet_flax.errors import UserError
+
+T = TypeVar("T")
+U = TypeVar("U")
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+
+@dataclass(frozen=True)
+class ByDevice(Generic[T]):
+    """Something for each kind of device."""
+
+    cpu: T
+    gpu: T
+    tpu: T
+
+    def map(self, function: Callable[[T], U]) -> "ByDevice[U]":
+        """What the function makes of each; once of what is the same."""
+        made = {chosen: function(chosen) for chosen in (self.cpu, self.gpu, self.tpu)}
+        return ByDevice(made[self.cpu], made[self.gpu], made[self.tpu])
+
+
+class Geometry(NamedTuple):
+    """Of a convolution, see `conv.conv2d`."""
+
+    strides: Pair = (1, 1)
+    padding: Padding = ((0, 0), (0, 0))
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+
+class Convolution(NamedTuple):
+    """Ways to compute a convolution, its gradient to the input and its gradient to the kernel.
+
+    Attributes:
+      forward: 'conv' XLA's own convolution; 'dot' a matrix product, for 1x1; 'taps' a matrix
+        product for each position of the kernel; 'space_to_depth', for a stride, a convolution
+        without one, each square of positions that it steps over taken for one with more channels.
+      input_gradient: 'native' what JAX derives; 'canonical' a convolution in NHWC and HWIO;
+        'dot', 'taps' as above; 'phases' for a stride, a convolution for each residue of the
+        input's positions, without the zeros that a spread-out gradient has.
+      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth'.
+    """
+
+    forward: str = "conv"
+    input_gradient: str = "native"
+    kernel_gradient: str = "native"
+
+
+class Normalisation(NamedTuple):
+    """How batch statistics are taken.
+
+    Attributes:
+      statistics: 'two_pass' the mean, then squares about it; 'one_pass' both at once, about the
+        running mean, which reads the map once.
+    """
+
+    statistics: str = "two_pass"
+
+
+class Pooling(NamedTuple):
+    """How max pooling and its gradient are computed.
+
+    Attributes:
+      pooling: 'native' windows, and in the gradient a search of each; 'separable' along one axis
+        after the other, by comparisons alone.
+    """
+
+    pooling: str = "native"
+
+
+WAYS = {
+    "forward": ("conv", "dot", "taps", "space_to_depth"),
+    "input_gradient": ("native", "canonical", "dot", "taps", "phases"),
+    "kernel_gradient": ("native", "canonical", "dot", "taps", "space_to_depth"),
+    "statistics": ("two_pass", "one_pass"),
+    "pooling": ("native", "separable"),
+}
+
+_forced: ContextVar[dict[str, str]] = ContextVar("forced")
+
+
+def convolution(
+    x: Sequence[int], kernel: Sequence[int], geometry: Geometry
+) -> ByDevice[Convolution]:
+    """How to convolve.
+
+    Args:
+      x: shape of the input, NHWC.
+      kernel: shape of the kernel, HWIO.
+      geometry: the rest.
+    """
+    elsewhere = Convolution()
+    chosen = ByDevice(_convolution_on_cpu(x, kernel, geometry), elsewhere, elsewhere)
+    return chosen.map(lambda ways: _applicable(ways, kernel, geometry))
+
+
+def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Convolution:
+    height, width, channels, features = kernel
+    if is_pointwise(kernel, geometry):
+        return Convolution("dot", "dot", "dot")
+    # In a loop (a scan over blocks, gradient accumulation, several steps to a dispatch) XLA's CPU
+    # backend runs a convolution that is not canonical 8 to 40 times slower.
+    forward, input_gradient, kernel_gradient = "conv", "canonical", "canonical"
+    if _dense(geometry) and (height, width) == (3, 3):
+        strides = geometry.strides
+        positions = -(-x[1] // strides[0]) * -(-x[2] // strides[1])
+        if strides != (1, 1):
+            input_gradient = "phases"
+        if channels * features >= 256 * 256:
+            kernel_gradient = "taps"
+            if positions <= 64:
+                forward, input_gradient = "taps", "taps"
+    return Convolution(forward, input_gradient, kernel_gradient)
+
+
+def is_pointwise(kernel: Sequence[int], geometry: Geometry) -> bool:
+    """Whether a convolution is a matrix product at (some of) the positions."""
+    unpadded = geometry.padding == ((0, 0), (0, 0))
+    return tuple(kernel[:2]) == (1, 1) and unpadded and geometry.groups == 1
+
+
+def _dense(geometry: Geometry) -> bool:
+    return geometry.groups == 1 and geometry.dilation == (1, 1)
+
+
+def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) -> Convolution:
+    """What is chosen, or forced where that is possible."""
+    possible = {
+        "dot": is_pointwise(kernel, geometry),
+        "taps": geometry.groups == 1,
+        "phases": _dense(geometry),
+        "space_to_depth": _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4,
+    }
+    wanted = _wanted(chosen)._asdict()
+    return chosen._replace(**{part: way for part, way in wanted.items() if possible.get(way, True)})
+
+
+def normalisation() -> ByDevice[Normalisation]:
+    """How to take batch statistics."""
+    two_pass = Normalisation("two_pass")
+    return ByDevice(two_pass, two_pass, two_pass).map(_wanted)
+
+
+def pooling() -> ByDevice[Pooling]:
+    """How to pool."""
+    separable = Pooling("separable")
+    return ByDevice(separable, separable, Pooling("native")).map(_wanted)
+
+
+def _wanted(chosen: Any) -> Any:
+    """What is chosen, or forced."""
+    asked = {name: way for name, way in _forced.get({}).items() if name in chosen._fields}
+    return chosen._replace(**asked)
+
+
+@contextmanager
+def forced(**ways: str) -> Iterator[None]:
+    """Computes the named ways on every device while programs are traced here; for measurements.
+
+    Args:
+      ways: fields of `Convolution`, `Normalisation` and `Pooling`. Where one does not apply (a
+        3x3 convolution as 'dot') the choice stays.
+
+    Raises:
+      UserError: no such way.
+    """
+    for part, way in ways.items():
+        if way not in WAYS.get(part, ()):
+            known = ", ".join(f"{part}={'|'.join(ways)}" for part, ways in WAYS.items())
+            raise UserError(f"no lowering is called {part}={way}; there are {known}")
+    token = _forced.set({**_forced.get({}), **ways})
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def call(functions: ByDevice[Any], *operands: Any) -> Any:
+    """The function for the device that the program is lowered for, called; others cost nothing."""
+    if functions.cpu is functions.gpu is functions.tpu:
+        return functions.cpu(*operands)
+    gpu = {} if functions.gpu is functions.tpu else {"cuda": functions.gpu, "rocm": functions.gpu}
+    return lax.platform_dependent(*operands, cpu=functions.cpu, default=functions.tpu, **gpu)

@@ -1,0 +1,249 @@
+"""The ways to compute convolutions, poolings and normalisations: the same values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from resnet_flax.errors import UserError
+from resnet_flax.models import create_model, lowering
+from resnet_flax.models.conv import conv2d
+from resnet_flax.models.lowering import Geometry
+from resnet_flax.models.norm import BatchNorm
+from resnet_flax.models.pool import max_pool
+
+ONE, HALF = ((1, 1), (1, 1)), ((0, 0), (0, 0))
+# Height, width, channels, features, kernel and geometry.
+CONVOLUTIONS = [
+    (8, 7, 3, 4, (1, 1), Geometry()),
+    (9, 8, 4, 6, (1, 1), Geometry((2, 3))),
+    (8, 7, 3, 4, (3, 3), Geometry((1, 1), ONE)),
+    (8, 8, 3, 4, (3, 3), Geometry((2, 2), ONE)),
+    (9, 7, 3, 4, (3, 3), Geometry((2, 2), ONE)),
+    (14, 15, 3, 4, (7, 7), Geometry((2, 2), ((3, 3), (3, 3)))),
+    (9, 9, 2, 3, (3, 3), Geometry((4, 4), ONE)),
+    (11, 12, 2, 4, (2, 5), Geometry((3, 2), ((0, 2), (3, 0)))),
+    (9, 8, 3, 2, (3, 3), Geometry((2, 1), ((2, 2), (2, 2)), (2, 2))),
+    (9, 8, 4, 4, (3, 3), Geometry((2, 2), ONE, (1, 1), 2)),
+]
+PARTS = {name: lowering.WAYS[name] for name in lowering.Convolution._fields}
+
+
+def _close(actual, expected, tolerance):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def _gradients(function, *operands):
+    def both(*operands):
+        y, vjp = jax.vjp(function, *operands)
+        rng = np.random.default_rng(7)
+        return y, vjp(
+            jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), y)
+        )
+
+    return jax.jit(both)(*operands)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("part", "way"), [(part, way) for part, ways in PARTS.items() for way in ways]
+)
+def test_every_way_to_convolve(part, way):
+    met = 0
+    for h, w, c, o, kernel, geometry in CONVOLUTIONS:
+        shapes = (2, h, w, c), (*kernel, c // geometry.groups, o)
+        with lowering.forced(**{part: way}):
+            if getattr(lowering.convolution(*shapes, geometry).cpu, part) != way:
+                continue
+        met += 1
+
+        def ours(x, k, geometry=geometry):
+            with lowering.forced(**{part: way}):
+                return conv2d(x, k, *geometry)
+
+        def plain(x, k, geometry=geometry):
+            return jax.lax.conv_general_dilated(
+                x,
+                k,
+                geometry.strides,
+                geometry.padding,
+                rhs_dilation=geometry.dilation,
+                feature_group_count=geometry.groups,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        rng = np.random.default_rng(0)
+        operands = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+        expected = _gradients(plain, *operands)
+        _close(_gradients(ours, *operands), expected, 1e-13)
+        _close(_gradients(ours, *(leaf.astype(jnp.float32) for leaf in operands)), expected, 1e-4)
+    assert met >= 2
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (3, 4), (12, 5)])
+@pytest.mark.parametrize("ceil", [False, True])
+@pytest.mark.parametrize("way", lowering.WAYS["pooling"])
+def test_max_pooling_with_and_without_ties(size, ceil, way):
+    padding = [(0, (n - 3) % 2) for n in size] if ceil else ONE
+    rng = np.random.default_rng(0)
+    ties = rng.integers(0, 3, (2, *size, 5))
+    assert (ties == 2).mean() > 0.25
+    for x in (rng.normal(size=ties.shape), ties, np.zeros(ties.shape), -1.0 - ties):
+        x = jnp.asarray(x, jnp.float64)
+        with lowering.forced(pooling=way):
+            actual = _gradients(lambda x: max_pool(x, ceil), x)
+        _close(actual, _gradients(lambda x: nn.max_pool(x, (3, 3), (2, 2), padding), x), 1e-14)
+
+
+@pytest.mark.parametrize("way", lowering.WAYS["pooling"])
+def test_what_is_no_number_passes_the_pooling(way):
+    x = jnp.zeros((1, 8, 8, 1)).at[0, 4, 4, 0].set(jnp.nan)
+    with lowering.forced(pooling=way):
+        assert jnp.isnan(max_pool(x)).sum() == 1
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("statistics", lowering.WAYS["statistics"])
+@pytest.mark.parametrize(
+    ("groups", "relu", "with_residual"),
+    [(1, True, True), (2, True, False), (2, False, True), (4, False, False)],
+)
+def test_normalisation_with_what_follows_it(statistics, groups, relu, with_residual):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(3, 2, size=(8, 5, 4, 6)))
+    residual = jnp.asarray(rng.normal(size=x.shape)) if with_residual else None
+    params = {"scale": jnp.asarray(rng.normal(size=6)), "bias": jnp.asarray(rng.normal(size=6))}
+    stats = {"mean": jnp.asarray(rng.normal(2, 1, size=6)), "var": jnp.ones(6)}
+    norm = BatchNorm(groups, dtype=jnp.float64, param_dtype=jnp.float64)
+
+    def ours(params, x, residual):
+        variables = {"params": params, "batch_stats": stats}
+        with lowering.forced(statistics=statistics):
+            return norm.apply(
+                variables, x, True, activate=relu, residual=residual, mutable=["batch_stats"]
+            )
+
+    def plain(params, x, residual):
+        parts = jnp.split(x, groups)
+        means = jnp.stack([part.mean((0, 1, 2)) for part in parts])
+        variances = jnp.stack([part.var((0, 1, 2)) for part in parts])
+        y = jnp.concatenate(
+            [(p - m) / jnp.sqrt(v + 1e-5) for p, m, v in zip(parts, means, variances, strict=True)]
+        )
+        y = y * params["scale"] + params["bias"]
+        y = y if residual is None else y + residual
+        new = {
+            "mean": 0.9 * stats["mean"] + 0.1 * means.mean(0),
+            "var": 0.9 * stats["var"] + 0.1 * variances.mean(0),
+        }
+        return nn.relu(y) if relu else y, jax.lax.stop_gradient({"batch_stats": new})
+
+    _close(_gradients(ours, params, x, residual), _gradients(plain, params, x, residual), 1e-12)
+
+
+@pytest.mark.usefixtures("x64")
+def test_statistics_have_gradients_of_their_own():
+    from resnet_flax.models.norm import _How, _normalize
+
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(8, 5, 4, 6)))
+    how = _How(2, 1e-5, False, jnp.float64, jnp.float64, lowering.normalisation())
+    one, zero = jnp.ones(6), jnp.zeros(6)
+
+    def plain(x):
+        parts = x.reshape(2, 4, 5, 4, 6)
+        return parts.mean((1, 2, 3)), parts.var((1, 2, 3))
+
+    actual = _gradients(lambda x: _normalize(how, x, one, zero, None, zero)[1:], x)
+    _close(actual, _gradients(plain, x), 1e-12)
+
+
+def test_one_pass_is_exact_about_a_far_mean():
+    x = jnp.asarray(np.random.default_rng(0).normal(1000, 1, size=(64, 8, 8, 3)), jnp.float32)
+    norm = BatchNorm(momentum=0.0)
+    variables = {
+        "params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
+        "batch_stats": {"mean": jnp.full(3, 999.5), "var": jnp.ones(3)},
+    }
+    with lowering.forced(statistics="one_pass"):
+        _, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
+    expected = np.asarray(x, np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(updated["batch_stats"]["var"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_gradient_keeps_no_map_in_float32(residual):
+    x = jnp.ones((8, 6, 6, 16), jnp.bfloat16)
+    norm = BatchNorm(dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, False)
+
+    def run(x, *added):
+        y, _ = norm.apply(variables, x, True, True, *added, mutable=["batch_stats"])
+        return y
+
+    _, vjp = jax.vjp(run, x, *[x + 1] * residual)
+    maps = [leaf.dtype for leaf in jax.tree.leaves(vjp) if leaf.size == x.size]
+    assert maps == [jnp.bfloat16] * (1 + residual)  # its input, and its output with a residual
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("name", "axes", "size"),
+    [
+        ("resnet50", {"stage_sizes": (2, 1), "stage_features": (8, 16)}, 32),
+        ("resnet18", {"stage_sizes": (1, 2), "stage_features": (8, 16), "scan": True}, 33),
+        ("seresnet50", {"stage_sizes": (1, 2), "stage_features": (16, 16)}, 32),
+        ("cifar_resnetv2_110", {"stage_sizes": (2, 2), "stage_features": (8, 16)}, 16),
+    ],
+)
+def test_a_network_is_the_same_whichever_way(name, axes, size):
+    model = create_model(name, num_classes=5, **axes, dtype=jnp.float64, param_dtype=jnp.float64)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, size, size, 3)))
+    variables = model.init(jax.random.key(0), x, train=False)
+    # Scales of zero would hide what lies behind them.
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.1), variables)
+
+    def gradients(**ways):
+        def loss(params):
+            with lowering.forced(**ways):
+                logits, updated = model.apply(
+                    {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+                )
+            return (logits**2).sum(), (logits, updated)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    plain = {"forward": "conv", "input_gradient": "native", "kernel_gradient": "native"}
+    expected = gradients(**plain, pooling="native", statistics="two_pass")
+    _close(gradients(), expected, 1e-10)
+    for ways in (
+        {"forward": "taps", "input_gradient": "taps", "kernel_gradient": "taps"},
+        {"input_gradient": "phases", "kernel_gradient": "canonical"},
+        {"pooling": "separable", "statistics": "one_pass"},
+        {"forward": "dot", "input_gradient": "dot", "kernel_gradient": "dot"},
+    ):
+        _close(gradients(**{**plain, **ways}), expected, 1e-10)
+
+
+def test_the_device_that_a_program_is_lowered_for_decides():
+    x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((1, 1, 16, 16))
+    program = jax.jit(jax.grad(lambda x, k: conv2d(x, k).sum() ** 2, argnums=(0, 1)))
+
+    def count(platform):
+        text = program.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
+
+    assert count("cpu") == (3, 0)
+    assert count("cuda") == count("tpu") == (0, 3)
+
+
+def test_no_such_way():
+    with (
+        pytest.raises(UserError, match=r"no lowering is called forward=fft; .*forward=conv\|dot"),
+        lowering.forced(forward="fft"),
+    ):
+        pass

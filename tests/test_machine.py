@@ -1,0 +1,94 @@
+"""What commands ask of the machine: huge pages, and a place for what is compiled."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def _environment(tmp_path, **settings):
+    without = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    return {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache"), **settings}
+
+
+def _run(command, **environment):
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and the kernel's switch are Linux's")
+@pytest.mark.parametrize(
+    ("switch", "before", "expected"),
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.a=2", "glibc.a=2:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("[always] madvise never", None, None),
+        ("always madvise [never]", None, None),
+    ],
+)
+def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, expected):
+    (tmp_path / "enabled").write_text(switch)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys, pathlib\n"
+        f"started = pathlib.Path({str(tmp_path / 'started')!r})\n"
+        "started.write_text(started.read_text() + '.' if started.exists() else '.')\n"
+        "from resnet_flax import memory\n"
+        f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "memory.with_huge_pages()\n"
+        "print(repr((os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], os.getpid())))\n"
+    )
+    environment = _environment(tmp_path, **({"GLIBC_TUNABLES": before} if before else {}))
+    process = subprocess.Popen(
+        [sys.executable, "-X", "utf8", str(program), "a b", "--c"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    printed, _ = process.communicate()
+    # The same process, so that whoever started it finds it again.
+    assert printed == f"{(expected, ['a b', '--c'], process.pid)!r}\n"
+    assert len((tmp_path / "started").read_text()) == (2 if expected != before else 1)
+
+
+def test_what_is_compiled_is_kept_where_nothing_else_is_said(tmp_path):
+    program = (
+        "import jax, json\n"
+        "from resnet_flax.compile_cache import keep_compiled\n"
+        "keep_compiled()\n"
+        "print(json.dumps(jax.config.jax_compilation_cache_dir))\n"
+    )
+    command = [sys.executable, "-c", program]
+    place = json.loads(_run(command, **_environment(tmp_path)))
+    assert Path(place).parent == tmp_path / "cache" / "resnet_flax" / "compiled"
+    assert Path(place).is_dir()
+    other = _environment(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
+    assert json.loads(_run(command, **other)) == str(tmp_path / "mine")
+    off = _environment(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert json.loads(_run(command, **off)) is None
+    (tmp_path / "file").write_text("")
+    unwritable = _environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert json.loads(_run(command, **unwritable)) is None
+
+
+@pytest.mark.long
+def test_a_second_run_compiles_nothing_again(tmp_path, data_dir):
+    command = [sys.executable, "train.py", f"--config.data.data_dir={data_dir}"]
+    command += ["--config.steps=2", "--config.optim.boundaries=1", "--config.optim.warmup_steps=0"]
+    environment = _environment(tmp_path)
+    kept = []
+    for name in ("first", "second"):
+        _run([*command, f"--workdir={tmp_path / name}"], **environment)
+        kept.append(sorted(path.name for path in (tmp_path / "cache").glob("**/*-cache")))
+    assert len(kept[0]) >= 2  # the training step and the evaluation
+    assert kept[0] == kept[1]
