@@ -90,7 +90,10 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
         config = load_config("configs/imagenet.py:resnet50")
     override(config, settings)
     programs = compile_programs(
-        resolve(config), sharding.make_mesh(), classes_of(network), image_shape(network)
+        resolve(config),
+        sharding.make_mesh(devices=jax.devices()[:1]),
+        classes_of(network),
+        image_shape(network),
     )
 
     def forced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -291,7 +294,10 @@ def make_torch(side: str, network: str, batch: int, what: str, dtype: str) -> tu
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return run, torch.cuda.max_memory_allocated if device == "cuda" else _peak_of_process
+    def peak() -> int:
+        return torch.cuda.max_memory_allocated() if device == "cuda" else _peak_of_process()
+
+    return run, peak
 
 
 def _torch_network(network: str) -> Any:
@@ -300,7 +306,7 @@ def _torch_network(network: str) -> Any:
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("empty"))
     if network.startswith("cifar"):
         sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "goldens"))
-        from torch_networks import Cifar
+        from torch_cifar import Cifar
 
         return Cifar((int(network.removeprefix("cifar_resnet")) - 2) // 6, classes_of(network))
     from torchvision.models import resnet

@@ -4,18 +4,19 @@
     python benchmarks/speed_sitting.py --plan=cpu --figure=docs/train_step.png
     python benchmarks/speed_sitting.py --against=results/train_step.json   # `make bench`
 
-What the file has of this commit, this device and these versions is not done again, so that several
-sittings make one whole. The first of a plan matter most. Leads are tried beside the step as it is,
-one by one; what was expected of them stands in docs/speed.md.
+What the file has of these programs, this device and these versions is not done again, so that
+several sittings make one whole. The first of a plan matter most. Leads are tried one by one beside
+the step as it is; what was expected of them stands in docs/speed.md.
 """
 
 import argparse
+import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from train_step import available, compare, difference, floor, key, table, torch_version, versions
+from train_step import available, compare, difference, floor, key, surroundings, table, versions
 
 OUT = Path(__file__).parent.parent / "results" / "train_step.json"
 
@@ -27,7 +28,7 @@ LEADS = (
     "forward=dot:input_gradient=dot:kernel_gradient=dot",
     "forward=space_to_depth:kernel_gradient=space_to_depth",
     "--xla_gpu_enable_triton_gemm=false",
-    "--xla_gpu_autotune_level=4",
+    "--xla_gpu_exhaustive_tiling_search=true",
     "--xla_gpu_enable_command_buffer=",
 )
 
@@ -63,30 +64,30 @@ PLANS: dict[str, list[tuple[str, int, str, str]]] = {
 
 
 def main() -> int:
-    """As many comparisons as there is time for; returns 0 where the plan is at its end, else 75."""
+    """Compares; returns 75 where time was up, 1 where ours is slower than committed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--plan", choices=tuple(PLANS), default="cpu")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of a turn")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE")
     parser.add_argument("--against", type=Path, metavar="FILE", help="only compare, with this JSON")
     parser.add_argument("--figure", type=Path, metavar="FILE")
     arguments = parser.parse_args()
 
-    from resnet_flax.provenance import provenance, read_json, write_json
+    from resnet_flax.provenance import read_json, write_json
 
     start = time.monotonic()
-    about = provenance()
-    about["versions"] |= torch_version()
-    print(f"{about['device']}; {versions(about)}", flush=True)
+    about = surroundings()
+    print(f"{about['device']}, {about['processor']}; {versions(about)}", flush=True)
     dtype = "float32" if "cpu" in about["device"] else "bfloat16"
-    took = 0.0
+    took, worse = 0.0, False
     for network, batch, what, names in PLANS[arguments.plan]:
         begun = time.monotonic()
-        if begun + took - start > 60 * arguments.minutes:
+        left = 60 * arguments.minutes - (begun - start)
+        if took > left:
             print("time is up; the same command goes on")
             return 75
         kept = read_json(arguments.out) or []
@@ -99,59 +100,60 @@ def main() -> int:
             *(network, batch, what, dtype, sides),
             rounds=arguments.rounds,
             seconds=arguments.seconds,
+            limit=max(60.0, min(left / 2, 600.0)),
         )
         if limits := floor(network, what, about["device"], dtype):
             found["floor"] = limits
         found |= about
         print(table(found), flush=True)
         if arguments.against:
-            print(difference(found, read_json(arguments.against) or []), flush=True)
+            said, slower = difference(found, read_json(arguments.against) or [])
+            print(said, flush=True)
+            worse = worse or slower
         else:
             write_json(arguments.out, [*(old for old in kept if key(old) != key(found)), found])
         took = time.monotonic() - begun
     if arguments.figure:
-        draw(read_json(arguments.out) or [], about["device"], arguments.figure)
-    return 0
+        draw(read_json(arguments.out) or [], about["processor"], arguments.figure)
+    return int(worse)
 
 
 def done(old: dict[str, Any], planned: dict[str, Any]) -> bool:
     """Whether a comparison has been made with these programs."""
-    same = key(old) == key(planned) and old["versions"] == planned["versions"]
-    return same and old["commit"] == planned["commit"]
+    return key(old) == key(planned) and all(
+        old[name] == planned[name] for name in ("versions", "programs")
+    )
 
 
-def draw(rows: list[dict[str, Any]], device: str, path: Path) -> None:
+def draw(rows: list[dict[str, Any]], processor: str, path: Path) -> None:
     """Ours over each peer, with the range of the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")
-    import statistics
-
     from matplotlib import pyplot
 
-    rows = [row for row in rows if row["device"] == device and len(row["sides"]) > 2]
-    newest = max(row["versions"]["jax"] for row in rows)
-    rows = [row for row in rows if row["versions"]["jax"] == newest]
+    rows = [row for row in rows if row["processor"] == processor and len(row["sides"]) > 1]
+    rows = [row for row in rows if not any(name.startswith("ours:") for name in row["sides"])]
+    rows = [row for row in rows if row["versions"] == rows[-1]["versions"]]
+    peers = list(dict.fromkeys(name for row in rows for name in row["sides"] if name != "ours"))
     figure, panel = pyplot.subplots(figsize=(9, 4), constrained_layout=True)
-    peers = [name for name in rows[0]["sides"] if name != "ours"]
     for number, peer in enumerate(peers):
-        for place, row in enumerate(rows):
-            ratios = row["sides"][peer]["ours_by_this"]
-            middle = statistics.median(ratios)
-            panel.bar(
-                place + (number - 1) * 0.27,
-                middle,
-                0.25,
-                color=f"C{number}",
-                label=peer if place == 0 else None,
-                yerr=[[middle - min(ratios)], [max(ratios) - middle]],
-                capsize=2,
-            )
+        found = [
+            (place, row["sides"][peer]["ours_by_this"])
+            for place, row in enumerate(rows)
+            if "ours_by_this" in row["sides"].get(peer, {})
+        ]
+        middle = [statistics.median(ratios) for _, ratios in found]
+        low = [m - min(ratios) for m, (_, ratios) in zip(middle, found, strict=True)]
+        high = [max(ratios) - m for m, (_, ratios) in zip(middle, found, strict=True)]
+        width = 0.8 / len(peers)
+        at = [place + (number - (len(peers) - 1) / 2) * width for place, _ in found]
+        panel.bar(at, middle, 0.9 * width, yerr=[low, high], capsize=2, label=peer)
     panel.axhline(1, color="black", linewidth=1)
     names = [f"{row['network'].removeprefix('cifar_')}\n{row['what']}" for row in rows]
     panel.set_xticks(range(len(rows)), names, fontsize=8)
     panel.set_ylabel("images/s, ours over each")
-    panel.set_title(f"{device}, {rows[0]['dtype']}, JAX {newest}", fontsize=10)
+    panel.set_title(f"{processor}, {versions(rows[-1])}", fontsize=10)
     panel.legend()
     figure.savefig(path, dpi=100)
 

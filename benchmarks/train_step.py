@@ -21,12 +21,18 @@ step than the others: CIFAR's crops and flips, norms of gradients and parameters
 """
 
 import argparse
+import contextlib
+import hashlib
 import json
 import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,12 +46,21 @@ ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 PEAKS = {"NVIDIA H200": (989e12, 4.8e12), "NVIDIA H100 80GB HBM3": (989e12, 3.35e12)}
 
 
+class SideError(Exception):
+    """A side cannot be measured; what it printed says why."""
+
+
 class Side:
     """A worker, driven from here."""
 
     def __init__(self, name: str, network: str, batch: int, what: str, dtype: str) -> None:
         flags = [part for part in name.split(":") if part.startswith("--")]
         environment = {**os.environ, **ALLOCATOR, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        # One GPU each, and what is compiled is compiled anew.
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        self._scratch = tempfile.TemporaryDirectory()
+        environment["TORCHINDUCTOR_CACHE_DIR"] = self._scratch.name
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         environment["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "sides.py"), name, network, str(batch), what, dtype],
@@ -58,22 +73,30 @@ class Side:
         self.ready: dict[str, float] = {}
         self.peak = 0
 
-    def wait(self) -> None:
-        """Until it has taken its first step."""
-        self.ready = self._read()
+    def wait(self, limit: float) -> None:
+        """Until it has taken its first steps; so many seconds at most."""
+        self.ready = self._read(limit)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, limit: float) -> dict[str, Any]:
         assert self._process.stdout is not None
-        while not (line := self._process.stdout.readline()).startswith("{"):
-            if not line:
-                raise SystemExit(f"error: {self._name} ended early; what it said is above")
+        timer = threading.Timer(limit, self._process.kill)
+        timer.start()
+        try:
+            while not (line := self._process.stdout.readline()).startswith("{"):
+                if not line:
+                    raise SideError(f"ended, or took more than {limit:.0f} s")
+        finally:
+            timer.cancel()
         return json.loads(line)
 
     def take(self, seconds: float) -> list[float]:
         """Steps for so long; the seconds of a step in each stretch of a tenth of a second."""
         assert self._process.stdin is not None
-        print(seconds, file=self._process.stdin, flush=True)
-        found = self._read()
+        try:
+            print(seconds, file=self._process.stdin, flush=True)
+        except BrokenPipeError as error:
+            raise SideError("ended") from error
+        found = self._read(60 + 10 * seconds)
         self.peak = int(found["peak"])
         return found["seconds"]
 
@@ -81,46 +104,73 @@ class Side:
         """Ends it."""
         self._process.kill()
         self._process.communicate()
+        self._scratch.cleanup()
 
 
 def compare(
-    network: str, batch: int, what: str, dtype: str, sides: list[str], rounds: int, seconds: float
+    network: str,
+    batch: int,
+    what: str,
+    dtype: str,
+    sides: list[str],
+    rounds: int,
+    seconds: float,
+    limit: float = 600.0,
 ) -> dict[str, Any]:
     """Rates of the sides, taken in turns, each turn of about so many seconds.
 
     A turn's rate is that of the median stretch of its steps: now and then this or that step has to
-    wait for the machine.
+    wait for the machine. A side that fails, or takes longer than `limit` seconds to its first
+    steps, is left out and said to have failed.
     """
     opened: dict[str, Side] = {}
+    failed: dict[str, str] = {}
     rates: dict[str, list[float]] = {name: [] for name in sides}
+
+    def unless_it_fails(name: str, function: Callable[[], None]) -> None:
+        try:
+            function()
+        except SideError as failure:
+            print(f"{name}: {failure}; what it printed says why", flush=True)
+            failed[name] = str(failure)
+
     try:
         for name in sides:  # one after the other: compiling uses all cores
             opened[name] = Side(name, network, batch, what, dtype)
-            opened[name].wait()
+            unless_it_fails(name, lambda name=name: opened[name].wait(limit))  # type: ignore[misc]
+
+        def turn(name: str) -> None:
+            rates[name].append(batch / statistics.median(opened[name].take(seconds)))
+
         for number in range(rounds):
-            order = list(opened)[:: 1 if number % 2 else -1]
-            for name in order:
-                rates[name].append(batch / statistics.median(opened[name].take(seconds)))
-        found = {
-            name: {
+            for name in sides[:: 1 if number % 2 else -1]:
+                if name not in failed:
+                    unless_it_fails(name, lambda name=name: turn(name))  # type: ignore[misc]
+        found: dict[str, Any] = {name: {"error": why} for name, why in failed.items()}
+        for name in sides:
+            if name in failed:
+                continue
+            found[name] = {
                 "images_per_second": [round(rate, 2) for rate in rates[name]],
-                "ours_by_this": [
+                "first_step_seconds": round(opened[name].ready["first_step"], 1),
+                "peak_bytes": opened[name].peak,
+            }
+            if sides[0] not in failed:
+                found[name]["ours_by_this"] = [
                     round(ours / rate, 4)
                     for ours, rate in zip(rates[sides[0]], rates[name], strict=True)
-                ],
-                "first_step_seconds": round(side.ready["first_step"], 1),
-                "peak_bytes": side.peak,
-            }
-            for name, side in opened.items()
-        }
+                ]
     finally:
         for side in opened.values():
             side.close()
+    found = {name: found[name] for name in sides}
     return {"network": network, "batch": batch, "what": what, "dtype": dtype, "sides": found}
 
 
 def ratio(rounds: list[float]) -> str:
     """The median of the rounds' ratios; a dash where they spread over more than it says."""
+    if not rounds:
+        return "-"
     middle, spread = statistics.median(rounds), max(rounds) - min(rounds)
     return f"{middle:.2f}" if spread < abs(middle - 1) else "-"
 
@@ -132,10 +182,13 @@ def table(found: dict[str, Any]) -> str:
         f"{'':28}{'images/s':>9} {'(range)':>18} {'ours/it':>8} {'peak':>6} {'first':>7}",
     ]
     for name, side in found["sides"].items():
+        if "error" in side:
+            lines.append(f"{name[:28]:28}failed: {side['error']}")
+            continue
         rates = side["images_per_second"]
         span = f"{min(rates):,.0f} to {max(rates):,.0f}"
         gib = side["peak_bytes"] / 2**30
-        said = "" if name == "ours" else ratio(side["ours_by_this"])
+        said = "" if name == "ours" else ratio(side.get("ours_by_this", []))
         lines.append(
             f"{name[:28]:28}{statistics.median(rates):9,.1f} {span:>18} {said:>8} "
             f"{gib:5.1f}G {side['first_step_seconds']:6.1f}s"
@@ -143,8 +196,8 @@ def table(found: dict[str, Any]) -> str:
     if "floor" in found:
         floor = found["floor"]
         lines.append(
-            f"floor: {floor['flops_images_per_second']:,.0f} images/s by FLOPs, "
-            f"{floor['bytes_images_per_second']:,.0f} by memory traffic"
+            f"at most {floor['flops_images_per_second']:,.0f} images/s by FLOPs, "
+            f"{floor['bytes_images_per_second']:,.0f} by memory, nothing fused into convolutions"
         )
     return "\n".join(lines)
 
@@ -185,7 +238,8 @@ def floor(network: str, what: str, device: str, dtype: str) -> dict[str, float]:
 
 def available(sides: list[str]) -> list[str]:
     """The sides that this environment has; says which it lacks."""
-    lacking = [name for name in sides if name.startswith("torch") and find_spec("torch") is None]
+    there = find_spec("torch") and find_spec("torchvision")
+    lacking = [name for name in sides if name.startswith("torch") and not there]
     if lacking:
         print(f"without {', '.join(lacking)}: torch and torchvision are not installed")
     return [name for name in sides if name not in lacking]
@@ -202,17 +256,21 @@ def main() -> int:
     parser.add_argument("--dtype", default="", help="default: float32 on a CPU, else bfloat16")
     parser.add_argument("--sides", default="ours,flax_example,torch,torch_last")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of a turn")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to merge into")
     parser.add_argument("--against", type=Path, metavar="FILE", help="JSON to compare ratios with")
     arguments = parser.parse_args()
 
-    from resnet_flax.provenance import provenance, read_json, write_json
-
-    about = provenance()
-    dtype = arguments.dtype or ("float32" if "cpu" in about["device"] else "bfloat16")
     sides = available(arguments.sides.split(","))
-    print(f"{about['device']}; {versions(about)}")
+    if arguments.what == "resident" and any(not name.startswith("ours") for name in sides):
+        parser.error("only ours has data that lies on the device; give --sides=ours")
+
+    from resnet_flax.provenance import read_json, write_json
+
+    about = surroundings()
+    dtype = arguments.dtype or ("float32" if "cpu" in about["device"] else "bfloat16")
+    print(f"{about['device']}, {about['processor']}; {versions(about)}")
+    worse = False
     for network in arguments.networks.split(","):
         found = compare(
             *(network, arguments.batch, arguments.what, dtype, sides),
@@ -221,42 +279,75 @@ def main() -> int:
         )
         if limits := floor(network, arguments.what, about["device"], dtype):
             found["floor"] = limits
-        found |= {**about, "versions": {**about["versions"], **torch_version()}}
+        found |= about
         print(table(found), flush=True)
         if arguments.against:
-            print(difference(found, read_json(arguments.against) or []))
+            said, slower = difference(found, read_json(arguments.against) or [])
+            print(said)
+            worse = worse or slower
         if arguments.out:
             kept = [old for old in read_json(arguments.out) or [] if key(old) != key(found)]
             write_json(arguments.out, [*kept, found])
-    return 0
+    return int(worse)
 
 
 def key(found: dict[str, Any]) -> tuple[Any, ...]:
     """What a later measurement takes the place of: the same on the same kind of machine."""
     jax = found["versions"]["jax"].rsplit(".", 1)[0]
-    same = tuple(found[name] for name in ("network", "batch", "what", "dtype", "device"))
-    return *same, jax, tuple(found["sides"])
+    names = ("network", "batch", "what", "dtype", "device", "processor")
+    return *(found[name] for name in names), jax, tuple(found["sides"])
 
 
-def difference(found: dict[str, Any], committed: list[dict[str, Any]]) -> str:
-    """Ratios now beside the committed ones of the same comparison."""
-    same = [old for old in committed if key(old)[:-1] == key(found)[:-1]]
-    lines = []
-    for old in same:
+def difference(found: dict[str, Any], committed: list[dict[str, Any]]) -> tuple[str, bool]:
+    """Ratios now beside the committed ones of the same comparison, and whether one is worse.
+
+    Worse is what in its best turn is below the worst of the committed.
+    """
+    lines, worse = [], False
+    for old in committed:
+        if key(old)[:-1] != key(found)[:-1]:
+            continue
         for name in found["sides"]:
-            if name != "ours" and name in old["sides"]:
-                then, now = (one["sides"][name]["ours_by_this"] for one in (old, found))
-                lines.append(
-                    f"ours/{name}: {statistics.median(now):.2f} now "
-                    f"({min(now):.2f} to {max(now):.2f}), {statistics.median(then):.2f} in the "
-                    f"committed ({min(then):.2f} to {max(then):.2f})"
-                )
-    return "\n".join(lines) or "nothing committed of this comparison on such a machine"
+            then, now = (one["sides"].get(name, {}).get("ours_by_this") for one in (old, found))
+            if name == "ours" or not then or not now:
+                continue
+            slower = max(now) < min(then)
+            worse = worse or slower
+            lines.append(
+                f"ours/{name}: {ratio(now)} now ({min(now):.2f} to {max(now):.2f}), {ratio(then)} "
+                f"committed ({min(then):.2f} to {max(then):.2f}){': slower' * slower}"
+            )
+    return "\n".join(lines) or "nothing committed of this comparison on such a machine", worse
+
+
+def surroundings() -> dict[str, Any]:
+    """Commit, device, processor and versions, and a digest of the programs that are compared."""
+    # This process compiles nothing, but may open the GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from resnet_flax.provenance import provenance
+
+    about = provenance()
+    about["versions"] |= torch_version()
+    package = HERE.parent / "resnet_flax"
+    programs = [*sorted(package.rglob("*.py")), HERE / "sides.py", HERE / "train_step.py"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in programs))
+    return {**about, "processor": processor(), "programs": digest.hexdigest()[:16]}
+
+
+def processor() -> str:
+    """Model and number of cores that this process may use."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("model name"))
+        model = line.split(":", 1)[1].strip()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
 
 
 def versions(about: dict[str, Any]) -> str:
     """Of what is compared."""
-    names = {**about["versions"], **torch_version()}
+    names = about["versions"]
     return ", ".join(f"{name} {names[name]}" for name in ("jax", "flax", "torch") if name in names)
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import jax
 
-MAX_BYTES = 4 * 2**30
+SETTINGS = {
+    "jax_compilation_cache_max_size": 4 * 2**30,
+    "jax_persistent_cache_min_compile_time_secs": 0.3,
+}
 
 
 def keep_compiled() -> None:
@@ -21,15 +24,16 @@ def keep_compiled() -> None:
     config: Any = jax.config  # whose attributes are not declared
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = cache / "resnet_flax" / "compiled" / _machine()
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        place = cache / "resnet_flax" / "compiled" / _machine()
         place.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: compiled anew each time
+    except (OSError, RuntimeError):  # no home, or none to write to: compiled anew each time
         return
     config.update("jax_compilation_cache_dir", str(place))
-    config.update("jax_compilation_cache_max_size", MAX_BYTES)
-    config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    for name, value in SETTINGS.items():
+        if name.upper() not in os.environ:
+            config.update(name, value)
 
 
 def _machine() -> str:

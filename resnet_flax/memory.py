@@ -1,5 +1,6 @@
 """Large buffers in huge pages."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -18,15 +19,27 @@ def with_huge_pages() -> None:
     or where the kernel has no huge pages to give on demand.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in tunables or not sys.platform.startswith("linux") or not _on_demand():
+    if TUNABLE in tunables or not _on_demand() or not _is_the_program():
         return
     setting = f"{TUNABLE}=1"
     os.environ["GLIBC_TUNABLES"] = f"{tunables}:{setting}" if tunables else setting
+    sys.stdout.flush()
+    sys.stderr.flush()
     # A program that cannot be started so goes on as it is.
-    if sys.executable and len(sys.orig_argv) > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    with contextlib.suppress(OSError):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_the_program() -> bool:
+    """Whether the interpreter was started for what calls this, and with these arguments.
+
+    Not where a notebook, a debugger or another script runs it: that would be started anew.
+    """
+    arguments = sys.argv[1:]
+    started, given = sys.orig_argv[: len(sys.orig_argv) - len(arguments)], sys.orig_argv
+    if not sys.executable or sys.gettrace() or given[len(started) :] != arguments:
+        return False
+    return started[-1:] == sys.argv[:1] or started[-2:] == ["-m", "resnet_flax"]
 
 
 def _on_demand() -> bool:

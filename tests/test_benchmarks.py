@@ -1,5 +1,6 @@
 """The benchmarks run, in their shortest form; what they time is judged nowhere here."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -53,6 +54,44 @@ def test_sittings_go_on_from_each_other(tmp_path, data_dir):
     assert rows == {"plain-20"}
 
 
+@pytest.fixture
+def train_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("train_step")
+
+
+def test_a_ratio_is_said_only_where_it_is_clear(train_step):
+    assert train_step.ratio([1.5, 1.45, 1.6]) == "1.50"
+    assert train_step.ratio([0.7, 0.75, 0.72]) == "0.72"
+    assert train_step.ratio([0.9, 1.3, 1.05]) == "-"
+    assert train_step.ratio([]) == "-"
+
+
+def test_what_became_slower_is_told(train_step):
+    def row(*ratios):
+        about = {"network": "n", "batch": 1, "what": "train", "dtype": "float32", "device": "d"}
+        sides = {"ours": {"ours_by_this": [1, 1]}, "torch": {"ours_by_this": list(ratios)}}
+        return {**about, "processor": "p", "versions": {"jax": "0.12.1"}, "sides": sides}
+
+    said, slower = train_step.difference(row(0.5, 0.6), [row(0.8, 0.9)])
+    assert slower
+    assert said == "ours/torch: 0.55 now (0.50 to 0.60), 0.85 committed (0.80 to 0.90): slower"
+    assert not train_step.difference(row(0.5, 0.85), [row(0.8, 0.9)])[1]
+    elsewhere = {**row(0.8, 0.9), "processor": "another"}
+    assert train_step.difference(row(0.1, 0.2), [elsewhere]) == (
+        "nothing committed of this comparison on such a machine",
+        False,
+    )
+
+
+def test_the_most_that_a_gpu_could_do(train_step):
+    found = train_step.floor("resnet50", "train", "1 x NVIDIA H200", "bfloat16")
+    # 3 x 2 x 4.089 billion multiply-adds at 989 TFLOP/s.
+    assert found["flops_images_per_second"] == pytest.approx(989e12 / (6 * 4.089e9), rel=1e-3)
+    assert 10_000 < found["bytes_images_per_second"] < 20_000
+    assert train_step.floor("resnet50", "train", "1 x cpu", "bfloat16") == {}
+
+
 @pytest.mark.long
 def test_speeds_are_compared_and_merged(tmp_path):
     out = tmp_path / "found.json"
@@ -74,7 +113,7 @@ def test_speeds_are_compared_and_merged(tmp_path):
     assert rows[0] == first  # not made again
     assert [row["what"] for row in rows] == ["train", "infer", "resident"]
     status, printed = sit(f"--against={out}", "--minutes=0.001")
-    assert "ours/flax_example:" in printed
+    assert "ours/flax_example:" in printed, printed
     assert json.loads(out.read_text()) == rows
     assert max(map(len, printed.splitlines())) <= 120, printed
 

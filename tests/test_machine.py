@@ -61,24 +61,49 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
     assert len((tmp_path / "started").read_text()) == (2 if expected != before else 1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and the kernel's switch are Linux's")
+def test_who_runs_the_program_from_another_is_not_started_anew(tmp_path):
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    (tmp_path / "inner.py").write_text(
+        "from resnet_flax import memory\n"
+        "import os, pathlib\n"
+        f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "memory.with_huge_pages()\n"
+        "print(os.environ.get('GLIBC_TUNABLES'))\n"
+    )
+    outer = tmp_path / "outer.py"
+    outer.write_text(
+        "import runpy, sys\n"
+        "print('outer')\n"
+        f"sys.argv = [{str(tmp_path / 'inner.py')!r}, '--workdir=here']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    printed = _run([sys.executable, str(outer)], **_environment(tmp_path))
+    assert printed.split() == ["outer", "None"]
+
+
 def test_what_is_compiled_is_kept_where_nothing_else_is_said(tmp_path):
     program = (
         "import jax, json\n"
         "from resnet_flax.compile_cache import keep_compiled\n"
         "keep_compiled()\n"
-        "print(json.dumps(jax.config.jax_compilation_cache_dir))\n"
+        "print(json.dumps([jax.config.jax_compilation_cache_dir,\n"
+        "    jax.config.jax_compilation_cache_max_size]))\n"
     )
     command = [sys.executable, "-c", program]
-    place = json.loads(_run(command, **_environment(tmp_path)))
+    place, most = json.loads(_run(command, **_environment(tmp_path)))
+    assert most == 4 * 2**30
     assert Path(place).parent == tmp_path / "cache" / "resnet_flax" / "compiled"
     assert Path(place).is_dir()
     other = _environment(tmp_path, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
-    assert json.loads(_run(command, **other)) == str(tmp_path / "mine")
+    assert json.loads(_run(command, **other))[0] == str(tmp_path / "mine")
+    smaller = _environment(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE="1000")
+    assert json.loads(_run(command, **smaller)) == [place, 1000]
     off = _environment(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
-    assert json.loads(_run(command, **off)) is None
+    assert json.loads(_run(command, **off))[0] is None
     (tmp_path / "file").write_text("")
     unwritable = _environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert json.loads(_run(command, **unwritable)) is None
+    assert json.loads(_run(command, **unwritable))[0] is None
 
 
 @pytest.mark.long
@@ -86,9 +111,11 @@ def test_a_second_run_compiles_nothing_again(tmp_path, data_dir):
     command = [sys.executable, "train.py", f"--config.data.data_dir={data_dir}"]
     command += ["--config.steps=2", "--config.optim.boundaries=1", "--config.optim.warmup_steps=0"]
     environment = _environment(tmp_path)
-    kept = []
+    read = []
     for name in ("first", "second"):
         _run([*command, f"--workdir={tmp_path / name}"], **environment)
-        kept.append(sorted(path.name for path in (tmp_path / "cache").glob("**/*-cache")))
-    assert len(kept[0]) >= 2  # the training step and the evaluation
-    assert kept[0] == kept[1]
+        times = (tmp_path / "cache").glob("**/*-atime")  # JAX notes when it took an entry
+        read.append({path.name: path.read_bytes() for path in times})
+    assert len(read[0]) >= 2  # the training step and the evaluation
+    assert read[0].keys() == read[1].keys()
+    assert all(read[0][name] != read[1][name] for name in read[0])

@@ -1,6 +1,7 @@
 """The ways to compute a convolution and its two gradients, which `lowering` chooses from."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,9 +98,15 @@ def _canonical_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: A
 # As matrix products -----------------------------------------------------------------------------
 
 
-def _product(x: Array, matrix: Array) -> Array:
-    """`[..., c]` times `[c, o]`."""
-    return lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())))
+def _product(x: Array, matrix: Array, dtype: Any = None) -> Array:
+    """`[..., c]` times `[c, o]`, given in `dtype`."""
+    over = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(x, matrix, over, preferred_element_type=dtype)
+
+
+def _wide(x: Array) -> Any:
+    """What sums of several products are taken in: in bfloat16 each addition would be rounded."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _outer(x: Array, dy: Array) -> Array:
@@ -166,20 +173,20 @@ def _taps(geometry: Geometry, x: Array, kernel: Array) -> Array:
     )
     matrices = kernel.reshape(-1, *kernel.shape[2:])
     products = [
-        _product(_under(tap, geometry, padded, out), matrix)
+        _product(_under(tap, geometry, padded, out), matrix, _wide(x))
         for tap, matrix in zip(_offsets(geometry, area), matrices, strict=True)
     ]
-    return sum(products[1:], products[0])
+    return sum(products[1:], products[0]).astype(x.dtype)
 
 
 def _taps_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
     (top, _), (left, _) = geometry.padding
     matrices = kernel.reshape(-1, *kernel.shape[2:])
     pieces = [
-        _spread(_product(dy, matrix.T), size, geometry.strides, (i - top, j - left))
+        _spread(_product(dy, matrix.T, _wide(dy)), size, geometry.strides, (i - top, j - left))
         for (i, j), matrix in zip(_offsets(geometry, kernel.shape[:2]), matrices, strict=True)
     ]
-    return sum(pieces[1:], pieces[0])
+    return sum(pieces[1:], pieces[0]).astype(dy.dtype)
 
 
 def _taps_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
