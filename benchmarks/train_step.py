@@ -119,9 +119,9 @@ def compare(
 ) -> dict[str, Any]:
     """Rates of the sides, taken in turns, each turn of about so many seconds.
 
-    A turn's rate is that of the median stretch of its steps: now and then this or that step has to
-    wait for the machine. A side that fails, or takes longer than `limit` seconds to its first
-    steps, is left out and said to have failed.
+    A turn's rate is that of the median stretch of its steps, after some that do not count: now and
+    then this or that step has to wait for the machine. A side that fails, or takes longer than
+    `limit` seconds to its first steps, is left out and said to have failed.
     """
     opened: dict[str, Side] = {}
     failed: dict[str, str] = {}
@@ -295,7 +295,7 @@ def key(found: dict[str, Any]) -> tuple[Any, ...]:
     """What a later measurement takes the place of: the same on the same kind of machine."""
     jax = found["versions"]["jax"].rsplit(".", 1)[0]
     names = ("network", "batch", "what", "dtype", "device", "processor")
-    return *(found[name] for name in names), jax, tuple(found["sides"])
+    return *(found.get(name) for name in names), jax, tuple(found["sides"])
 
 
 def difference(found: dict[str, Any], committed: list[dict[str, Any]]) -> tuple[str, bool]:
