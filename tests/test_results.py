@@ -1,6 +1,8 @@
 """What README and results/ claim agrees with itself and with the configs that stand here."""
 
+import importlib
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -113,3 +115,44 @@ def test_responses_of_small_networks_are_what_the_readme_says(name):
     for row in TARGETS[name].rows:
         medians = [f"{statistics.median(run['responses']):.2f}" for run in of_row(runs, row)]
         assert f"{row.name} {' '.join(medians)}" in (ROOT / "README.md").read_text()
+
+
+def test_speed_is_what_the_docs_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    ratio = importlib.import_module("train_step").ratio
+    rows = json.loads((ROOT / "results" / "train_step.json").read_text())
+    said = (ROOT / "docs" / "speed.md").read_text()
+    for row in rows:
+        assert re.fullmatch("[0-9a-f]{40}", row["commit"])
+        line = f"| {row['network']}, {row['what']}, batch {row['batch']} |"
+        for name, side in row["sides"].items():
+            line += f" {statistics.median(side['images_per_second']):,.1f}"
+            if name != "ours":
+                over = side["ours_by_this"]
+                line += f" ({ratio(over)}, {min(over):.2f} to {max(over):.2f})"
+            line += " |"
+        assert line in said
+
+
+def test_a_start_from_the_cache_takes_seconds():
+    seconds = json.loads((ROOT / "results" / "start.json").read_text())["seconds"]
+    assert max(seconds["digits_warm"]) < 10
+    assert max(seconds["resnet152_compiles"]) < 60
+    said = (ROOT / "docs" / "speed.md").read_text()
+    for values in seconds.values():
+        assert ", ".join(map(str, values)) in said
+
+
+@pytest.mark.parametrize("axis", ["depth", "batch", "pixels"])
+def test_cost_grows_in_a_straight_line(axis):
+    rows = json.loads((ROOT / "results" / "growth.json").read_text())
+    points = [(row["at"], statistics.median(row["seconds"])) for row in rows if row["axis"] == axis]
+    at, seconds = zip(*sorted(points), strict=True)
+
+    def misses(costs):
+        """By how much of itself a cost lies off the straight line that fits best, at most."""
+        slope, level = statistics.linear_regression(at, costs)
+        return max(abs(level + slope * x - y) / y for x, y in zip(at, costs, strict=True))
+
+    # Room for a machine whose steps differ by a fifth, none for what grows faster than it should.
+    assert misses(seconds) < 0.25 < misses([x**1.5 for x in at])
