@@ -93,6 +93,15 @@ def test_the_most_that_a_gpu_could_do(train_step):
 
 
 @pytest.mark.long
+def test_a_side_that_fails_is_left_out(train_step):
+    sides = ["ours", "ours:forward=fft"]
+    found = train_step.compare("cifar_resnet20", 8, "infer", "float32", sides, 2, 0.1)
+    assert len(found["sides"]["ours"]["images_per_second"]) == 2
+    assert set(found["sides"]["ours:forward=fft"]) == {"error"}
+    assert "failed: ended" in train_step.table(found)
+
+
+@pytest.mark.long
 def test_speeds_are_compared_and_merged(tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, "benchmarks/speed_sitting.py", "--plan=shortest", f"--out={out}"]
