@@ -143,6 +143,15 @@ def test_a_start_from_the_cache_takes_seconds():
         assert ", ".join(map(str, values)) in said
 
 
+def test_rematerialisation_halves_what_a_chip_holds():
+    rows = json.loads((ROOT / "results" / "tpu_memory.json").read_text())
+    scratch = {tuple(row["settings"]): row["bytes_per_chip"]["scratch"] for row in rows}
+    assert {row["batch_size"] for row in rows} == {8 * 256}
+    assert scratch["model.remat=1",] < scratch[()] / 2
+    said = (ROOT / "docs" / "speed.md").read_text()
+    assert all(f"{size / 1e9:.2f} GB" in said for size in scratch.values())
+
+
 @pytest.mark.parametrize("axis", ["depth", "batch", "pixels"])
 def test_cost_grows_in_a_straight_line(axis):
     rows = json.loads((ROOT / "results" / "growth.json").read_text())
