@@ -80,6 +80,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, panels = pyplot.subplots(1, len(AXES), figsize=(13, 3.4), constrained_layout=True)
     for panel, axis in zip(panels, AXES, strict=True):
         mine = [row for row in rows if row["axis"] == axis]
+        panel.set_title(TITLES[axis], fontsize=10)
+        if not mine:
+            continue
         x = np.array([row["at"] for row in mine], float)
         y = np.array([statistics.median(row["seconds"]) for row in mine])
         low, high = (np.array([f(row["seconds"]) for row in mine]) for f in (min, max))
@@ -87,7 +90,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         slope, level = np.polyfit(x, y, 1)
         ends = np.array([0, x.max()])
         panel.plot(ends, level + slope * ends, color="C1", linewidth=1)
-        panel.set_title(TITLES[axis], fontsize=10)
         panel.set_xlabel(axis)
         panel.set_xlim(0)
         panel.set_ylim(0)

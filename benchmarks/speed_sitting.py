@@ -87,7 +87,7 @@ def main() -> int:
     for network, batch, what, names in PLANS[arguments.plan]:
         begun = time.monotonic()
         left = 60 * arguments.minutes - (begun - start)
-        if took > left:
+        if took and took > left:
             print("time is up; the same command goes on")
             return 75
         kept = read_json(arguments.out) or []
