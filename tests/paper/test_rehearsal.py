@@ -58,7 +58,8 @@ def test_imagenet_targets_are_rehearsed(
     assert main([*command, *[f"--figure={figure}"] * (target == "figure4")]) == 0
     printed = capsys.readouterr().out
     assert "CHANGED" in printed
-    assert ("all finished" in printed) == (where != target)
+    # Another target's training is taken over where the same worker ran that before.
+    assert "all finished" not in printed or where != target
     for run in json.loads(out.read_text()):
         assert set(run["error"]) == columns
         assert all(0 <= error <= 100 for error in run["error"].values())
