@@ -36,23 +36,14 @@ OUT = Path(__file__).parent.parent / "results" / "growth.json"
 def measure(network: str, batch: int, side: int, steps: int) -> list[float]:
     """Seconds of each step, after some to warm up; in this process."""
     import jax
-    import numpy as np
+    from programs import noise, programs_of
 
     from resnet_flax import sharding
-    from resnet_flax.config import load_config, override, resolve
-    from resnet_flax.train.setup import compile_programs
 
-    config = load_config("configs/cifar10.py:resnet20")
-    override(config, [f"model.name={network}", f"batch_size={batch}"])
-    mesh = sharding.make_mesh()
-    programs = compile_programs(resolve(config), mesh, 10, (side, side, 3))
-    rng = np.random.default_rng(0)
-    arrays = {
-        "image": rng.integers(0, 256, (batch, side, side, 3), np.uint8),
-        "label": rng.integers(0, 10, batch).astype(np.int32),
-        "mask": np.ones(batch, bool),
-    }
-    arrays = jax.device_put(arrays, sharding.over_batch(mesh))
+    shape, mesh = (side, side, 3), sharding.make_mesh()
+    settings = [f"model.name={network}", f"batch_size={batch}"]
+    programs = programs_of("configs/cifar10.py:resnet20", settings, 10, shape, mesh)
+    arrays = jax.device_put(noise(batch, shape, 10), sharding.over_batch(mesh))
     state, seconds = programs.init(0), []
     for _ in range(5 + steps):
         start = time.monotonic()

@@ -40,18 +40,13 @@ def classes_of(network: str) -> int:
 def make_jax(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[Run, Any]:
     """A JAX side, and what tells its peak memory."""
     import jax
-    import numpy as np
+    from programs import noise
 
-    rng = np.random.default_rng(0)
-    arrays = jax.device_put(
-        {
-            "image": rng.integers(0, 256, (batch, *image_shape(network)), np.uint8),
-            "label": rng.integers(0, classes_of(network), batch).astype(np.int32),
-            "mask": np.ones(batch, bool),
-        }
-    )
-    make = _flax_example if side == "flax_example" else functools.partial(_ours, side)
-    state, step, predict = make(network, batch, what, dtype)
+    arrays = jax.device_put(noise(batch, image_shape(network), classes_of(network)))
+    if side == "flax_example":
+        state, step, predict = _flax_example(network, dtype)
+    else:
+        state, step, predict = _ours(side, network, batch, what, dtype)
 
     def run(steps: int) -> None:
         nonlocal state
@@ -76,25 +71,19 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     """This package's programs; `side` may name ways of `models.lowering`: 'ours:forward=dot'."""
     import jax
     import numpy as np
+    from programs import noise, programs_of
 
     from resnet_flax import sharding
-    from resnet_flax.config import load_config, override, resolve
     from resnet_flax.models import lowering
-    from resnet_flax.train.setup import compile_programs
 
     ways = dict(part.split("=") for part in side.split(":")[1:] if not part.startswith("--"))
-    cifar = network.startswith("cifar")
-    settings = [f"model.name={network}", f"batch_size={batch}", f"model.dtype={dtype}"]
-    if cifar:  # the augmentation of the paper lies in the step
-        config = load_config("configs/cifar10.py:resnet20")
-    else:
-        config = load_config("configs/imagenet.py:resnet50")
-    override(config, settings)
-    programs = compile_programs(
-        resolve(config),
-        sharding.make_mesh(devices=jax.devices()[:1]),
+    cifar = network.startswith("cifar")  # the augmentation of the paper lies in its step
+    programs = programs_of(
+        "configs/cifar10.py:resnet20" if cifar else "configs/imagenet.py:resnet50",
+        [f"model.name={network}", f"batch_size={batch}", f"model.dtype={dtype}"],
         classes_of(network),
         image_shape(network),
+        sharding.make_mesh(devices=jax.devices()[:1]),
     )
 
     def forced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,13 +103,10 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     if what == "resident":
         resident = programs.resident_steps
         number = 50_000 if jax.default_backend() != "cpu" else 1000
-        rng = np.random.default_rng(0)
-        data = {
-            "image": rng.integers(0, 256, (number, *image_shape(network)), np.uint8),
-            "label": rng.integers(0, classes_of(network), number).astype(np.int32),
-        }
-        data = jax.device_put(data)
-        indices = jax.device_put(rng.integers(0, number, (100, batch)).astype(np.int32))
+        data = noise(number, image_shape(network), classes_of(network))
+        data = jax.device_put({name: data[name] for name in ("image", "label")})
+        order = np.random.default_rng(0).integers(0, number, (100, batch))
+        indices = jax.device_put(order.astype(np.int32))
 
         def step(state: Any, arrays: Any, steps: int) -> Any:
             """Up to a hundred steps to a dispatch."""
@@ -132,7 +118,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     return programs.init(0), forced(step), forced(predict)
 
 
-def _flax_example(network: str, batch: int, what: str, dtype: str) -> tuple[Any, Any, Any]:
+def _flax_example(network: str, dtype: str) -> tuple[Any, Any, Any]:
     """What Flax's ImageNet example computes, written anew."""
     import jax
     import jax.numpy as jnp

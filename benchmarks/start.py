@@ -43,20 +43,12 @@ def first_step(data_dir: str, cache: str) -> float:
 def compiled(name: str, batch: int) -> float:
     """Seconds that a network's training step takes to compile, tracing included."""
     import jax
-    import jax.numpy as jnp
+    from programs import batch_shapes, programs_of
 
-    from resnet_flax import sharding
-    from resnet_flax.config import load_config, override, resolve
-    from resnet_flax.train.setup import compile_programs
-
-    config = load_config(f"configs/imagenet.py:{name}")
-    override(config, [f"batch_size={batch}", "model.dtype=float32"])
-    programs = compile_programs(resolve(config), sharding.make_mesh(), 1000, (224, 224, 3))
-    arrays = {
-        "image": jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
-    }
+    shape = (224, 224, 3)
+    settings = [f"batch_size={batch}", "model.dtype=float32"]
+    programs = programs_of(f"configs/imagenet.py:{name}", settings, 1000, shape)
+    arrays = batch_shapes(batch, shape)
     state = jax.eval_shape(programs.init, 0)
     start = time.monotonic()
     programs.train_step.lower(state, arrays).compile()

@@ -22,14 +22,13 @@ os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so no lock is needed
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
+from programs import batch_shapes, programs_of
 
 from resnet_flax import sharding
-from resnet_flax.config import load_config, override, resolve
+from resnet_flax.config import load_config
 from resnet_flax.provenance import provenance, write_json
 from resnet_flax.train.collectives import collectives, totals
-from resnet_flax.train.setup import compile_programs
 
 OUT = Path(__file__).parent.parent / "results" / "tpu_ahead_of_time.json"
 
@@ -47,31 +46,24 @@ def main() -> None:
     arguments, rest = parser.parse_known_args()
     if strange := [flag for flag in rest if not flag.startswith("--config.")]:
         parser.error(f"unknown arguments: {' '.join(strange)}")
-    settings = [flag.removeprefix("--config.") for flag in rest]
+    changed = [flag.removeprefix("--config.") for flag in rest]
     topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
     devices = list(topology.devices)
-    config = load_config(arguments.config)
     batch = arguments.batch_per_chip * len(devices)
-    override(config, [f"batch_size={batch}", f"mesh.fsdp={arguments.fsdp}", *settings])
-    config = resolve(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    side = arguments.image_size or config.data.size
+    mesh = sharding.make_mesh(-1, arguments.fsdp, devices)
+    side = arguments.image_size or load_config(arguments.config).data.size
     shape = (side, side, 3)
-    programs = compile_programs(config, mesh, arguments.classes, shape)
+    settings = [f"batch_size={batch}", f"mesh.fsdp={arguments.fsdp}", *changed]
+    programs = programs_of(arguments.config, settings, arguments.classes, shape, mesh)
     state = jax.eval_shape(programs.init, 0)
-    arrays = {
-        "image": jax.ShapeDtypeStruct((batch, *shape), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((batch,), jnp.bool_),
-    }
-    lowered = programs.train_step.lower(state, arrays)
+    lowered = programs.train_step.lower(state, batch_shapes(batch, shape))
     start = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     found = {
         "config": arguments.config,
-        "settings": settings,
+        "settings": changed,
         "topology": arguments.topology,
         "mesh": dict(mesh.shape),
         "batch_size": batch,

@@ -262,6 +262,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     sides = available(arguments.sides.split(","))
+    if strange := [name for name in sides if name.split(":")[0] not in SIDES]:
+        parser.error(f"no side is called {', '.join(strange)}; there are {', '.join(SIDES)}")
     if arguments.what == "resident" and any(not name.startswith("ours") for name in sides):
         parser.error("only ours has data that lies on the device; give --sides=ours")
 
