@@ -33,8 +33,10 @@ comma := ,
 train: $(RUN)
 	$(BIN)/python train.py $(ARGS)
 
+# Most of what these tests take is compiling; test-long has the compiler do all that it can.
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not long" $(ARGS)
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
+	  $(BIN)/python -m pytest -n 2 -m "not long" $(ARGS)
 
 test-long: $(TEST)
 	$(BIN)/python -m pytest -n 2 -m long $(ARGS)

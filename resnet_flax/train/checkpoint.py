@@ -128,7 +128,7 @@ class Checkpoints:
         self._check_room(step, state)
         meta = {**about, "format": FORMAT, "step": step, "digests": digests(state)}
         meta["sha256"] = _sha256_of(meta)
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
         self._saving = step
         try:
             self._open().save(step, args=items, force=True)
@@ -201,7 +201,10 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep, cleanup_tmp_directories=True
             )
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            handlers = {"state": _whole_arrays(), "meta": ocp.JsonCheckpointHandler()}
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
         return self._manager
 
     def _check_room(self, step: int, state: Any) -> None:
@@ -240,6 +243,17 @@ class Checkpoints:
             target = aside / str(step)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(self.directory / str(step), target)
+
+
+def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
+    """Writes of each array what one replica holds.
+
+    Orbax's default cuts the replicated ones over all devices that hold them, for which it compiles
+    a program for each shape: ten seconds in the first save of a network that takes a few to write.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 @functools.cache

@@ -148,13 +148,21 @@ def infer(arrays: Arrays, what: str) -> ResNet:
     """The network that a file's names and shapes are of, if they are of one only."""
     classes = classes_of(arrays, what)
     names = {name: a.shape for name, a in arrays.items() if not name.endswith(COUNTER)}
+
+    def shapes_of(model: ResNet) -> dict[str, tuple[int, ...]]:
+        expected = _expected(model, layout_of(model), _channels(arrays))
+        return {name: shape for name, (_, shape) in expected.items()}
+
     found: dict[ResNet, str] = {}
     for variant in VARIANTS:
         model = create_model(variant, num_classes=classes)
         if model in found or _sizes(names) != model.stage_sizes:
             continue  # another name of the same network, or not worth a trace
-        expected = _expected(model, layout_of(model), _channels(arrays))
-        if {name: shape for name, (_, shape) in expected.items()} == names:
+        # Most differ in the first block of a stage, and that is soon traced.
+        shallow = create_model(
+            variant, num_classes=classes, stage_sizes=(1,) * len(model.stage_sizes)
+        )
+        if shapes_of(shallow).items() <= names.items() and shapes_of(model) == names:
             found[model] = variant
     if len(found) == 1:
         return next(iter(found))

@@ -198,7 +198,7 @@ def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
 
 
 def test_it_learns_and_bfloat16_does_as_well(config, tmp_path):
-    config.steps, config.eval.every, config.checkpoint.every = 150, 0, 0
+    config.steps, config.eval.every, config.checkpoint.every = 100, 0, 0
     results = {}
     for dtype in ("float32", "bfloat16"):
         config.model.dtype = dtype
