@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from marks import long
 
 from resnet_flax.config import flatten, load_config, resolve
 from resnet_flax.errors import UserError
@@ -28,11 +29,9 @@ def _short(path, **changes):
     return config
 
 
-def long(*values):
-    return pytest.param(*values, marks=pytest.mark.long)
-
-
-@pytest.mark.parametrize("variant", ["resnet20", long("plain20"), "resnet110", long("resnet1202")])
+@pytest.mark.parametrize(
+    "variant", ["resnet20", long("plain20"), long("resnet110"), long("resnet1202")]
+)
 def test_cifar10(shared_data, tmp_path, variant):
     # Where the running statistics are not those of the weights, six hundred blocks overflow.
     gentle = {"optim.learning_rate": 1e-4, "model.norm_momentum": 0.0}
@@ -63,7 +62,7 @@ def test_cifar10(shared_data, tmp_path, variant):
     [
         ("configs/imagenet_paper.py:resnet50_v1", "stage_sizes=1,1,1,1"),
         long("configs/imagenet_paper.py:resnet34_a", "stage_sizes=1,1,1,1"),
-        ("configs/imagenet.py:resnet50", "stage_sizes=1,1,1,1 zero_init=True"),
+        long("configs/imagenet.py:resnet50", "stage_sizes=1,1,1,1 zero_init=True"),
     ],
 )
 def test_imagenet(shared_data, tmp_path, path, network):

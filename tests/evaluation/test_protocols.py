@@ -1,6 +1,7 @@
 """Every protocol against the same views made one by one."""
 
 import csv
+import functools
 import importlib.util
 import json
 from functools import partial
@@ -63,15 +64,26 @@ def network():
     with jax.enable_x64(True):
         types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
         model = create_model("cifar_resnet8", num_classes=7, **types)
-        variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False)
+        variables = jax.jit(model.init, static_argnames="train")(
+            jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False
+        )
         # As it is initialised it says nearly the same of all images.
         variables["params"]["head"]["kernel"] *= 30
         yield Network(model, variables, Preprocessing(16, 0.8, "bicubic"))
 
 
+@functools.cache
+def _compiled(model, **what):
+    return jax.jit(partial(model.apply, train=False, **what))
+
+
+def _apply(network, x, **what):
+    return _compiled(network.model, **what)(network.variables, x)
+
+
 def _logits(network, images):
     x = network.preprocessing.normalize(jnp.asarray(images), jnp.float64)
-    return np.asarray(network.model.apply(network.variables, x, train=False))
+    return np.asarray(_apply(network, x))
 
 
 def _mean(logits):
@@ -98,7 +110,7 @@ def test_multiscale_at_the_training_side_is_the_centre_crop(network, photographs
 def _windows(network, images):
     """The head on every 4 x 4 window of the last map, by itself: `[windows, b, classes]`."""
     x = network.preprocessing.normalize(jnp.asarray(images), jnp.float64)
-    maps = network.model.apply(network.variables, x, train=False, features=True)["c4"]
+    maps = _apply(network, x, features=True)["c4"]
     maps, head = np.asarray(maps), jax.device_get(network.variables["params"]["head"])
     _, h, w, _ = maps.shape
     pooled = [
@@ -110,7 +122,7 @@ def _windows(network, images):
 def test_the_fully_convolutional_pass_is_the_head_window_by_window(network):
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), np.uint8)
     x = network.preprocessing.normalize(jnp.asarray(images), jnp.float64)
-    found = network.model.apply(network.variables, x, train=False, window=4)
+    found = _apply(network, x, window=4)
     assert found.shape == (2, 3, 5, 7)
     expected = _windows(network, images).swapaxes(0, 1).reshape(found.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)

@@ -255,7 +255,7 @@ def test_relative_directories_and_a_torn_save_do_no_harm(data_dir, tmp_path, mon
 
 def test_a_time_limit_stops_as_a_signal_does(data_dir, tmp_path, capsys):
     command = [
-        *("reproduce", "run", "degradation_digits", "--only=ResNet-56", "--minutes=0.15"),
+        *("reproduce", "run", "degradation_digits", "--only=ResNet-20", "--minutes=0.1"),
         *(f"--workdir={tmp_path}", f"--out={tmp_path / 'o.json'}", f"--data_dir={data_dir}"),
     ]
     start = time.monotonic()
@@ -284,7 +284,9 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
         rng.integers(0, 256, (7, 8, 8, 3), np.uint8), rng.integers(0, 10, 7), tuple("0123456789")
     )
     model = create_model("cifar_resnet20", stage_sizes=(1, 2, 1))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(model.init, static_argnames="train")(
+        jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
+    )
     scales = iter(np.linspace(0.5, 2, 9))
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * next(scales) if path[-1].key == "scale" else leaf, variables

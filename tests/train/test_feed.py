@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
@@ -124,7 +125,7 @@ def _runs(source, shape, steps):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
+@pytest.mark.parametrize("shape", [long((1, 1)), (4, 2)])
 def test_runs_are_equal(source, shape):
     (streamed, sums), (kept, kept_sums) = _runs(source, shape, 6)
     assert int(kept.step) == 6

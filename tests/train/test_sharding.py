@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
@@ -19,10 +20,6 @@ from resnet_flax.train.steps import compile_init, compile_steps, eval_step, trai
 
 BATCH = 16
 NORMS = {"global": {}, "groups of 4": {"norm_groups": 4}, "group": {"norm": "group"}}
-
-
-def long(*values):
-    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def _batches(n, batch=BATCH):

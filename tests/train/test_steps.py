@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
@@ -98,7 +99,7 @@ def reference():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+@pytest.mark.parametrize("shape", [long((8, 1)), (2, 4)])
 def test_eight_devices_do_what_one_does(reference, shape):
     mesh = sharding.make_mesh(*shape)
     before, (after, sums), (tenth, _) = reference

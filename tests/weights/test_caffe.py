@@ -21,7 +21,9 @@ AXES = {"stem_bias": True, "stem_pool": "ceil", "stage_sizes": (2, 1, 1, 1), "nu
 
 def _variables(model):
     rng = np.random.default_rng(0)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
+    variables = jax.jit(model.init, static_argnames="train")(
+        jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
+    )
 
     def draw(path, leaf):
         values = rng.normal(size=leaf.shape).astype(np.float32)

@@ -136,7 +136,9 @@ def test_another_number_of_classes_needs_a_new_head_that_is_asked_for(tmp_path):
     with pytest.raises(UserError, match=r"is for 7 classes, the network has 3; ask for a new head"):
         load_pretrained(path, other)
     loaded = load_pretrained(path, other, reset_head=True, seed=1)
-    fresh = other.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)), train=False)
+    fresh = jax.jit(other.init, static_argnames="train")(
+        jax.random.key(1), jnp.zeros((1, 32, 32, 3)), train=False
+    )
     _same({"params": loaded["params"]["head"]}, {"params": fresh["params"]["head"]})
     for tree in (loaded, variables):
         tree["params"].pop("head")
