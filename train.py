@@ -6,8 +6,8 @@ The same as `resnet-flax train`. `--help` lists the flags and every config key.
 import sys
 
 from resnet_flax.cli import main
-from resnet_flax.memory import with_huge_pages
+from resnet_flax.memory import start_anew
 
 if __name__ == "__main__":  # reader processes import this file
-    with_huge_pages()
+    start_anew(keep=True)
     sys.exit(main(["train", *sys.argv[1:]]))

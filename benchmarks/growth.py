@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from resnet_flax import memory
+
 # Network, batch, side of an image, devices; along each axis but one they stay.
 AXES: dict[str, list[tuple[str, int, int, int]]] = {
     "depth": [(f"cifar_resnet{depth}", 32, 32, 1) for depth in (20, 32, 44, 56, 110)],
@@ -129,7 +131,7 @@ def in_process(point: tuple[str, int, int, int], steps: int) -> list[float]:
     """Seconds of each step of a point, in a process of its own."""
     network, batch, side, devices = point
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "XLA_FLAGS": flags}
+    environment = {**os.environ, **memory.settings(keep=True), "XLA_FLAGS": flags}
     command = [sys.executable, __file__, f"--point={json.dumps([network, batch, side])}"]
     done = subprocess.run(
         [*command, f"--steps={steps}"], env=environment, stdout=subprocess.PIPE, text=True

@@ -37,11 +37,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from resnet_flax import memory
+
 HERE = Path(__file__).parent
 SIDES = ("ours", "flax_example", "torch", "torch_last", "torch_compile")
 
-# Large buffers in huge pages: all sides get what train.py gives itself, see resnet_flax/memory.py.
-ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # Dense FLOP/s in bfloat16 and bytes/s of memory, from the makers' data sheets.
 PEAKS = {"NVIDIA H200": (989e12, 4.8e12), "NVIDIA H100 80GB HBM3": (989e12, 3.35e12)}
 
@@ -55,7 +55,9 @@ class Side:
 
     def __init__(self, name: str, network: str, batch: int, what: str, dtype: str) -> None:
         flags = [part for part in name.split(":") if part.startswith("--")]
-        environment = {**os.environ, **ALLOCATOR, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        # All sides get the allocator that train.py, or eval, gives itself.
+        allocator = memory.settings(keep=what != "infer")
+        environment = {**os.environ, **allocator, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         # One GPU each, and what is compiled is compiled anew.
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
         self._scratch = tempfile.TemporaryDirectory()

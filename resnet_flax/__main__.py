@@ -3,12 +3,13 @@
 import sys
 
 from resnet_flax import cli
-from resnet_flax.memory import with_huge_pages
+from resnet_flax.memory import start_anew
 
 
 def main() -> int:
     """The command; returns the exit status."""
-    with_huge_pages()
+    # Evaluation may ask for buffers of many sizes, training for those of its step.
+    start_anew(keep=sys.argv[1:2] in (["train"], ["sweep"]))
     return cli.main()
 
 

@@ -1,33 +1,86 @@
-"""Large buffers in huge pages."""
+"""How large buffers are asked for: a program's first line starts it anew with another allocator."""
 
 import contextlib
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 TUNABLE = "glibc.malloc.hugetlb"
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+DEVICES = Path("/dev")
+# In this order, as the second needs the first.
+LIBRARIES = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
+KEPT = 64_000_000  # bytes; such buffers and larger ones are kept until the program ends
 
 
-def with_huge_pages() -> None:
-    """Starts this program anew, its large buffers in huge pages; for a program's first line.
+def start_anew(keep: bool = False) -> None:
+    """Starts this program anew, so that its large buffers cost less; for a program's first line.
 
     glibc gives every large buffer back to the kernel when it is freed and gets it again, page by
     page, in the next step: on a CPU a quarter of a training step and more (docs/decisions.md).
-    Asking for huge pages makes that 512 times fewer, but glibc hears of it only when a program
-    starts. Nothing happens where that has been done already, where GLIBC_TUNABLES speaks of it,
-    or where the kernel has no huge pages to give on demand.
+    Which allocator there is and what it does is settled when a program starts. Nothing happens
+    where the environment speaks of that already.
+
+    Args:
+      keep: as `settings` has it.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in tunables or not _on_demand() or not _is_the_program():
+    if _ours(os.environ.get("LD_PRELOAD", "")):
+        del os.environ["LD_PRELOAD"]  # what this program starts need not have it
         return
-    setting = f"{TUNABLE}=1"
-    os.environ["GLIBC_TUNABLES"] = f"{tunables}:{setting}" if tunables else setting
+    changes = settings(keep)
+    if not changes or not _is_the_program():
+        return
+    os.environ.update(changes)
     sys.stdout.flush()
     sys.stderr.flush()
     # A program that cannot be started so goes on as it is.
     with contextlib.suppress(OSError):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def settings(keep: bool) -> dict[str, str]:
+    """Environment variables for a program that starts; empty where there is nothing to be had.
+
+    Args:
+      keep: large buffers are kept, by TBB's allocator, for when one of the size is asked for
+        again; else, or where that allocator or a CPU as the device is not there, they are given
+        back and lie in huge pages. For programs that ask for few sizes, such as training: each
+        size is kept for itself.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if TUNABLE in tunables or os.environ.get("LD_PRELOAD"):
+        return {}
+    if keep and not _accelerators() and (libraries := _libraries()):
+        return {"LD_PRELOAD": libraries, "TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD": str(KEPT)}
+    if not _on_demand():
+        return {}
+    return {"GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
+
+
+def _ours(preloaded: str) -> bool:
+    return LIBRARIES[-1] in preloaded
+
+
+def _libraries() -> str:
+    """TBB's, as LD_PRELOAD takes them; empty where they are not installed."""
+    try:
+        files = metadata.distribution("tbb").files or []
+    except metadata.PackageNotFoundError:
+        return ""
+    found = {file.name: os.path.realpath(file.locate()) for file in files}
+    paths = [found.get(name, "") for name in LIBRARIES]
+    # A space or a colon would end a path there.
+    whole = all(os.path.exists(path) and not set(path) & {" ", ":"} for path in paths)
+    return ":".join(paths) if whole and sys.platform == "linux" else ""
+
+
+def _accelerators() -> bool:
+    """Whether arrays may lie elsewhere than in the host's memory."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    patterns = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
+    return any(any(DEVICES.glob(pattern)) for pattern in patterns)
 
 
 def _is_the_program() -> bool:

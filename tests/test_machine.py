@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def _environment(tmp_path, **settings):
-    without = ("GLIBC_TUNABLES", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    without = (
+        "GLIBC_TUNABLES",
+        "LD_PRELOAD",
+        "JAX_COMPILATION_CACHE_DIR",
+        "JAX_ENABLE_COMPILATION_CACHE",
+    )
     kept = {name: value for name, value in os.environ.items() if name not in without}
     return {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache"), **settings}
 
@@ -44,7 +50,7 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
         "started.write_text(started.read_text() + '.' if started.exists() else '.')\n"
         "from resnet_flax import memory\n"
         f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
-        "memory.with_huge_pages()\n"
+        "memory.start_anew()\n"
         "print(repr((os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], os.getpid())))\n"
     )
     environment = _environment(tmp_path, **({"GLIBC_TUNABLES": before} if before else {}))
@@ -61,6 +67,40 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
     assert len((tmp_path / "started").read_text()) == (2 if expected != before else 1)
 
 
+TBB = any(found.name == "tbb" for found in metadata.distributions())
+
+
+@pytest.mark.skipif(not TBB, reason="TBB's allocator is for Linux on x86-64")
+@pytest.mark.parametrize(
+    ("device", "platforms", "kept"),
+    [("null", "", True), ("nvidia0", "", False), ("nvidia0", "cpu", True), ("accel0", "", False)],
+)
+def test_training_on_a_cpu_keeps_its_large_buffers(tmp_path, device, platforms, kept):
+    (tmp_path / device).touch()
+    (tmp_path / "enabled").write_text("always madvise [never]")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib\n"
+        "from resnet_flax import memory\n"
+        f"memory.DEVICES = pathlib.Path({str(tmp_path)!r})\n"
+        f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "memory.start_anew(keep=True)\n"
+        "import numpy as np\n"
+        "first = [np.ones(10_000_000).ctypes.data for _ in range(5)]\n"
+        "def faults():\n"
+        "    return int(pathlib.Path('/proc/self/stat').read_text().split()[9])\n"
+        "before = faults()\n"
+        "for _ in range(10):\n"
+        "    np.ones(10_000_000)\n"
+        "maps = pathlib.Path('/proc/self/maps').read_text()\n"
+        "print('tbbmalloc_proxy' in maps, faults() - before < 1000, os.environ.get('LD_PRELOAD'))\n"
+    )
+    printed = _run(
+        [sys.executable, str(program)], **_environment(tmp_path, JAX_PLATFORMS=platforms)
+    )
+    assert printed == f"{kept} {kept} None\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc and the kernel's switch are Linux's")
 def test_who_runs_the_program_from_another_is_not_started_anew(tmp_path):
     (tmp_path / "enabled").write_text("always [madvise] never")
@@ -68,7 +108,7 @@ def test_who_runs_the_program_from_another_is_not_started_anew(tmp_path):
         "from resnet_flax import memory\n"
         "import os, pathlib\n"
         f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
-        "memory.with_huge_pages()\n"
+        "memory.start_anew()\n"
         "print(os.environ.get('GLIBC_TUNABLES'))\n"
     )
     outer = tmp_path / "outer.py"
