@@ -11,7 +11,7 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 DEVICES = Path("/dev")
 # In this order, as the second needs the first.
 LIBRARIES = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
-KEPT = 64_000_000  # bytes; such buffers and larger ones are kept until the program ends
+KEPT = 8_000_000  # bytes; such buffers and larger ones are kept until the program ends
 
 
 def start_anew(keep: bool = False) -> None:
