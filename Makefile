@@ -22,10 +22,8 @@ VENV ?= .venv
 ACCEL ?= cpu
 ARGS ?=
 BIN := $(VENV)/bin
-EXTRA := $(filter-out cpu,$(ACCEL))
 RUN := $(VENV)/installed-$(ACCEL)
 TEST := $(VENV)/installed-$(ACCEL)-test
-comma := ,
 
 .PHONY: train test test-long lint format results cifar10-quick published tpu-ahead-of-time \
   bench constraints clean
@@ -35,7 +33,7 @@ train: $(RUN)
 
 # Most of what these tests take is compiling; test-long has the compiler do all that it can.
 test: lint
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
+	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
 	  $(BIN)/python -m pytest -n 2 -m "not long" $(ARGS)
 
 test-long: $(TEST)
@@ -76,7 +74,7 @@ constraints:
 	$(PYTHON) -m venv $(VENV)-uv
 	$(VENV)-uv/bin/python -m pip install --quiet uv
 	$(VENV)-uv/bin/uv pip compile --quiet --universal --no-annotate --no-header \
-	  --python-version 3.11 --extra test --upgrade pyproject.toml -o constraints.txt
+	  --python-version 3.11 --extra test --extra cpu --upgrade pyproject.toml -o constraints.txt
 	rm -rf $(VENV)-uv
 
 clean:
@@ -89,10 +87,10 @@ $(VENV)/bin/python:
 
 $(RUN): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  --editable '.$(if $(EXTRA),[$(EXTRA)])'
+	  --editable '.[$(ACCEL)]'
 	@touch $@
 
 $(TEST): $(RUN)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  --editable '.[test$(if $(EXTRA),$(comma)$(EXTRA))]'
+	  --editable '.[test,$(ACCEL)]'
 	@touch $@

@@ -38,13 +38,14 @@ OUT = Path(__file__).parent.parent / "results" / "growth.json"
 def measure(network: str, batch: int, side: int, steps: int) -> list[float]:
     """Seconds of each step, after some to warm up; in this process."""
     import jax
-    from programs import noise, programs_of
+    from programs import config_of, noise, programs_of
 
     from resnet_flax import sharding
 
-    shape, mesh = (side, side, 3), sharding.make_mesh()
+    shape = (side, side, 3)
     settings = [f"model.name={network}", f"batch_size={batch}"]
-    programs = programs_of("configs/cifar10.py:resnet20", settings, 10, shape, mesh)
+    config = config_of("configs/cifar10.py:resnet20", settings)
+    programs, mesh = programs_of(config, 10, shape)
     arrays = jax.device_put(noise(batch, shape, 10), sharding.over_batch(mesh))
     state, seconds = programs.init(0), []
     for _ in range(5 + steps):

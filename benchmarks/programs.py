@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -13,22 +14,34 @@ from resnet_flax.train.setup import Programs, compile_programs
 Shape = tuple[int, int, int]
 
 
-def programs_of(
-    config: str, settings: list[str], classes: int, shape: Shape, mesh: Mesh | None = None
-) -> Programs:
-    """Those that `train.py` would run.
+def config_of(path: str, settings: list[str]) -> ml_collections.ConfigDict:
+    """A config, resolved.
 
     Args:
-      config: PATH or PATH:VARIANT.
+      path: PATH or PATH:VARIANT.
       settings: 'key=value' each.
+    """
+    config = load_config(path)
+    override(config, settings)
+    return resolve(config)
+
+
+def programs_of(
+    config: ml_collections.ConfigDict,
+    classes: int,
+    shape: Shape,
+    devices: list[jax.Device] | None = None,
+) -> tuple[Programs, Mesh]:
+    """Those that `train.py` would run, and the mesh that they are for.
+
+    Args:
+      config: resolved.
       classes: of the data.
       shape: height, width and channels of an image.
-      mesh: default all devices.
+      devices: default all.
     """
-    made = load_config(config)
-    override(made, settings)
-    mesh = mesh or sharding.make_mesh()
-    return compile_programs(resolve(made), mesh, classes, shape)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    return compile_programs(config, mesh, classes, shape), mesh
 
 
 def batch_shapes(batch: int, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:

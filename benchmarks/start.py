@@ -43,11 +43,11 @@ def first_step(data_dir: str, cache: str) -> float:
 def compiled(name: str, batch: int) -> float:
     """Seconds that a network's training step takes to compile, tracing included."""
     import jax
-    from programs import batch_shapes, programs_of
+    from programs import batch_shapes, config_of, programs_of
 
     shape = (224, 224, 3)
     settings = [f"batch_size={batch}", "model.dtype=float32"]
-    programs = programs_of(f"configs/imagenet.py:{name}", settings, 1000, shape)
+    programs, _ = programs_of(config_of(f"configs/imagenet.py:{name}", settings), 1000, shape)
     arrays = batch_shapes(batch, shape)
     state = jax.eval_shape(programs.init, 0)
     start = time.monotonic()

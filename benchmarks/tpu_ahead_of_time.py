@@ -23,10 +23,8 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so
 
 import jax
 from jax.experimental import topologies
-from programs import batch_shapes, programs_of
+from programs import batch_shapes, config_of, programs_of
 
-from resnet_flax import sharding
-from resnet_flax.config import load_config
 from resnet_flax.provenance import provenance, write_json
 from resnet_flax.train.collectives import collectives, totals
 
@@ -50,13 +48,13 @@ def main() -> None:
     topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
     devices = list(topology.devices)
     batch = arguments.batch_per_chip * len(devices)
-    mesh = sharding.make_mesh(-1, arguments.fsdp, devices)
-    side = arguments.image_size or load_config(arguments.config).data.size
-    shape = (side, side, 3)
     settings = [f"batch_size={batch}", f"mesh.fsdp={arguments.fsdp}", *changed]
-    programs = programs_of(arguments.config, settings, arguments.classes, shape, mesh)
+    config = config_of(arguments.config, settings)
+    side = arguments.image_size or config.data.size
+    shape = (side, side, 3)
+    programs, mesh = programs_of(config, arguments.classes, shape, devices)
     state = jax.eval_shape(programs.init, 0)
-    lowered = programs.train_step.lower(state, batch_shapes(batch, shape))
+    lowered = programs.train_step.lower(state, batch_shapes(config.batch_size, shape))
     start = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - start
@@ -66,7 +64,7 @@ def main() -> None:
         "settings": changed,
         "topology": arguments.topology,
         "mesh": dict(mesh.shape),
-        "batch_size": batch,
+        "batch_size": config.batch_size,
         "compile_seconds": round(seconds, 1),
         "bytes_per_chip": {
             "arguments": memory.argument_size_in_bytes,

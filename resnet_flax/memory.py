@@ -11,7 +11,9 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 DEVICES = Path("/dev")
 # In this order, as the second needs the first.
 LIBRARIES = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
-KEPT = 8_000_000  # bytes; such buffers and larger ones are kept until the program ends
+# Bytes; such buffers and larger ones are kept until the program ends. The least that TBB takes.
+KEPT = 8 * 2**20
+THRESHOLD = "TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD"
 
 
 def start_anew(keep: bool = False) -> None:
@@ -25,18 +27,18 @@ def start_anew(keep: bool = False) -> None:
     Args:
       keep: as `settings` has it.
     """
-    if _ours(os.environ.get("LD_PRELOAD", "")):
-        del os.environ["LD_PRELOAD"]  # what this program starts need not have it
-        return
+    preloaded = os.environ.get("LD_PRELOAD")
+    if preloaded and preloaded == _libraries():
+        del os.environ["LD_PRELOAD"]  # git, and what reads images, need not have it
     changes = settings(keep)
     if not changes or not _is_the_program():
         return
-    os.environ.update(changes)
     sys.stdout.flush()
     sys.stderr.flush()
     # A program that cannot be started so goes on as it is.
     with contextlib.suppress(OSError):
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        environment = {**os.environ, **changes}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def settings(keep: bool) -> dict[str, str]:
@@ -45,21 +47,19 @@ def settings(keep: bool) -> dict[str, str]:
     Args:
       keep: large buffers are kept, by TBB's allocator, for when one of the size is asked for
         again; else, or where that allocator or a CPU as the device is not there, they are given
-        back and lie in huge pages. For programs that ask for few sizes, such as training: each
-        size is kept for itself.
+        back and lie in huge pages. For programs that ask for few sizes, such as training: what is
+        kept of one size serves no other.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if TUNABLE in tunables or os.environ.get("LD_PRELOAD"):
+    if TUNABLE in tunables or THRESHOLD in os.environ:
         return {}
-    if keep and not _accelerators() and (libraries := _libraries()):
-        return {"LD_PRELOAD": libraries, "TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD": str(KEPT)}
-    if not _on_demand():
-        return {}
-    return {"GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))}
-
-
-def _ours(preloaded: str) -> bool:
-    return LIBRARIES[-1] in preloaded
+    chosen = {}
+    if _on_demand():
+        chosen["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, f"{TUNABLE}=1"]))
+    if keep and not os.environ.get("LD_PRELOAD") and not _accelerators():
+        libraries = _libraries()
+        chosen |= {"LD_PRELOAD": libraries, THRESHOLD: str(KEPT)} if libraries else {}
+    return chosen
 
 
 def _libraries() -> str:
@@ -77,9 +77,9 @@ def _libraries() -> str:
 
 def _accelerators() -> bool:
     """Whether arrays may lie elsewhere than in the host's memory."""
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return False
-    patterns = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
+    patterns = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
     return any(any(DEVICES.glob(pattern)) for pattern in patterns)
 
 

@@ -2,12 +2,15 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from resnet_flax import memory
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +19,7 @@ def _environment(tmp_path, **settings):
     without = (
         "GLIBC_TUNABLES",
         "LD_PRELOAD",
+        memory.THRESHOLD,
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_ENABLE_COMPILATION_CACHE",
     )
@@ -70,7 +74,10 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
 TBB = any(found.name == "tbb" for found in metadata.distributions())
 
 
-@pytest.mark.skipif(not TBB, reason="TBB's allocator is for Linux on x86-64")
+THERE = (sys.platform, platform.machine()) == ("linux", "x86_64") and (TBB or os.environ.get("CI"))
+
+
+@pytest.mark.skipif(not THERE, reason="needs the extra 'cpu' on Linux and x86-64")
 @pytest.mark.parametrize(
     ("device", "platforms", "kept"),
     [("null", "", True), ("nvidia0", "", False), ("nvidia0", "cpu", True), ("accel0", "", False)],
@@ -86,12 +93,15 @@ def test_training_on_a_cpu_keeps_its_large_buffers(tmp_path, device, platforms, 
         f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
         "memory.start_anew(keep=True)\n"
         "import numpy as np\n"
-        "first = [np.ones(10_000_000).ctypes.data for _ in range(5)]\n"
+        "def take():\n"
+        "    for size in (2_500_000, 10_000_000):\n"
+        "        np.ones(size)\n"
+        "take()\n"
         "def faults():\n"
         "    return int(pathlib.Path('/proc/self/stat').read_text().split()[9])\n"
         "before = faults()\n"
         "for _ in range(10):\n"
-        "    np.ones(10_000_000)\n"
+        "    take()\n"
         "maps = pathlib.Path('/proc/self/maps').read_text()\n"
         "print('tbbmalloc_proxy' in maps, faults() - before < 1000, os.environ.get('LD_PRELOAD'))\n"
     )
@@ -99,6 +109,28 @@ def test_training_on_a_cpu_keeps_its_large_buffers(tmp_path, device, platforms, 
         [sys.executable, str(program)], **_environment(tmp_path, JAX_PLATFORMS=platforms)
     )
     assert printed == f"{kept} {kept} None\n"
+
+
+@pytest.mark.skipif(not THERE, reason="needs the extra 'cpu' on Linux and x86-64")
+def test_what_the_environment_says_is_left(tmp_path, monkeypatch):
+    (tmp_path / "enabled").write_text("always [madvise] never")
+    monkeypatch.setattr(memory, "THP", tmp_path / "enabled")
+    monkeypatch.setattr(memory, "DEVICES", tmp_path)
+    for name in ("GLIBC_TUNABLES", "LD_PRELOAD", memory.THRESHOLD):
+        monkeypatch.delenv(name, raising=False)
+    pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert memory.settings(keep=False) == pages
+    kept = memory.settings(keep=True)
+    assert set(kept) == {"GLIBC_TUNABLES", "LD_PRELOAD", memory.THRESHOLD}
+    monkeypatch.setenv("LD_PRELOAD", "/opt/of_the_site.so")
+    assert memory.settings(keep=True) == pages
+    monkeypatch.delenv("LD_PRELOAD")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert memory.settings(keep=True) == {}
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    # Started so once, whether the loader heeded it or not.
+    monkeypatch.setenv(memory.THRESHOLD, kept[memory.THRESHOLD])
+    assert memory.settings(keep=True) == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc and the kernel's switch are Linux's")

@@ -250,7 +250,7 @@ def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
     """Writes of each array what one replica holds.
 
     Orbax's default cuts the replicated ones over all devices that hold them, for which it compiles
-    a program for each shape: ten seconds in the first save of a network that takes a few to write.
+    a program for each shape: twenty seconds in the first save of a small network.
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(

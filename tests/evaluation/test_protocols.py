@@ -179,7 +179,7 @@ def test_at_most_forty_shapes_a_scale():
 
 def test_predictions_do_not_depend_on_batches_and_devices(network, photographs):
     steps = passes("multiscale", network, (16, 16, 3), scales=[16, 24])
-    first = predict(network, photographs, steps, batch_size=6, devices=jax.devices()[:1])
+    first = predict(network, photographs, steps, batch_size=7, devices=jax.devices()[:1])
     for batch_size, devices, workers in ((1, 1, 0), (5, 8, 1)):
         other = predict(
             *(network, photographs, steps),

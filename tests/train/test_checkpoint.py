@@ -57,6 +57,7 @@ def _restore(directory, target, accept=lambda meta: None):
 
 def test_a_save_compiles_nothing_for_each_array(tmp_path, state, caplog):
     state = jax.device_put(state, sharding.replicated(sharding.make_mesh()))
+    jax.clear_caches()
     with jax.log_compiles(), caplog.at_level("WARNING"):
         digests(state)
         assert "Compiling" in caplog.text
@@ -64,10 +65,6 @@ def test_a_save_compiles_nothing_for_each_array(tmp_path, state, caplog):
         with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
             checkpoints.save(1, state, ABOUT)
     assert [r.message for r in caplog.records if "Compiling" in r.message] == []
-    files = (tmp_path / "checkpoints").rglob("*")
-    written = sum(file.stat().st_size for file in files if file.is_file())
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert written < 2 * held + 200_000  # once, and not by each of eight devices
 
 
 def _flip(file, rng):
