@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import networks as golden
 import numpy as np
 import pytest
+from marks import long
 from PIL import Image
 from scipy.special import log_softmax, logsumexp
 
@@ -146,7 +147,7 @@ def _resized(image, shorter):
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("exact", [False, long(True)])
 def test_multiscale_is_each_scale_by_itself(network, photographs, exact):
     found = _predicted(network, photographs, "multiscale", scales=[16, 24], exact=exact)
     for i, log_p in enumerate(found.log_p):

@@ -167,7 +167,7 @@ def test_every_parameter_gets_a_gradient(name):
     _assert_gradients(_narrow(name))
 
 
-@pytest.mark.parametrize("name", ["seresnext50_32x4d", "cifar_resnetv2_1001"])
+@pytest.mark.parametrize("name", ["cifar_resnetv2_1001"])
 def test_every_parameter_gets_a_gradient_quickly(name):
     _assert_gradients(_narrow(name))
 
@@ -221,7 +221,7 @@ def test_same_is_named_nowhere():
 @pytest.mark.parametrize(
     ("name", "sizes", "remat"),
     [
-        ("resnet50", (1, 2, 1, 4), 0),
+        long("resnet50", (1, 2, 1, 4), 0),
         ("cifar_resnet20", (4, 1, 3), 1),
         ("cifar_resnetv2_164", (2, 4, 1), 2),
         long("resnet50", (1, 2, 1, 4), 1),

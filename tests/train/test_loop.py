@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import long
 from PIL import Image
 
 from resnet_flax import sharding
@@ -156,7 +157,7 @@ def test_a_finished_run_says_so_and_evaluates(command, uninterrupted, tmp_path):
     assert _timeless(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, long(signal.SIGINT)])
 def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
     command, tmp_path, uninterrupted, number
 ):
@@ -181,6 +182,7 @@ def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
     assert _final(workdir) == _final(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
     workdir = tmp_path / "run"
     flags = (*SHORT, f"--workdir={workdir}", "--config.data.eval_batch_size=1")

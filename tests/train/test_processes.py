@@ -85,6 +85,7 @@ def _assert_same_curve(curve, reference):
         assert curve[key][2] == count, key
 
 
+@pytest.mark.long
 def test_two_processes_give_one_s_curve_and_only_the_first_speaks(together, tmp_path):
     (alone,) = _ended(together(1, f"--workdir={tmp_path / 'one'}", devices=2))
     first, second = _ended(together(2, f"--workdir={tmp_path / 'two'}"))
