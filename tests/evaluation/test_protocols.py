@@ -168,12 +168,12 @@ def test_multiscale_is_each_scale_by_itself(network, photographs, exact):
 def test_at_most_forty_shapes_a_scale():
     for shorter in SCALES:
         shapes = set()
-        for long in range(shorter, 5 * shorter, 13):
-            for size in ((shorter, long), (long, shorter)):
+        for longer in range(shorter, 5 * shorter, 13):
+            for size in ((shorter, longer), (longer, shorter)):
                 shape = ScaleTransform(shorter)(Image.new("RGB", size)).shape
                 assert min(shape[:2]) == shorter
                 assert max(shape[:2]) % 32 == 0
-                assert max(shape[:2]) > min(long, shorter + 19 * 32) - 32
+                assert max(shape[:2]) > min(longer, shorter + 19 * 32) - 32
                 shapes.add(shape)
         assert 20 < len(shapes) <= 40
 
