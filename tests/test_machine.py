@@ -72,8 +72,6 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
 
 
 TBB = any(found.name == "tbb" for found in metadata.distributions())
-
-
 THERE = (sys.platform, platform.machine()) == ("linux", "x86_64") and (TBB or os.environ.get("CI"))
 
 

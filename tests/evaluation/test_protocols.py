@@ -14,6 +14,7 @@ import pytest
 from marks import long
 from PIL import Image
 from scipy.special import log_softmax, logsumexp
+from variables import initialised
 
 from resnet_flax import create_model
 from resnet_flax.cli import main
@@ -65,9 +66,7 @@ def network():
     with jax.enable_x64(True):
         types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
         model = create_model("cifar_resnet8", num_classes=7, **types)
-        variables = jax.jit(model.init, static_argnames="train")(
-            jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False
-        )
+        variables = initialised(model, jnp.zeros((1, 16, 16, 3)))
         # As it is initialised it says nearly the same of all images.
         variables["params"]["head"]["kernel"] *= 30
         yield Network(model, variables, Preprocessing(16, 0.8, "bicubic"))

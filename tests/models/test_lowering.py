@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from marks import long
+from variables import initialised
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import create_model, lowering
@@ -205,7 +206,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
     model = create_model(name, num_classes=5, **axes, dtype=jnp.float64, param_dtype=jnp.float64)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(4, size, size, 3)))
-    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), x, train=False)
+    variables = initialised(model, x)
     # Scales of zero would hide what lies behind them.
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.1), variables)
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import initialised
 
 from resnet_flax import UserError, create_model
 
@@ -44,7 +45,7 @@ def test_names_and_shapes_are_public():
 def test_feature_maps():
     model = create_model("cifar_resnet20")
     x = jnp.ones((2, 32, 32, 3))
-    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), x, train=False)
+    variables = initialised(model, x)
     maps = model.apply(variables, x, train=False, features=True)
     shapes = {name: value.shape for name, value in maps.items()}
     assert shapes == {
@@ -61,7 +62,7 @@ def test_option_a_takes_every_other_pixel_and_pads_channels():
     # With nothing in the residual branch a block is its shortcut.
     model = create_model("cifar_resnet20")
     x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
-    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), x, train=False)
+    variables = initialised(model, x)
     for name, block in variables["params"].items():
         if name.startswith("stage"):
             block["norm2"]["scale"] *= 0
@@ -75,7 +76,7 @@ def test_option_a_takes_every_other_pixel_and_pads_channels():
 def test_plain_has_no_shortcut():
     model = create_model("cifar_plain20")
     x = jnp.ones((1, 8, 8, 3))
-    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), x, train=False)
+    variables = initialised(model, x)
     for name, block in variables["params"].items():
         if name.startswith("stage"):
             block["norm2"]["scale"] *= 0
@@ -85,7 +86,7 @@ def test_plain_has_no_shortcut():
 def test_logits_are_float32_under_bfloat16():
     model = create_model("cifar_resnet20", dtype=jnp.bfloat16)
     x = jnp.ones((1, 8, 8, 3))
-    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), x, train=False)
+    variables = initialised(model, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     maps = model.apply(variables, x, train=False, features=True)
     assert maps["c3"].dtype == jnp.bfloat16

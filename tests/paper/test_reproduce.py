@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
+from variables import initialised
 
 from resnet_flax import create_model
 from resnet_flax.cli import main
@@ -284,9 +285,7 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
         rng.integers(0, 256, (7, 8, 8, 3), np.uint8), rng.integers(0, 10, 7), tuple("0123456789")
     )
     model = create_model("cifar_resnet20", stage_sizes=(1, 2, 1))
-    variables = jax.jit(model.init, static_argnames="train")(
-        jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False
-    )
+    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
     scales = iter(np.linspace(0.5, 2, 9))
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * next(scales) if path[-1].key == "scale" else leaf, variables

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from variables import initialised
 
 from resnet_flax import create_model
 from resnet_flax.errors import UserError
@@ -21,9 +22,7 @@ AXES = {"stem_bias": True, "stem_pool": "ceil", "stage_sizes": (2, 1, 1, 1), "nu
 
 def _variables(model):
     rng = np.random.default_rng(0)
-    variables = jax.jit(model.init, static_argnames="train")(
-        jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False
-    )
+    variables = initialised(model, jnp.zeros((1, 64, 64, 3)))
 
     def draw(path, leaf):
         values = rng.normal(size=leaf.shape).astype(np.float32)
