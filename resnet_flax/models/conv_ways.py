@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from resnet_flax.models import winograd
 from resnet_flax.models.lowering import Geometry, Pair
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -111,8 +112,9 @@ def _wide(x: Array) -> Any:
 
 def _outer(x: Array, dy: Array) -> Array:
     """`[c, o]`, the sum over all positions of the products of `[..., c]` and `[..., o]`."""
-    over = tuple(range(x.ndim - 1))
-    return lax.dot_general(x, dy, ((over, over), ((), ())))
+    # In two dimensions: with more, XLA's CPU compiler makes a transposed copy of the map.
+    x, dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
 
 def _dot(geometry: Geometry, x: Array, kernel: Array) -> Array:
@@ -266,11 +268,27 @@ def _space_to_depth_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, 
     return jax.linear_transpose(lambda kernel: _space_to_depth(geometry, x, kernel), kernel)(dy)[0]
 
 
+# By minimal filtering ---------------------------------------------------------------------------
+
+
+def _winograd(geometry: Geometry, x: Array, kernel: Array) -> Array:
+    return winograd.convolve(x, kernel, geometry.padding)
+
+
+def _winograd_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+    return winograd.input_gradient(size, kernel, dy, geometry.padding)
+
+
+def _winograd_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+    return winograd.kernel_gradient(x, dy, geometry.padding)
+
+
 FORWARD: dict[str, Callable[[Geometry, Array, Array], Array]] = {
     "conv": _conv,
     "dot": _dot,
     "taps": _taps,
     "space_to_depth": _space_to_depth,
+    "winograd": _winograd,
 }
 INPUT_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "native": _native_input_gradient,
@@ -278,6 +296,7 @@ INPUT_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "dot": _dot_input_gradient,
     "taps": _taps_input_gradient,
     "phases": _phases_input_gradient,
+    "winograd": _winograd_input_gradient,
 }
 KERNEL_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "native": _native_kernel_gradient,
@@ -285,4 +304,5 @@ KERNEL_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "dot": _dot_kernel_gradient,
     "taps": _taps_kernel_gradient,
     "space_to_depth": _space_to_depth_kernel_gradient,
+    "winograd": _winograd_kernel_gradient,
 }

@@ -55,6 +55,8 @@ class Convolution(NamedTuple):
         'dot', 'taps' as above; 'phases' for a stride, a convolution for each residue of the
         input's positions, without the zeros that a spread-out gradient has.
       kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth'.
+
+    Of all three 'winograd' is minimal filtering, for 3x3 without strides.
     """
 
     forward: str = "conv"
@@ -85,9 +87,9 @@ class Pooling(NamedTuple):
 
 
 WAYS = {
-    "forward": ("conv", "dot", "taps", "space_to_depth"),
-    "input_gradient": ("native", "canonical", "dot", "taps", "phases"),
-    "kernel_gradient": ("native", "canonical", "dot", "taps", "space_to_depth"),
+    "forward": ("conv", "dot", "taps", "space_to_depth", "winograd"),
+    "input_gradient": ("native", "canonical", "dot", "taps", "phases", "winograd"),
+    "kernel_gradient": ("native", "canonical", "dot", "taps", "space_to_depth", "winograd"),
     "statistics": ("two_pass", "one_pass"),
     "pooling": ("native", "separable"),
 }
@@ -118,14 +120,18 @@ def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geome
     # backend runs a convolution that is not canonical 8 to 40 times slower.
     forward, input_gradient, kernel_gradient = "conv", "canonical", "canonical"
     if _dense(geometry) and (height, width) == (3, 3):
-        strides = geometry.strides
-        positions = -(-x[1] // strides[0]) * -(-x[2] // strides[1])
-        if strides != (1, 1):
+        positions = x[0] * x[1] * x[2]
+        if geometry.strides != (1, 1):
             input_gradient = "phases"
-        if channels * features >= 256 * 256:
-            kernel_gradient = "taps"
-            if positions <= 64:
-                forward, input_gradient = "taps", "taps"
+            if channels * features >= 64 * 128:
+                kernel_gradient = "taps"
+        elif channels * features >= 32 * 32 and 9 * channels * features * positions >= 1e8:
+            # Where there is less to compute, compiling sixteen products is dearer than they save.
+            kernel_gradient = "winograd"
+            if channels * features >= 64 * 64:
+                forward = input_gradient = "winograd"
+            if positions <= 64:  # transforming the kernel costs more than the products
+                forward = input_gradient = kernel_gradient = "taps"
     return Convolution(forward, input_gradient, kernel_gradient)
 
 
@@ -133,6 +139,11 @@ def is_pointwise(kernel: Sequence[int], geometry: Geometry) -> bool:
     """Whether a convolution is a matrix product at (some of) the positions."""
     unpadded = geometry.padding == ((0, 0), (0, 0))
     return tuple(kernel[:2]) == (1, 1) and unpadded and geometry.groups == 1
+
+
+def is_minimal(kernel: Sequence[int], geometry: Geometry) -> bool:
+    """Whether `winograd` can compute a convolution."""
+    return tuple(kernel[:2]) == (3, 3) and geometry.strides == (1, 1) and _dense(geometry)
 
 
 def _dense(geometry: Geometry) -> bool:
@@ -146,6 +157,7 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
         "taps": geometry.groups == 1,
         "phases": _dense(geometry),
         "space_to_depth": _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4,
+        "winograd": is_minimal(kernel, geometry),
     }
     wanted = _wanted(chosen)._asdict()
     return chosen._replace(**{part: way for part, way in wanted.items() if possible.get(way, True)})

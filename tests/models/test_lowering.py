@@ -21,6 +21,7 @@ CONVOLUTIONS = [
     (8, 7, 3, 4, (1, 1), Geometry()),
     (9, 8, 4, 6, (1, 1), Geometry((2, 3))),
     (8, 7, 3, 4, (3, 3), Geometry((1, 1), ONE)),
+    (9, 6, 3, 4, (3, 3), Geometry((1, 1), ((0, 2), (3, 0)))),
     (8, 8, 3, 4, (3, 3), Geometry((2, 2), ONE)),
     (9, 7, 3, 4, (3, 3), Geometry((2, 2), ONE)),
     (14, 15, 3, 4, (7, 7), Geometry((2, 2), ((3, 3), (3, 3)))),
@@ -225,6 +226,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
     _close(gradients(), expected, 1e-10)
     for ways in (
         {"forward": "taps", "input_gradient": "taps", "kernel_gradient": "taps"},
+        {"forward": "winograd", "input_gradient": "winograd", "kernel_gradient": "winograd"},
         {"input_gradient": "phases", "kernel_gradient": "canonical"},
         {"pooling": "separable", "statistics": "one_pass"},
         {"forward": "dot", "input_gradient": "dot", "kernel_gradient": "dot"},
@@ -242,6 +244,22 @@ def test_the_device_that_a_program_is_lowered_for_decides():
 
     assert count("cpu") == (3, 0)
     assert count("cuda") == count("tpu") == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "channels", "strides", "ways"),
+    [
+        (16, 56, 64, 1, ("winograd", "winograd", "winograd")),
+        (128, 16, 32, 1, ("conv", "canonical", "winograd")),
+        (1, 7, 512, 1, ("taps", "taps", "taps")),
+        (16, 8, 64, 1, ("conv", "canonical", "canonical")),
+        (16, 56, 128, 2, ("conv", "phases", "taps")),
+    ],
+)
+def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(batch, size, channels, strides, ways):
+    geometry = Geometry((strides, strides), ONE)
+    x, kernel = (batch, size, size, channels), (3, 3, channels, channels)
+    assert lowering.convolution(x, kernel, geometry).cpu == ways
 
 
 def test_no_such_way():

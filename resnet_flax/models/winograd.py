@@ -1,0 +1,175 @@
+"""3x3 convolutions without strides by Winograd's minimal filtering, where arithmetic is dear.
+
+F(2 x 2, 3 x 3) of Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks". Along
+one axis, two outputs of a filter of three, which see four inputs, take four products instead of
+six; along both, sixteen instead of thirty-six. A product is that of two matrices, for all tiles of
+2 x 2 outputs and all channels at once, so there are sixteen of these in a convolution and in each
+of its gradients. The price is maps with four times the elements, which come and go within.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from resnet_flax.models.lowering import Padding
+
+Parts = Sequence[Array]
+Rows = list[Array]
+"""By row of a tile, its columns along the first axis: maps `[4, b, rows of tiles, columns of tiles,
+c]`, matrices `[4, c, o]`."""
+
+ROWS, COLUMNS = 1, 2
+
+
+def convolve(x: Array, kernel: Array, padding: Padding) -> Array:
+    """The convolution of `[b, h, w, c]` with `[3, 3, c, o]`, zeros put before and after."""
+    size = [n + sum(pads) - 2 for n, pads in zip(x.shape[1:3], padding, strict=True)]
+    maps = _of_inputs(_wide(x), padding, size)
+    products = map(partial(_products, over=CHANNELS), maps, _of_kernel(_wide(kernel)))
+    rows = [_side_by_side(_outputs(row), COLUMNS) for row in products]
+    y = _side_by_side(_outputs(rows), ROWS)
+    return y[:, : size[0], : size[1]].astype(x.dtype)
+
+
+def input_gradient(size: Sequence[int], kernel: Array, dy: Array, padding: Padding) -> Array:
+    """Of `convolve` for an input of shape `size`; `dy` is the gradient of what came out."""
+    maps = _of_gradients(_wide(dy))
+    products = map(partial(_products, over=FEATURES), maps, _of_kernel(_wide(kernel)))
+    rows = [_overlapping(_inputs_gradient(row), COLUMNS) for row in products]
+    dx = _overlapping(_inputs_gradient(rows), ROWS)
+    (top, _), (left, _) = padding
+    return dx[:, top : top + size[1], left : left + size[2]].astype(dy.dtype)
+
+
+def kernel_gradient(x: Array, dy: Array, padding: Padding) -> Array:
+    """Of `convolve`, `[3, 3, c, o]`."""
+    maps = _of_inputs(_wide(x), padding, dy.shape[1:3])
+    products = list(map(_outer_products, maps, _of_gradients(_wide(dy))))
+    taps = [jnp.stack(_kernel_gradient(row)) for row in _kernel_gradient(products)]
+    return jnp.stack(taps).astype(x.dtype)
+
+
+# Both axes --------------------------------------------------------------------------------------
+
+
+def _of_inputs(x: Array, padding: Padding, size: Sequence[int]) -> Rows:
+    pads = []
+    for n, out, (low, _) in zip(x.shape[1:3], size, padding, strict=True):
+        pads.append((low, out + out % 2 + 2 - low - n))
+    rows = _inputs(_seen(_padded(x, pads), ROWS))
+    return [jnp.stack(_inputs(_seen(row, COLUMNS))) for row in rows]
+
+
+def _of_kernel(kernel: Array) -> Rows:
+    return [jnp.stack(_kernel(row)) for row in _kernel(kernel)]
+
+
+def _of_gradients(dy: Array) -> Rows:
+    dy = _padded(dy, [(0, n % 2) for n in dy.shape[1:3]])
+    rows = _outputs_gradient(_alternating(dy, ROWS))
+    return [jnp.stack(_outputs_gradient(_alternating(row, COLUMNS))) for row in rows]
+
+
+CHANNELS, FEATURES = 1, 2
+
+
+def _products(maps: Array, matrices: Array, over: int) -> Array:
+    """Along the matrices' axis `over`."""
+    product = _batched(_flat(maps), matrices, (2, over))
+    return product.reshape(*maps.shape[:-1], -1)
+
+
+def _outer_products(maps: Array, gradients: Array) -> Array:
+    """Summed over tiles, `[4, c, o]`."""
+    return _batched(_flat(maps), _flat(gradients), (1, 1))
+
+
+def _batched(x: Array, y: Array, over: tuple[int, int]) -> Array:
+    return lax.dot_general(x, y, ((over[:1], over[1:]), ((0,), (0,))))
+
+
+def _flat(maps: Array) -> Array:
+    return maps.reshape(4, -1, maps.shape[-1])
+
+
+# The transforms along one axis, of lists or of arrays along their first -------------------------
+
+
+def _inputs(parts: Parts | Array) -> Parts:
+    a, b, c, d = parts
+    return a - c, b + c, c - b, b - d
+
+
+def _inputs_gradient(parts: Parts | Array) -> Parts:
+    a, b, c, d = parts
+    return a, b - c + d, b + c - a, -d
+
+
+def _kernel(taps: Parts | Array) -> Parts:
+    a, b, c = taps
+    return a, (a + b + c) / 2, (a - b + c) / 2, c
+
+
+def _kernel_gradient(parts: Parts | Array) -> Parts:
+    a, b, c, d = parts
+    return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
+
+
+def _outputs(parts: Parts | Array) -> Parts:
+    a, b, c, d = parts
+    return a + b + c, b - c - d
+
+
+def _outputs_gradient(parts: Parts | Array) -> Parts:
+    a, b = parts
+    return a, a + b, a - b, -b
+
+
+# Tiles along one axis ---------------------------------------------------------------------------
+
+
+def _seen(x: Array, axis: int) -> Parts:
+    """The four positions that each tile sees; the next tile sees the last two as well."""
+    last = x.shape[axis] - 3
+    return [lax.slice_in_dim(x, k, k + last, 2, axis) for k in range(4)]
+
+
+def _overlapping(parts: Parts, axis: int) -> Array:
+    """The gradient of `_seen`."""
+    a, b, c, d = parts
+
+    def met(first: Array, margin: Array) -> Array:
+        return _shifted(first, axis, 0) + _shifted(margin, axis, 1)
+
+    return _side_by_side([met(a, c), met(b, d)], axis)
+
+
+def _shifted(x: Array, axis: int, by: int) -> Array:
+    pads = [(0, 0, 0)] * x.ndim
+    pads[axis] = (by, 1 - by, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), pads)
+
+
+def _alternating(x: Array, axis: int) -> Parts:
+    """The first and the second positions of the tiles."""
+    return [lax.slice_in_dim(x, k, None, 2, axis) for k in range(2)]
+
+
+def _side_by_side(parts: Parts, axis: int) -> Array:
+    """The inverse of `_alternating`."""
+    shape = list(parts[0].shape)
+    shape[axis] *= 2
+    return jnp.stack(parts, axis + 1).reshape(shape)
+
+
+def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+    spatial = [(low, high, 0) for low, high in pads]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
+
+
+def _wide(x: Array) -> Array:
+    """In bfloat16 each sum of the transforms would be rounded."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
