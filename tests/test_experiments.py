@@ -57,12 +57,13 @@ def test_cifar10(shared_data, tmp_path, variant):
     assert (np.abs(mean.mean((0, 1)) - [125, 123, 114]) < 5).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "network"),
     [
         ("configs/imagenet_paper.py:resnet50_v1", "stage_sizes=1,1,1,1"),
-        long("configs/imagenet_paper.py:resnet34_a", "stage_sizes=1,1,1,1"),
-        long("configs/imagenet.py:resnet50", "stage_sizes=1,1,1,1 zero_init=True"),
+        ("configs/imagenet_paper.py:resnet34_a", "stage_sizes=1,1,1,1"),
+        ("configs/imagenet.py:resnet50", "stage_sizes=1,1,1,1 zero_init=True"),
     ],
 )
 def test_imagenet(shared_data, tmp_path, path, network):

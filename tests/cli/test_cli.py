@@ -163,6 +163,7 @@ def test_a_workdir_that_cannot_be_written_is_named(command, tmp_path):
     assert f"cannot write to the workdir {workdir}: Permission denied" in err
 
 
+@pytest.mark.long
 def test_a_full_disk_is_one_sentence(command, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -197,7 +197,7 @@ def test_the_gradient_keeps_no_map_in_float32(residual):
     ("name", "axes", "size"),
     [
         long("resnet50", {"stage_sizes": (2, 1), "stage_features": (8, 16)}, 32),
-        ("resnet18", {"stage_sizes": (1, 2), "stage_features": (8, 16), "scan": True}, 33),
+        long("resnet18", {"stage_sizes": (1, 2), "stage_features": (8, 16), "scan": True}, 33),
         ("seresnet50", {"stage_sizes": (1, 1), "stage_features": (16, 16)}, 32),
         long("seresnet50", {"stage_sizes": (1, 2), "stage_features": (16, 16)}, 32),
         long("cifar_resnetv2_110", {"stage_sizes": (2, 2), "stage_features": (8, 16)}, 16),

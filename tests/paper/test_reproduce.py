@@ -157,6 +157,7 @@ def _networks(planned, preprocessing):
     return [Network(found.model, found.variables, preprocessing(found)) for found in opened]
 
 
+@pytest.mark.long
 def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
     data_dir, tmp_path, monkeypatch
 ):
@@ -189,6 +190,7 @@ def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
     assert again["error"] != first[0]["error"]
 
 
+@pytest.mark.long
 def test_an_ensemble_has_its_members_trained_and_averaged(data_dir, tmp_path):
     row = Row(
         "both",

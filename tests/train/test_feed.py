@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
@@ -124,8 +123,9 @@ def _runs(source, shape, steps):
     yield jax.device_get(state), jax.device_get(kept)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [long((1, 1)), (4, 2)])
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)])
 def test_runs_are_equal(source, shape):
     (streamed, sums), (kept, kept_sums) = _runs(source, shape, 6)
     assert int(kept.step) == 6

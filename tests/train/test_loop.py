@@ -199,6 +199,7 @@ def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
     assert _final(workdir) == _final(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_it_learns_and_bfloat16_does_as_well(config, tmp_path):
     config.steps, config.eval.every, config.checkpoint.every = 100, 0, 0
     results = {}
@@ -315,6 +316,7 @@ def test_evaluating_the_training_split_is_recorded_beside_training(config, tmp_p
     assert _records(tmp_path / "run", "train") == {2, 4, 6, 8, 10, 12}
 
 
+@pytest.mark.long
 def test_seed_and_augmentation_reach_the_run(config):
     def first(**changes):
         changed = config.copy_and_resolve_references()
