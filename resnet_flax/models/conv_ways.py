@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array
 
 from resnet_flax.models import winograd
-from resnet_flax.models.lowering import Geometry, Pair
+from resnet_flax.models.lowering import Geometry, Pair, output_size
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Shape = tuple[int, ...]
@@ -167,12 +167,7 @@ def _under(tap: Pair, geometry: Geometry, padded: Array, out: Shape) -> Array:
 def _taps(geometry: Geometry, x: Array, kernel: Array) -> Array:
     area = kernel.shape[:2]
     padded = _padded(geometry, x)
-    out = tuple(
-        (n - (k - 1) * d - 1) // s + 1
-        for n, k, d, s in zip(
-            padded.shape[1:3], area, geometry.dilation, geometry.strides, strict=True
-        )
-    )
+    out = output_size(x.shape, kernel.shape, geometry)
     matrices = kernel.reshape(-1, *kernel.shape[2:])
     products = [
         _product(_under(tap, geometry, padded, out), matrix, _wide(x))

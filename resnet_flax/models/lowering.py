@@ -5,6 +5,7 @@ are not. The choice falls when a program is lowered, so that compiling ahead for
 right too. docs/decisions.md says what was measured.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -50,13 +51,12 @@ class Convolution(NamedTuple):
     Attributes:
       forward: 'conv' XLA's own convolution; 'dot' a matrix product, for 1x1; 'taps' a matrix
         product for each position of the kernel; 'space_to_depth', for a stride, a convolution
-        without one, each square of positions that it steps over taken for one with more channels.
+        without one, each square of positions that it steps over taken for one with more channels;
+        'winograd' minimal filtering, for 3x3 without stride, dilation and groups.
       input_gradient: 'native' what JAX derives; 'canonical' a convolution in NHWC and HWIO;
         'dot', 'taps' as above; 'phases' for a stride, a convolution for each residue of the
-        input's positions, without the zeros that a spread-out gradient has.
-      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth'.
-
-    Of all three 'winograd' is minimal filtering, for 3x3 without strides.
+        input's positions, without the zeros that a spread-out gradient has; 'winograd'.
+      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth', 'winograd'.
     """
 
     forward: str = "conv"
@@ -119,20 +119,36 @@ def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geome
     # In a loop (a scan over blocks, gradient accumulation, several steps to a dispatch) XLA's CPU
     # backend runs a convolution that is not canonical 8 to 40 times slower.
     forward, input_gradient, kernel_gradient = "conv", "canonical", "canonical"
-    if _dense(geometry) and (height, width) == (3, 3):
-        positions = x[0] * x[1] * x[2]
-        if geometry.strides != (1, 1):
-            input_gradient = "phases"
-            if channels * features >= 64 * 128:
-                kernel_gradient = "taps"
-        elif channels * features >= 32 * 32 and 9 * channels * features * positions >= 1e8:
-            # Where there is less to compute, compiling sixteen products is dearer than they save.
+    if not (_dense(geometry) and (height, width) == (3, 3)):
+        return Convolution(forward, input_gradient, kernel_gradient)
+    rows, columns = output_size(x, kernel, geometry)
+    if geometry.strides != (1, 1):
+        input_gradient = "phases"
+        if channels * features >= 64 * 128:
+            kernel_gradient = "taps"
+    elif channels * features >= 256 * 256:
+        kernel_gradient = "taps"
+        if rows * columns <= 64:
+            forward, input_gradient = "taps", "taps"
+    if _winograd_pays(kernel, geometry, (rows, columns)):
+        if min(channels, features) >= 64:
+            forward, input_gradient = "winograd", "winograd"
+        if min(channels, features) >= 32:
             kernel_gradient = "winograd"
-            if channels * features >= 64 * 64:
-                forward = input_gradient = "winograd"
-            if positions <= 64:  # transforming the kernel costs more than the products
-                forward = input_gradient = kernel_gradient = "taps"
     return Convolution(forward, input_gradient, kernel_gradient)
+
+
+def _winograd_pays(kernel: Sequence[int], geometry: Geometry, output: Pair) -> bool:
+    """By what is to be computed for one image, so that rounding does not depend on the batch."""
+    rows, columns = output
+    positions = rows * columns
+    products = 16 * -(-rows // 2) * -(-columns // 2)
+    return (
+        _winograd_applies(kernel, geometry)
+        and products <= 6 * positions  # of a convolution's 9; small odd maps fill tiles with zeros
+        and math.prod(kernel) * positions >= 1e6  # below that its longer compilation is dearer
+        and positions <= 64 * 64  # its maps have four times the elements; not measured beyond
+    )
 
 
 def is_pointwise(kernel: Sequence[int], geometry: Geometry) -> bool:
@@ -141,8 +157,18 @@ def is_pointwise(kernel: Sequence[int], geometry: Geometry) -> bool:
     return tuple(kernel[:2]) == (1, 1) and unpadded and geometry.groups == 1
 
 
-def is_minimal(kernel: Sequence[int], geometry: Geometry) -> bool:
-    """Whether `winograd` can compute a convolution."""
+def output_size(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Pair:
+    """Height and width of what a convolution makes."""
+    height, width = (
+        (n + low + high - (k - 1) * d - 1) // s + 1
+        for n, k, s, (low, high), d in zip(
+            x[1:3], kernel[:2], geometry.strides, geometry.padding, geometry.dilation, strict=True
+        )
+    )
+    return height, width
+
+
+def _winograd_applies(kernel: Sequence[int], geometry: Geometry) -> bool:
     return tuple(kernel[:2]) == (3, 3) and geometry.strides == (1, 1) and _dense(geometry)
 
 
@@ -157,7 +183,7 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
         "taps": geometry.groups == 1,
         "phases": _dense(geometry),
         "space_to_depth": _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4,
-        "winograd": is_minimal(kernel, geometry),
+        "winograd": _winograd_applies(kernel, geometry),
     }
     wanted = _wanted(chosen)._asdict()
     return chosen._replace(**{part: way for part, way in wanted.items() if possible.get(way, True)})

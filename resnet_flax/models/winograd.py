@@ -7,6 +7,7 @@ six; along both, sixteen instead of thirty-six. A product is that of two matrice
 of its gradients. The price is maps with four times the elements, which come and go within.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,11 +22,21 @@ Rows = list[Array]
 """By row of a tile, its columns along the first axis: maps `[4, b, rows of tiles, columns of tiles,
 c]`, matrices `[4, c, o]`."""
 
-ROWS, COLUMNS = 1, 2
+ROWS, COLUMNS = 1, 2  # of maps
+CHANNELS, FEATURES = 1, 2  # of matrices
 
 
 def convolve(x: Array, kernel: Array, padding: Padding) -> Array:
-    """The convolution of `[b, h, w, c]` with `[3, 3, c, o]`, zeros put before and after."""
+    """The convolution.
+
+    Args:
+      x: `[b, h, w, c]`.
+      kernel: `[3, 3, c, o]`.
+      padding: zeros before and after, for height and width.
+
+    Returns:
+      `[b, h2, w2, o]`.
+    """
     size = [n + sum(pads) - 2 for n, pads in zip(x.shape[1:3], padding, strict=True)]
     maps = _of_inputs(_wide(x), padding, size)
     products = map(partial(_products, over=CHANNELS), maps, _of_kernel(_wide(kernel)))
@@ -35,17 +46,27 @@ def convolve(x: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def input_gradient(size: Sequence[int], kernel: Array, dy: Array, padding: Padding) -> Array:
-    """Of `convolve` for an input of shape `size`; `dy` is the gradient of what came out."""
+    """The gradient of `convolve` to its input.
+
+    Args:
+      size: the input's shape, `[b, h, w, c]`.
+      kernel: `[3, 3, c, o]`.
+      dy: the gradient to the output, `[b, h2, w2, o]`.
+      padding: zeros before and after, for height and width.
+    """
     maps = _of_gradients(_wide(dy))
     products = map(partial(_products, over=FEATURES), maps, _of_kernel(_wide(kernel)))
     rows = [_overlapping(_inputs_gradient(row), COLUMNS) for row in products]
     dx = _overlapping(_inputs_gradient(rows), ROWS)
-    (top, _), (left, _) = padding
-    return dx[:, top : top + size[1], left : left + size[2]].astype(dy.dtype)
+    cropped = [
+        (-low, n + low - whole)
+        for n, (low, _), whole in zip(size[1:3], padding, dx.shape[1:3], strict=True)
+    ]
+    return _padded(dx, cropped).astype(dy.dtype)
 
 
 def kernel_gradient(x: Array, dy: Array, padding: Padding) -> Array:
-    """Of `convolve`, `[3, 3, c, o]`."""
+    """The gradient of `convolve` to its kernel, `[3, 3, c, o]`; arguments as above."""
     maps = _of_inputs(_wide(x), padding, dy.shape[1:3])
     products = list(map(_outer_products, maps, _of_gradients(_wide(dy))))
     taps = [jnp.stack(_kernel_gradient(row)) for row in _kernel_gradient(products)]
@@ -73,13 +94,10 @@ def _of_gradients(dy: Array) -> Rows:
     return [jnp.stack(_outputs_gradient(_alternating(row, COLUMNS))) for row in rows]
 
 
-CHANNELS, FEATURES = 1, 2
-
-
 def _products(maps: Array, matrices: Array, over: int) -> Array:
     """Along the matrices' axis `over`."""
     product = _batched(_flat(maps), matrices, (2, over))
-    return product.reshape(*maps.shape[:-1], -1)
+    return product.reshape(*maps.shape[:-1], product.shape[-1])
 
 
 def _outer_products(maps: Array, gradients: Array) -> Array:
@@ -92,7 +110,7 @@ def _batched(x: Array, y: Array, over: tuple[int, int]) -> Array:
 
 
 def _flat(maps: Array) -> Array:
-    return maps.reshape(4, -1, maps.shape[-1])
+    return maps.reshape(4, math.prod(maps.shape[1:-1]), maps.shape[-1])
 
 
 # The transforms along one axis, of lists or of arrays along their first -------------------------

@@ -247,19 +247,53 @@ def test_the_device_that_a_program_is_lowered_for_decides():
 
 
 @pytest.mark.parametrize(
-    ("batch", "size", "channels", "strides", "ways"),
+    ("size", "channels", "features", "strides", "ways"),
     [
-        (16, 56, 64, 1, ("winograd", "winograd", "winograd")),
-        (128, 16, 32, 1, ("conv", "canonical", "winograd")),
-        (1, 7, 512, 1, ("taps", "taps", "taps")),
-        (16, 8, 64, 1, ("conv", "canonical", "canonical")),
-        (16, 56, 128, 2, ("conv", "phases", "taps")),
+        (56, 64, 64, 1, ("winograd", "winograd", "winograd")),
+        (16, 32, 32, 1, ("conv", "canonical", "winograd")),
+        (56, 64, 8, 1, ("conv", "canonical", "canonical")),
+        (4, 64, 64, 1, ("conv", "canonical", "canonical")),
+        (200, 64, 64, 1, ("conv", "canonical", "canonical")),
+        (3, 512, 512, 1, ("taps", "taps", "taps")),
+        (56, 128, 128, 2, ("conv", "phases", "taps")),
     ],
 )
-def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(batch, size, channels, strides, ways):
+def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features, strides, ways):
     geometry = Geometry((strides, strides), ONE)
-    x, kernel = (batch, size, size, channels), (3, 3, channels, channels)
+    x, kernel = (16, size, size, channels), (3, 3, channels, features)
     assert lowering.convolution(x, kernel, geometry).cpu == ways
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2.5e-3), ("float32", 2e-6)])
+def test_minimal_filtering_keeps_the_digits_of_its_type(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    shapes = (2, 14, 14, 64), (3, 3, 64, 64)
+    exact = [jnp.asarray(rng.normal(size=shape)).astype(dtype) for shape in shapes]
+
+    def run(way, *operands):
+        with lowering.forced(**dict.fromkeys(PARTS, way)):
+            return _gradients(lambda x, k: conv2d(x, k, padding=ONE), *operands)
+
+    found = run("winograd", *exact)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
+    expected = run("taps", *(leaf.astype(jnp.float64) for leaf in exact))
+    _close([leaf.astype(jnp.float64) for leaf in jax.tree.leaves(found)], expected, tolerance)
+
+
+@pytest.mark.usefixtures("x64")
+def test_minimal_filtering_has_second_derivatives():
+    rng = np.random.default_rng(0)
+    x, k, v = (jnp.asarray(rng.normal(size=s)) for s in ((2, 5, 6, 3), (3, 3, 3, 4), (3, 3, 3, 4)))
+
+    def product(way):
+        def loss(k):
+            with lowering.forced(**dict.fromkeys(PARTS, way)):
+                return (conv2d(x, k, padding=ONE) ** 3).sum()
+
+        return jax.jit(jax.grad(lambda k: (jax.grad(loss)(k) * v).sum()))(k)
+
+    _close(product("winograd"), product("taps"), 1e-12)
 
 
 def test_no_such_way():
