@@ -122,14 +122,13 @@ def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geome
     if not (_dense(geometry) and (height, width) == (3, 3)):
         return Convolution(forward, input_gradient, kernel_gradient)
     rows, columns = output_size(x, kernel, geometry)
-    if geometry.strides != (1, 1):
+    strided = geometry.strides != (1, 1)
+    if strided:
         input_gradient = "phases"
-        if channels * features >= 64 * 128:
-            kernel_gradient = "taps"
-    elif channels * features >= 256 * 256:
+    if channels * features >= (64 * 128 if strided else 256 * 256):
         kernel_gradient = "taps"
-        if rows * columns <= 64:
-            forward, input_gradient = "taps", "taps"
+    if channels * features >= 256 * 256 and rows * columns <= 64:
+        forward, input_gradient = "taps", "taps"
     if _winograd_pays(kernel, geometry, (rows, columns)):
         if min(channels, features) >= 64:
             forward, input_gradient = "winograd", "winograd"

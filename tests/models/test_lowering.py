@@ -256,6 +256,7 @@ def test_the_device_that_a_program_is_lowered_for_decides():
         (200, 64, 64, 1, ("conv", "canonical", "canonical")),
         (3, 512, 512, 1, ("taps", "taps", "taps")),
         (56, 128, 128, 2, ("conv", "phases", "taps")),
+        (14, 512, 512, 2, ("taps", "taps", "taps")),
     ],
 )
 def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features, strides, ways):
