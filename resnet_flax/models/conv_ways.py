@@ -263,27 +263,12 @@ def _space_to_depth_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, 
     return jax.linear_transpose(lambda kernel: _space_to_depth(geometry, x, kernel), kernel)(dy)[0]
 
 
-# By minimal filtering ---------------------------------------------------------------------------
-
-
-def _winograd(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    return winograd.convolve(x, kernel, geometry.padding)
-
-
-def _winograd_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
-    return winograd.input_gradient(size, kernel, dy, geometry.padding)
-
-
-def _winograd_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
-    return winograd.kernel_gradient(x, dy, geometry.padding)
-
-
 FORWARD: dict[str, Callable[[Geometry, Array, Array], Array]] = {
     "conv": _conv,
     "dot": _dot,
     "taps": _taps,
     "space_to_depth": _space_to_depth,
-    "winograd": _winograd,
+    "winograd": winograd.convolve,
 }
 INPUT_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "native": _native_input_gradient,
@@ -291,7 +276,7 @@ INPUT_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "dot": _dot_input_gradient,
     "taps": _taps_input_gradient,
     "phases": _phases_input_gradient,
-    "winograd": _winograd_input_gradient,
+    "winograd": winograd.input_gradient,
 }
 KERNEL_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "native": _native_kernel_gradient,
@@ -299,5 +284,5 @@ KERNEL_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "dot": _dot_kernel_gradient,
     "taps": _taps_kernel_gradient,
     "space_to_depth": _space_to_depth_kernel_gradient,
-    "winograd": _winograd_kernel_gradient,
+    "winograd": winograd.kernel_gradient,
 }

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models.lowering import Padding
+from resnet_flax.models.lowering import Geometry, Padding, output_size
 
 Parts = Sequence[Array]
 Rows = list[Array]
@@ -26,33 +26,33 @@ ROWS, COLUMNS = 1, 2  # of maps
 CHANNELS, FEATURES = 1, 2  # of matrices
 
 
-def convolve(x: Array, kernel: Array, padding: Padding) -> Array:
+def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """The convolution.
 
     Args:
+      geometry: the padding; without stride, dilation and groups.
       x: `[b, h, w, c]`.
       kernel: `[3, 3, c, o]`.
-      padding: zeros before and after, for height and width.
 
     Returns:
       `[b, h2, w2, o]`.
     """
-    size = [n + sum(pads) - 2 for n, pads in zip(x.shape[1:3], padding, strict=True)]
-    maps = _of_inputs(_wide(x), padding, size)
+    size = output_size(x.shape, kernel.shape, geometry)
+    maps = _of_inputs(_wide(x), geometry.padding, size)
     products = map(partial(_products, over=CHANNELS), maps, _of_kernel(_wide(kernel)))
     rows = [_side_by_side(_outputs(row), COLUMNS) for row in products]
     y = _side_by_side(_outputs(rows), ROWS)
     return y[:, : size[0], : size[1]].astype(x.dtype)
 
 
-def input_gradient(size: Sequence[int], kernel: Array, dy: Array, padding: Padding) -> Array:
+def input_gradient(geometry: Geometry, size: Sequence[int], kernel: Array, dy: Array) -> Array:
     """The gradient of `convolve` to its input.
 
     Args:
+      geometry: as of `convolve`.
       size: the input's shape, `[b, h, w, c]`.
       kernel: `[3, 3, c, o]`.
       dy: the gradient to the output, `[b, h2, w2, o]`.
-      padding: zeros before and after, for height and width.
     """
     maps = _of_gradients(_wide(dy))
     products = map(partial(_products, over=FEATURES), maps, _of_kernel(_wide(kernel)))
@@ -60,17 +60,17 @@ def input_gradient(size: Sequence[int], kernel: Array, dy: Array, padding: Paddi
     dx = _overlapping(_inputs_gradient(rows), ROWS)
     cropped = [
         (-low, n + low - whole)
-        for n, (low, _), whole in zip(size[1:3], padding, dx.shape[1:3], strict=True)
+        for n, (low, _), whole in zip(size[1:3], geometry.padding, dx.shape[1:3], strict=True)
     ]
     return _padded(dx, cropped).astype(dy.dtype)
 
 
-def kernel_gradient(x: Array, dy: Array, padding: Padding) -> Array:
-    """The gradient of `convolve` to its kernel, `[3, 3, c, o]`; arguments as above."""
-    maps = _of_inputs(_wide(x), padding, dy.shape[1:3])
+def kernel_gradient(geometry: Geometry, shape: Sequence[int], x: Array, dy: Array) -> Array:
+    """The gradient of `convolve` to its kernel, of `shape` `[3, 3, c, o]`; the rest as above."""
+    maps = _of_inputs(_wide(x), geometry.padding, dy.shape[1:3])
     products = list(map(_outer_products, maps, _of_gradients(_wide(dy))))
-    taps = [jnp.stack(_kernel_gradient(row)) for row in _kernel_gradient(products)]
-    return jnp.stack(taps).astype(x.dtype)
+    taps = [tap for row in _kernel_gradient(products) for tap in _kernel_gradient(row)]
+    return jnp.stack(taps).reshape(shape).astype(x.dtype)
 
 
 # Both axes --------------------------------------------------------------------------------------
