@@ -11,9 +11,8 @@ from pathlib import Path
 CACHE = f"{tempfile.gettempdir()}/resnet_flax_tests_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8"
-)
+DEVICES = " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace(DEVICES, "") + DEVICES
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 from jaxtyping import install_import_hook  # noqa: E402
@@ -24,6 +23,7 @@ install_import_hook("resnet_flax", "beartype.beartype")
 import jax  # noqa: E402
 import ml_collections  # noqa: E402
 import pytest  # noqa: E402
+from experiments import short_run  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,6 +32,15 @@ ROOT = Path(__file__).parent.parent
 def x64():
     """Float64: equivalences are asserted in it, see docs/decisions.md."""
     with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def soon_traced():
+    """Where nothing asks how convolutions are computed: XLA's own is traced the soonest."""
+    from resnet_flax.models import lowering
+
+    with lowering.forced(forward="conv"):
         yield
 
 
@@ -48,18 +57,7 @@ def data_dir(tmp_path_factory) -> str:
 @pytest.fixture
 def config(data_dir) -> ml_collections.ConfigDict:
     """A short run on digits."""
-    from resnet_flax.config import load_config
-
-    config = load_config(str(ROOT / "configs" / "digits_resnet20.py"))
-    config.data.data_dir = data_dir
-    config.model.name = "cifar_resnet8"
-    config.steps = 12
-    config.optim.warmup_steps = 4
-    config.eval.every = 4
-    config.checkpoint.every = 4
-    config.log.every = 2
-    config.log.tensorboard = False
-    return config
+    return short_run(data_dir)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def command(data_dir):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
+            env={**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(DEVICES, "")},
             cwd=ROOT,
         )
         started.append(process)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments import TINY, short_run
 from marks import long
 from PIL import Image
 
@@ -31,6 +32,7 @@ from resnet_flax.weights.loading import open_pretrained
 
 SHORT = (
     "--config.model.name=cifar_resnet8",
+    f"--config.model.axes={TINY}",
     "--config.steps=60",
     "--config.optim.warmup_steps=10",
     "--config.checkpoint.every=10",
@@ -97,7 +99,7 @@ def _kill_and_go_on(command, workdir, moment, *more):
 
 
 def test_killed_in_an_epoch_it_ends_with_the_same_bits(command, tmp_path, uninterrupted):
-    _kill_and_go_on(command, tmp_path / "run", lambda w: 25 in _records(w, "train"))
+    _kill_and_go_on(command, tmp_path / "run", lambda w: 15 in _records(w, "train"))
     assert _final(tmp_path / "run") == _final(uninterrupted[0])
     assert _timeless(tmp_path / "run") == _timeless(uninterrupted[0])
 
@@ -164,13 +166,13 @@ def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
     workdir = tmp_path / "run"
     flags = (*SHORT, f"--workdir={workdir}", "--config.checkpoint.every=0")
     process = command(*flags)
-    _wait_for(lambda: 25 in _records(workdir, "train"), process)
+    _wait_for(lambda: 5 in _records(workdir, "train"), process)
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
     saved = Checkpoints(workdir / "checkpoints", keep=1).steps()
     assert len(saved) == 1
-    assert 25 <= saved[0] < 60
+    assert 5 <= saved[0] < 60
     assert err == (
         f"stopped by {number.name} at step {saved[0]}, which is saved in {workdir}; "
         "run the same command again to go on\n"
@@ -201,6 +203,7 @@ def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
 
 @pytest.mark.long
 def test_it_learns_and_bfloat16_does_as_well(config, tmp_path):
+    config.model.axes = ""
     config.steps, config.eval.every, config.checkpoint.every = 100, 0, 0
     results = {}
     for dtype in ("float32", "bfloat16"):
@@ -214,12 +217,26 @@ def test_it_learns_and_bfloat16_does_as_well(config, tmp_path):
     assert max(errors.values()) < 0.2  # 0.9 is chance
 
 
-def test_tensorboard_gets_what_the_file_gets(config, tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data_dir):
+    """The workdir and the result of a run of `config`."""
+    config = short_run(data_dir)
+    config.log.tensorboard = True
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    return workdir, train(config, workdir)
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of that run, to go on with."""
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def test_tensorboard_gets_what_the_file_gets(finished):
     from tensorboardX.proto.event_pb2 import Event
 
-    config.log.tensorboard = True
-    train(config, tmp_path / "run")
-    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
+    workdir, _ = finished
+    (file,) = (workdir / "tensorboard").iterdir()
     data, seen = file.read_bytes(), {}
     while data:
         length = int.from_bytes(data[:8], "little")
@@ -227,35 +244,32 @@ def test_tensorboard_gets_what_the_file_gets(config, tmp_path):
         for value in event.summary.value:
             seen[value.tag, event.step] = value.simple_value
         data = data[16 + length :]
-    for (split, step), record in _timeless(tmp_path / "run").items():
+    for (split, step), record in _timeless(workdir).items():
         assert seen[f"{split}/loss", step] == pytest.approx(record["loss"], rel=1e-6)
 
 
-def test_another_config_s_checkpoint_is_refused_and_left(config, tmp_path):
-    train(config, tmp_path / "run")
-    before = sorted(map(str, (tmp_path / "run").rglob("*")))
+def test_another_config_s_checkpoint_is_refused_and_left(config, workdir):
+    before = sorted(map(str, workdir.rglob("*")))
     config.optim.momentum = 0.8
     config.data.pad = 0
     with pytest.raises(UserError, match=r"data.pad is 0 but was 1, optim.momentum is 0.8 but was"):
-        train(config, tmp_path / "run")
-    assert sorted(map(str, (tmp_path / "run").rglob("*"))) == before
+        train(config, workdir)
+    assert sorted(map(str, workdir.rglob("*"))) == before
 
 
-def test_keys_that_are_safe_may_differ(config, tmp_path):
-    train(config, tmp_path / "run")
+def test_keys_that_are_safe_may_differ(config, workdir):
     config.steps = 14
     config.mesh.fsdp = 2
     config.log.every = 3
     config.checkpoint.keep = 1
-    train(config, tmp_path / "run")
-    assert _final(tmp_path / "run")[0] == 14
+    train(config, workdir)
+    assert _final(workdir)[0] == 14
 
 
-def test_fewer_steps_than_done_are_refused(config, tmp_path):
-    train(config, tmp_path / "run")
+def test_fewer_steps_than_done_are_refused(config, workdir):
     config.steps = 8
     with pytest.raises(UserError, match="holds a run of 12 steps, more than steps=8"):
-        train(config, tmp_path / "run")
+        train(config, workdir)
 
 
 @pytest.mark.parametrize("rate", [1e38, 1e3])  # parameters, and running variances, overflow
@@ -291,6 +305,7 @@ def test_an_evaluation_that_is_not_finite_is_divergence(config, tmp_path, monkey
 
 
 def test_a_signal_before_the_first_step_is_heard(config, tmp_path):
+    config.steps = 5
     for _ in range(2):
         with Interruption() as stop:
             signal.raise_signal(signal.SIGINT)
@@ -346,7 +361,9 @@ def test_a_share_of_the_training_split_is_held_out(config, tmp_path):
 
 
 def test_a_line_of_config_is_another_network(config):
-    config.model.axes = "stage_sizes=2,3,2 shortcut=B squeeze=4"
+    config.model.axes = (
+        "stage_sizes=1,3,1 stage_features=8,16,32 stem_features=8 shortcut=B squeeze=4"
+    )
     config.model.scan = True
     config.model.remat = 2
     run = build(config)
@@ -362,17 +379,16 @@ def test_a_line_of_config_is_another_network(config):
     assert int(state.step) == 1
 
 
-def test_a_workdir_with_odd_things_in_it(config, tmp_path):
-    train(config, tmp_path / "run")
-    directory = tmp_path / "run" / "checkpoints"
+def test_a_workdir_with_odd_things_in_it(config, workdir):
+    directory = workdir / "checkpoints"
     (directory / "12" / ".DS_Store").write_text("")
     (directory / "013").mkdir()
     (directory / "notes.txt").write_text("")
     (directory / "9.orbax-checkpoint-tmp").mkdir()
     config.steps = 16
-    train(config, tmp_path / "run")
-    assert _final(tmp_path / "run")[0] == 16
-    assert not (tmp_path / "run" / "damaged").exists()
+    train(config, workdir)
+    assert _final(workdir)[0] == 16
+    assert not (workdir / "damaged").exists()
     assert not (directory / "9.orbax-checkpoint-tmp").exists()
 
 
@@ -399,7 +415,6 @@ def test_what_does_not_fit_is_explained(config, tmp_path, settings, message):
 
 
 def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
-    train(config, tmp_path / "running")
     config.eval.recompute_bn = 3
     config.data.flip = False
     config.data.pad = 0
@@ -445,9 +460,9 @@ def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, t
         train(config, tmp_path / "none")
 
 
-def test_a_finished_run_says_where_its_result_comes_from(config, tmp_path):
-    result = train(config, tmp_path)
-    path = tmp_path / "result.json"
+def test_a_finished_run_says_where_its_result_comes_from(config, finished, workdir):
+    result = finished[1]
+    path = workdir / "result.json"
     written = json.loads(path.read_text())
     assert written["step"] == 12
     assert (written["errors"], written["count"]) == (result.errors, 360)
@@ -457,13 +472,13 @@ def test_a_finished_run_says_where_its_result_comes_from(config, tmp_path):
     # on, it says both.
     before = {**written, "commit": "before", "loss": written["loss"] * (1 + 1e-9)}
     path.write_text(json.dumps(before))
-    sittings = tmp_path / "sittings.json"
+    sittings = workdir / "sittings.json"
     sittings.write_text(sittings.read_text().replace(written["commit"], "before"))
     kept = path.read_text()
-    train(config, tmp_path)
+    train(config, workdir)
     assert path.read_text() == kept
     config.steps = 16
-    train(config, tmp_path)
+    train(config, workdir)
     after = json.loads(path.read_text())
     assert after["step"] == 16
     assert after["commit"] == written["commit"]

@@ -1,0 +1,25 @@
+"""A short run on digits."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+# Five layers, one of them with a stride: little to trace and to compile.
+TINY = "stage_sizes=1,1 stage_features=8,16 stem_features=8"
+
+
+def short_run(data_dir: str):
+    """Its config."""
+    from resnet_flax.config import load_config
+
+    config = load_config(str(ROOT / "configs" / "digits_resnet20.py"))
+    config.data.data_dir = data_dir
+    config.data.eval_batch_size = 128  # 360 test images: the last batch has 104
+    config.model.name = "cifar_resnet8"
+    config.model.axes = TINY
+    config.steps = 12
+    config.optim.warmup_steps = 4
+    config.eval.every = 4
+    config.checkpoint.every = 4
+    config.log.every = 2
+    config.log.tensorboard = False
+    return config
