@@ -1,12 +1,15 @@
 """The ways to compute convolutions, poolings and normalisations: the same values and gradients."""
 
+import functools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from marks import long
-from variables import initialised
+from variables import drawn
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import create_model, lowering
@@ -39,15 +42,44 @@ def _close(actual, expected, tolerance):
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
+def _both(function, *operands):
+    y, vjp = jax.vjp(function, *operands)
+    rng = np.random.default_rng(7)
+    return y, vjp(
+        jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), y)
+    )
+
+
 def _gradients(function, *operands):
-    def both(*operands):
-        y, vjp = jax.vjp(function, *operands)
-        rng = np.random.default_rng(7)
-        return y, vjp(
-            jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), y)
+    return jax.jit(partial(_both, function))(*operands)
+
+
+@functools.cache
+def _plain():
+    """Operands, geometry, and what XLA's own convolution and JAX's gradients make of them."""
+    rng, cases = np.random.default_rng(0), []
+    for h, w, c, o, kernel, geometry in CONVOLUTIONS:
+        shapes = (2, h, w, c), (*kernel, c // geometry.groups, o)
+        cases.append(([rng.normal(size=shape) for shape in shapes], geometry))
+
+    def convolve(geometry, x, k):
+        return jax.lax.conv_general_dilated(
+            x,
+            k,
+            geometry.strides,
+            geometry.padding,
+            rhs_dilation=geometry.dilation,
+            feature_group_count=geometry.groups,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
-    return jax.jit(both)(*operands)
+    found = jax.jit(
+        lambda *pairs: [
+            _both(partial(convolve, geometry), *pair)
+            for pair, (_, geometry) in zip(pairs, cases, strict=True)
+        ]
+    )(*(operands for operands, _ in cases))
+    return [(*case, jax.device_get(each)) for case, each in zip(cases, found, strict=True)]
 
 
 @pytest.mark.usefixtures("x64")
@@ -55,35 +87,29 @@ def _gradients(function, *operands):
     ("part", "way"), [(part, way) for part, ways in PARTS.items() for way in ways]
 )
 def test_every_way_to_convolve(part, way):
-    met = 0
-    for h, w, c, o, kernel, geometry in CONVOLUTIONS:
-        shapes = (2, h, w, c), (*kernel, c // geometry.groups, o)
+    geometries, doubles, expected = [], [], []
+    for operands, geometry, gradients in _plain():
         with lowering.forced(**{part: way}):
+            shapes = [leaf.shape for leaf in operands]
             if getattr(lowering.convolution(*shapes, geometry).cpu, part) != way:
                 continue
-        met += 1
+        geometries.append(geometry)
+        doubles.append(operands)
+        expected.append(gradients)
+    assert len(geometries) >= 2
 
-        def ours(x, k, geometry=geometry):
-            with lowering.forced(**{part: way}):
-                return conv2d(x, k, *geometry)
+    @jax.jit
+    def ours(*pairs):
+        with lowering.forced(**{part: way}):
+            return [
+                _both(lambda x, k, geometry=geometry: conv2d(x, k, *geometry), *pair)
+                for geometry, pair in zip(geometries, pairs, strict=True)
+            ]
 
-        def plain(x, k, geometry=geometry):
-            return jax.lax.conv_general_dilated(
-                x,
-                k,
-                geometry.strides,
-                geometry.padding,
-                rhs_dilation=geometry.dilation,
-                feature_group_count=geometry.groups,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-
-        rng = np.random.default_rng(0)
-        operands = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
-        expected = _gradients(plain, *operands)
-        _close(_gradients(ours, *operands), expected, 1e-13)
-        _close(_gradients(ours, *(leaf.astype(jnp.float32) for leaf in operands)), expected, 1e-4)
-    assert met >= 2
+    singles = [[leaf.astype(np.float32) for leaf in pair] for pair in doubles]
+    for pairs, tolerance in ((doubles, 1e-13), (singles, 1e-4)):
+        for found, wanted in zip(ours(*pairs), expected, strict=True):
+            _close(found, wanted, tolerance)
 
 
 @pytest.mark.usefixtures("x64")
@@ -207,7 +233,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
     model = create_model(name, num_classes=5, **axes, dtype=jnp.float64, param_dtype=jnp.float64)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(4, size, size, 3)))
-    variables = initialised(model, x)
+    variables = drawn(model, x)
     # Scales of zero would hide what lies behind them.
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf + 0.1), variables)
 
