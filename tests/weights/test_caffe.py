@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from variables import initialised
+from variables import drawn
 
 from resnet_flax import create_model
 from resnet_flax.errors import UserError
@@ -22,7 +22,7 @@ AXES = {"stem_bias": True, "stem_pool": "ceil", "stage_sizes": (2, 1, 1, 1), "nu
 
 def _variables(model):
     rng = np.random.default_rng(0)
-    variables = initialised(model, jnp.zeros((1, 64, 64, 3)))
+    variables = drawn(model, jnp.zeros((1, 64, 64, 3)))
 
     def draw(path, leaf):
         values = rng.normal(size=leaf.shape).astype(np.float32)
@@ -91,6 +91,7 @@ def _caffemodel(layers, old_shapes=False):
     return out
 
 
+@pytest.mark.usefixtures("soon_traced")
 @pytest.mark.parametrize("kind", ["caffemodel", "old shapes", "npz"])
 def test_a_caffe_model_gives_its_variables_back(tmp_path, kind):
     model = create_model("resnet50_v1", **AXES)
@@ -111,6 +112,7 @@ def test_a_caffe_model_gives_its_variables_back(tmp_path, kind):
         np.testing.assert_allclose(loaded[key], array, rtol=1e-6, err_msg=str(key))
 
 
+@pytest.mark.usefixtures("soon_traced")
 def test_a_caffe_model_by_its_file_is_used_as_it_was_made(tmp_path):
     model = create_model("resnet50_v1", **AXES)
     layers = _layers(export_torch(_variables(model), model, "torchvision"))
