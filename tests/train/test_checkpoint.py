@@ -28,7 +28,7 @@ ABOUT = {"config": {"steps": 3}, "class_names": ["a", "b"], "preprocessing": {}}
 
 @pytest.fixture(scope="module")
 def state():
-    model = create_model("cifar_resnet20", stage_features=(4, 8, 16), stem_features=4)
+    model = create_model("cifar_resnet8", stage_features=(8, 16, 32), stem_features=8)
     init = partial(init_state, model=model, tx=optax.sgd(0.1, momentum=0.9), image_shape=(8, 8, 1))
     return jax.jit(init)(0)
 
