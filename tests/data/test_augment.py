@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,9 +150,10 @@ def test_erased_rectangles_are_of_the_sizes_of_the_paper():
     assert everyone.any((1, 2, 3)).all()
 
 
-def _mix(x, step, **settings):
+@partial(jax.jit, static_argnames=("seed", "mixup", "cutmix"))
+def _mix(x, step, seed=0, mixup=0.0, cutmix=0.0):
     targets = jnp.eye(len(x))
-    return mix(x, targets, jnp.int32(step), **{"seed": 0, "mixup": 0.0, "cutmix": 0.0, **settings})
+    return mix(x, targets, jnp.int32(step), seed=seed, mixup=mixup, cutmix=cutmix)
 
 
 def test_mixup_blends_neighbours_and_targets_alike():
