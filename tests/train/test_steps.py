@@ -1,5 +1,6 @@
 """One device against eight, in float64; and what a step is beside that."""
 
+import functools
 from functools import partial
 
 import jax
@@ -35,11 +36,13 @@ def _batches(n, size=8):
         }
 
 
-def _program(mesh, dtype, groups=1, name="cifar_resnet8", tx=None):
+@functools.cache
+def _program(mesh, dtype, groups=1, tx=None):
     param_dtype = jnp.float64 if dtype == jnp.float64 else jnp.float32
     model = create_model(
-        name,
-        stage_features=(8, 16, 32),
+        "cifar_resnet8",
+        stage_sizes=(1, 1),
+        stage_features=(8, 32),
         stem_features=8,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -95,14 +98,16 @@ def reference():
     with jax.enable_x64(True):
         init, _, _ = _program(_one(), jnp.float64, tx=GRADIENT)
         before = jax.device_get(init(0))
-        return before, _run(_one(), 1, tx=GRADIENT), _run(_one(), 10)
+        return before, _run(_one(), 1, tx=GRADIENT)
 
 
+# With the decay and ten steps of it, test_sharding asks the same more often.
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [long((8, 1)), (2, 4)])
+@pytest.mark.parametrize("shape", [long((8, 1)), long((2, 4))])
 def test_eight_devices_do_what_one_does(reference, shape):
     mesh = sharding.make_mesh(*shape)
-    before, (after, sums), (tenth, _) = reference
+    before, (after, sums) = reference
+    tenth, _ = _run(_one(), 10)
     sharded, sharded_sums = _run(mesh, 1, tx=GRADIENT)
     gradient = jax.tree.map(np.subtract, before.params, after.params)
     sharded_gradient = jax.tree.map(np.subtract, before.params, sharded.params)
@@ -115,18 +120,11 @@ def test_eight_devices_do_what_one_does(reference, shape):
 @pytest.mark.usefixtures("x64")
 def test_the_comparison_sees_statistics_that_are_not_global(reference):
     # What a sharding bug would do: each device normalises by its own share.
-    before, (after, _), _ = reference
+    before, (after, _) = reference
     local, _ = _run(sharding.make_mesh(), 1, tx=GRADIENT, groups=8)
     gradients = [jax.tree.map(np.subtract, before.params, s.params) for s in (local, after)]
     assert _distance(*gradients) > 1e-2
     assert _distance(local.batch_stats, after.batch_stats) > 1e-3
-
-
-@pytest.mark.usefixtures("x64")
-def test_groups_give_the_same_on_any_number_of_devices():
-    one, _ = _run(_one(), 3, groups=4)
-    eight, _ = _run(sharding.make_mesh(), 3, groups=4)
-    assert _distance(eight, one) < 1e-9
 
 
 def test_parameters_lie_cut_where_fsdp_says():
@@ -134,7 +132,7 @@ def test_parameters_lie_cut_where_fsdp_says():
     init, step, _ = _program(mesh, jnp.float32)
     state = init(0)
     state, _ = step(state, sharding.put_batch(next(_batches(1)), mesh))
-    kernel = state.params["stage3_block1"]["conv2"]["kernel"]
+    kernel = state.params["stage2_block1"]["conv2"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (3, 3, 8, 32)
     momentum = jax.tree.leaves(state.opt_state)
     assert any(leaf.addressable_shards[0].data.shape == (3, 3, 8, 32) for leaf in momentum)
