@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
@@ -59,9 +60,9 @@ CHANNELS = {"pixel_mean": False, "mean": (0.49, 0.48, 0.44), "std": (0.2, 0.19, 
         (1, "float32", {}),
         (1, "float32", CHANNELS),
         (1, "float32", CHANNELS | {"mixup": 0.2}),
-        (1, "float32", CHANNELS | {"cutmix": 1.0, "erase": 0.5}),
+        long(1, "float32", CHANNELS | {"cutmix": 1.0, "erase": 0.5}),
         (1, "float32", CHANNELS | {"colour": 0.1}),
-        (8, "float32", {"colour": 0.1, "mixup": 0.2}),
+        long(8, "float32", {"colour": 0.1, "mixup": 0.2}),
         (1, "bfloat16", CHANNELS | {"mixup": 0.2}),
     ],
 )
