@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from variables import initialised
+from variables import drawn
 
 from resnet_flax import create_model
 from resnet_flax.cli import main
@@ -28,6 +28,7 @@ from resnet_flax.weights.loading import load_pretrained
 from resnet_flax.weights.torch_layout import export_torch
 
 NAMES = tuple("0123456789")
+SMALL = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def source():
 @pytest.mark.usefixtures("x64")
 def test_the_result_is_the_same_with_any_batch_workers_and_devices(source):
     types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-    model = create_model("cifar_resnet8", **types)
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    model = create_model("cifar_resnet8", **SMALL, **types)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     preprocessing = Preprocessing(size=8, crop_fraction=0.9)
     settings = [
         {"batch_size": size, "devices": jax.devices()[:devices], "workers": workers}
@@ -61,16 +62,16 @@ def test_the_result_is_the_same_with_any_batch_workers_and_devices(source):
 
 
 def test_weights_that_give_no_numbers_are_explained(source):
-    model = create_model("cifar_resnet8")
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    model = create_model("cifar_resnet8", **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     variables["params"]["head"]["bias"] *= np.nan
     with pytest.raises(UserError, match="loss is nan: its weights are damaged"):
         evaluate_pretrained([Network(model, variables, Preprocessing(0))], source, batch_size=10)
 
 
 def test_images_that_cannot_be_normalised_are_explained(source):
-    model = create_model("cifar_resnet8")
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    model = create_model("cifar_resnet8", **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     two = Preprocessing(0, mean=(0.5, 0.4))
     image = Preprocessing(0, mean=(0.0,), pixel_mean=tuple(np.zeros((8, 8, 3)).tolist()))
     for preprocessing, message in (
@@ -116,8 +117,8 @@ def test_a_label_set_counts_what_has_a_label():
     assert again["label"].names == features["original_label"].names == names
     labels = SEVERAL_LABELS["imagenet2012_real"][:2]
     real = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 20)
-    model = create_model("cifar_resnet8")
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    model = create_model("cifar_resnet8", **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     # A network that says 3 of every image: right with {2, 3}, wrong with {1}.
     head = variables["params"]["head"]
     head["kernel"] *= 0
@@ -220,7 +221,7 @@ def test_bad_arguments_are_one_sentence(shared_data, data_dir, capsys, arguments
 
 def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     model = create_model("cifar_resnet8")
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     np.savez(tmp_path / "w.npz", **export_torch(variables, model, "akamaster"))
     command = [tmp_path / "w.npz", "--model=cifar_resnet8"]
     assert "names no data; say --data" in _eval(capsys, *command)[2]
@@ -290,8 +291,8 @@ def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
 
 
 def test_the_report_has_an_interval_for_each_rate(source):
-    model = create_model("cifar_resnet8")
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    model = create_model("cifar_resnet8", **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     result = evaluate_pretrained(
         [Network(model, variables, Preprocessing(0))], source, batch_size=50
     )
