@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments import TINY
 from flax import linen as nn
 from PIL import Image
-from variables import initialised
+from variables import drawn
 
 from resnet_flax import create_model
 from resnet_flax.cli import main
@@ -34,7 +35,7 @@ from resnet_flax.weights.loading import open_pretrained
 SHORT = (
     *("--config.steps=12", "--config.optim.warmup_steps=4", "--config.eval.every=4"),
     *("--config.log.every=2", "--config.checkpoint.every=4", "--config.log.tensorboard=false"),
-    "--config.model.axes=stage_sizes=(1,1,1)",
+    *(f"--config.model.axes={TINY}", "--config.data.eval_batch_size=120"),
 )
 
 
@@ -247,7 +248,7 @@ def test_relative_directories_and_a_torn_save_do_no_harm(data_dir, tmp_path, mon
     assert main([*command, "--workdir=torn", "--dry_run"]) == 0
     assert main([*command, "--workdir=runs"]) == 0
     (run,) = json.loads(Path("o.json").read_text())
-    assert len(run["responses"]) == 7
+    assert len(run["responses"]) == 5
     assert [path.name for path in Path("runs").iterdir()] != ["digits_resnet20-cifar_plain20"]
     capsys.readouterr()
     Path("text.json").write_text("notes of mine")
@@ -287,7 +288,7 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
         rng.integers(0, 256, (7, 8, 8, 3), np.uint8), rng.integers(0, 10, 7), tuple("0123456789")
     )
     model = create_model("cifar_resnet20", stage_sizes=(1, 2, 1))
-    variables = initialised(model, jnp.zeros((1, 8, 8, 3)))
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     scales = iter(np.linspace(0.5, 2, 9))
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * next(scales) if path[-1].key == "scale" else leaf, variables
