@@ -339,12 +339,20 @@ def surroundings() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Model and number of cores that this process may use."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("model name"))
-        model = line.split(":", 1)[1].strip()
+    """Model, widest vectors and number of cores that this process may use.
+
+    Virtual machines give processors of unlike generations one name.
+    """
+    about: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            about[name.strip()] = value.strip()
+    model = about.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in about:
+        flags = about.get("flags", "").split()
+        vectors = next((name for name in ("avx512f", "avx2", "avx") if name in flags), "no avx")
+        model += f" (family {about['cpu family']}, model {about['model']}, {vectors})"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores"
 
