@@ -195,6 +195,14 @@ def _taps_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array)
     return jnp.stack(pieces).reshape(shape)
 
 
+def _rows_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+    """A product for each row of the kernel, its taps side by side: of few channels each is thin."""
+    padded, width = _padded(geometry, x), shape[1]
+    seen = [_under(tap, geometry, padded, dy.shape[1:3]) for tap in _offsets(geometry, shape[:2])]
+    rows = (jnp.concatenate(seen[i : i + width], -1) for i in range(0, len(seen), width))
+    return jnp.stack([_outer(row, dy) for row in rows]).reshape(shape)
+
+
 # As a convolution for each residue of the input's positions -------------------------------------
 
 
@@ -283,6 +291,7 @@ KERNEL_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
     "canonical": _canonical_kernel_gradient,
     "dot": _dot_kernel_gradient,
     "taps": _taps_kernel_gradient,
+    "rows": _rows_kernel_gradient,
     "space_to_depth": _space_to_depth_kernel_gradient,
     "winograd": winograd.kernel_gradient,
 }

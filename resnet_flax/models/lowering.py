@@ -56,7 +56,8 @@ class Convolution(NamedTuple):
       input_gradient: 'native' what JAX derives; 'canonical' a convolution in NHWC and HWIO;
         'dot', 'taps' as above; 'phases' for a stride, a convolution for each residue of the
         input's positions, without the zeros that a spread-out gradient has; 'winograd'.
-      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth', 'winograd'.
+      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth', 'winograd'; 'rows' a
+        matrix product for each row of the kernel.
     """
 
     forward: str = "conv"
@@ -89,7 +90,9 @@ class Pooling(NamedTuple):
 WAYS = {
     "forward": ("conv", "dot", "taps", "space_to_depth", "winograd"),
     "input_gradient": ("native", "canonical", "dot", "taps", "phases", "winograd"),
-    "kernel_gradient": ("native", "canonical", "dot", "taps", "space_to_depth", "winograd"),
+    "kernel_gradient": (
+        *("native", "canonical", "dot", "taps", "rows", "space_to_depth", "winograd"),
+    ),
     "statistics": ("two_pass", "one_pass"),
     "pooling": ("native", "separable"),
 }
@@ -119,20 +122,22 @@ def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geome
     # In a loop (a scan over blocks, gradient accumulation, several steps to a dispatch) XLA's CPU
     # backend runs a convolution that is not canonical 8 to 40 times slower.
     forward, input_gradient, kernel_gradient = "conv", "canonical", "canonical"
+    if channels <= 4 and geometry.groups == 1:
+        kernel_gradient = "rows"
     if not (_dense(geometry) and (height, width) == (3, 3)):
         return Convolution(forward, input_gradient, kernel_gradient)
     rows, columns = output_size(x, kernel, geometry)
     strided = geometry.strides != (1, 1)
     if strided:
         input_gradient = "phases"
-    if channels * features >= (64 * 128 if strided else 256 * 256):
+    if channels * features >= (16 * 32 if strided else 256 * 256):
         kernel_gradient = "taps"
     if channels * features >= 256 * 256 and rows * columns <= 64:
         forward, input_gradient = "taps", "taps"
     if _winograd_pays(kernel, geometry, (rows, columns)):
-        if min(channels, features) >= 64:
-            forward, input_gradient = "winograd", "winograd"
         if min(channels, features) >= 32:
+            forward, input_gradient = "winograd", "winograd"
+        if min(channels, features) >= 16:
             kernel_gradient = "winograd"
     return Convolution(forward, input_gradient, kernel_gradient)
 
@@ -141,7 +146,7 @@ def _winograd_pays(kernel: Sequence[int], geometry: Geometry, output: Pair) -> b
     """By what is to be computed for one image, so that rounding does not depend on the batch."""
     rows, columns = output
     positions = rows * columns
-    products = 16 * -(-rows // 2) * -(-columns // 2)
+    products = 36 * -(-rows // 4) * -(-columns // 4)
     return (
         _winograd_applies(kernel, geometry)
         and products <= 6 * positions  # of a convolution's 9; small odd maps fill tiles with zeros
@@ -180,6 +185,7 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
     possible = {
         "dot": is_pointwise(kernel, geometry),
         "taps": geometry.groups == 1,
+        "rows": geometry.groups == 1,
         "phases": _dense(geometry),
         "space_to_depth": _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4,
         "winograd": _winograd_applies(kernel, geometry),

@@ -1,31 +1,65 @@
 """3x3 convolutions without strides by Winograd's minimal filtering, where arithmetic is dear.
 
-F(2 x 2, 3 x 3) of Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks". Along
-one axis, two outputs of a filter of three, which see four inputs, take four products instead of
-six; along both, sixteen instead of thirty-six. A product is that of two matrices, for all tiles of
-2 x 2 outputs and all channels at once, so there are sixteen of these in a convolution and in each
-of its gradients. The price is maps with four times the elements, which come and go within.
+F(4 x 4, 3 x 3) of Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks". Along
+one axis, four outputs of a filter of three, which see six inputs, take six products instead of
+twelve; along both, 36 instead of 144. A product is that of two matrices, for all tiles of 4 x 4
+outputs and all channels at once, so there are 36 of these in a convolution and in each of its
+gradients. The price is maps with 2.25 times the elements, which come and go within, and rounding:
+sums are off by some 2e-6 of their norm in float32 where others are by 4e-7.
 """
 
-import math
-from collections.abc import Sequence
-from functools import partial
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models.lowering import Geometry, Padding, output_size
+from resnet_flax.models.lowering import Geometry, Pair, output_size
 
 Parts = Sequence[Array]
-Rows = list[Array]
-"""By row of a tile, its columns along the first axis: maps `[4, b, rows of tiles, columns of tiles,
-c]`, matrices `[4, c, o]`."""
+Matrix = Sequence[Sequence[int | float]]
 
-ROWS, COLUMNS = 1, 2  # of maps
-CHANNELS, FEATURES = 1, 2  # of matrices
+TILE = 4  # outputs along an axis
+SEEN = TILE + 2  # inputs
+
+# The outputs of one tile are OUTPUTS ((KERNEL g) * (INPUTS d)) for inputs d and a filter g: values
+# of polynomials at 0, 1, -1, 2, -2 and infinity.
+INPUTS: Matrix = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+KERNEL: Matrix = (
+    (1 / 4, 0, 0),
+    (-1 / 6, -1 / 6, -1 / 6),
+    (-1 / 6, 1 / 6, -1 / 6),
+    (1 / 24, 1 / 12, 1 / 6),
+    (1 / 24, -1 / 12, 1 / 6),
+    (0, 0, 1),
+)
+OUTPUTS: Matrix = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+
+ROWS, COLUMNS = 1, 2  # of maps `[b, h, w, c]`
+CHANNELS, FEATURES = 1, 2  # of the products' matrices `[36, c, o]`
+
+# Elements of transformed maps within a CPU's cache; rows of tiles are taken in runs of so many.
+RUN = 2**20
 
 
+# What a network has many times is traced once.
+@partial(jax.jit, static_argnums=0)
 def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
     """The convolution.
 
@@ -38,15 +72,13 @@ def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
       `[b, h2, w2, o]`.
     """
     size = output_size(x.shape, kernel.shape, geometry)
-    maps = _of_inputs(_wide(x), geometry.padding, size)
-    products = map(partial(_products, over=CHANNELS), maps, _of_kernel(_wide(kernel)))
-    rows = [_side_by_side(_outputs(row), COLUMNS) for row in products]
-    y = _side_by_side(_outputs(rows), ROWS)
-    return y[:, : size[0], : size[1]].astype(x.dtype)
+    (top, _), (left, _) = geometry.padding
+    return _filter(x, kernel, CHANNELS, (top, left), size)
 
 
-def input_gradient(geometry: Geometry, size: Sequence[int], kernel: Array, dy: Array) -> Array:
-    """The gradient of `convolve` to its input.
+@partial(jax.jit, static_argnums=(0, 1))
+def input_gradient(geometry: Geometry, size: tuple[int, ...], kernel: Array, dy: Array) -> Array:
+    """The gradient of `convolve` to its input: a convolution with the kernel turned around.
 
     Args:
       geometry: as of `convolve`.
@@ -54,136 +86,133 @@ def input_gradient(geometry: Geometry, size: Sequence[int], kernel: Array, dy: A
       kernel: `[3, 3, c, o]`.
       dy: the gradient to the output, `[b, h2, w2, o]`.
     """
-    maps = _of_gradients(_wide(dy))
-    products = map(partial(_products, over=FEATURES), maps, _of_kernel(_wide(kernel)))
-    rows = [_overlapping(_inputs_gradient(row), COLUMNS) for row in products]
-    dx = _overlapping(_inputs_gradient(rows), ROWS)
-    cropped = [
-        (-low, n + low - whole)
-        for n, (low, _), whole in zip(size[1:3], geometry.padding, dx.shape[1:3], strict=True)
-    ]
-    return _padded(dx, cropped).astype(dy.dtype)
+    (top, _), (left, _) = geometry.padding
+    turned = kernel[::-1, ::-1]
+    return _filter(dy, turned, FEATURES, (2 - top, 2 - left), (size[1], size[2]))
 
 
-def kernel_gradient(geometry: Geometry, shape: Sequence[int], x: Array, dy: Array) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def kernel_gradient(geometry: Geometry, shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """The gradient of `convolve` to its kernel, of `shape` `[3, 3, c, o]`; the rest as above."""
-    maps = _of_inputs(_wide(x), geometry.padding, dy.shape[1:3])
-    products = list(map(_outer_products, maps, _of_gradients(_wide(dy))))
-    taps = [tap for row in _kernel_gradient(products) for tap in _kernel_gradient(row)]
-    return jnp.stack(taps).reshape(shape).astype(x.dtype)
+    size, tiles = dy.shape[1:3], _tiles(dy.shape[1:3])
+    (top, _), (left, _) = geometry.padding
+    maps = _both(INPUTS, _seen, _around(_wide(x), (top, left), tiles))
+    whole = [(0, TILE * t - n) for t, n in zip(tiles, size, strict=True)]
+    gradients = _both(_transposed(OUTPUTS), _each, _padded(_wide(dy), whole))
+    products = _products(maps, gradients, over=((1,), (1,)))
+    return _of_taps(_BOTH.T, products).reshape(shape).astype(x.dtype)
+
+
+def _filter(x: Array, kernel: Array, over: int, low: Pair, size: Pair) -> Array:
+    """`size` outputs of a 3x3 kernel `[3, 3, c, o]`, the first at `-low`; summed along `over`."""
+    tiles = _tiles(size)
+    padded = _around(_wide(x), low, tiles)
+    matrices = _of_taps(_BOTH, _wide(kernel))
+    features = kernel.shape[4 - over]
+    shape = (x.shape[0], TILE * tiles[0], TILE * tiles[1], features)
+
+    def run(padded: Array) -> Array:
+        """For some rows of tiles."""
+        maps = _both(INPUTS, _seen, padded)
+        products = _products(maps, matrices, over=((2,), (over,)))
+        products = products.reshape(*maps.shape[:-1], features)
+        columns = jnp.stack(_times(OUTPUTS, products), 2 + COLUMNS)
+        return jnp.stack(_times(OUTPUTS, columns), 1 + ROWS).reshape(shape[0], -1, *shape[2:])
+
+    at_once = _rows_at_once(x.shape[0] * tiles[1], tiles[0], *kernel.shape[2:])
+    if at_once == tiles[0]:
+        y = run(padded)
+    else:
+        high = TILE * at_once
+
+        def put(i: Array, y: Array) -> Array:
+            rows = run(lax.dynamic_slice_in_dim(padded, i * high, high + SEEN - TILE, ROWS))
+            return lax.dynamic_update_slice_in_dim(y, rows, i * high, ROWS)
+
+        y = lax.fori_loop(0, tiles[0] // at_once, put, jnp.zeros(shape, padded.dtype))
+    return y[:, : size[0], : size[1]].astype(x.dtype)
+
+
+def _rows_at_once(tiles_of_a_row: int, rows: int, channels: int, features: int) -> int:
+    """How many rows of tiles are taken at a time; all, or a number that divides them."""
+    # Each run reads all matrices anew, so it wants many tiles.
+    enough = max(RUN / (SEEN**2 * max(channels, features)), channels + features)
+    divisors = (n for n in range(1, rows + 1) if rows % n == 0)
+    return next((n for n in divisors if n * tiles_of_a_row >= enough), rows)
 
 
 # Both axes --------------------------------------------------------------------------------------
 
-
-def _of_inputs(x: Array, padding: Padding, size: Sequence[int]) -> Rows:
-    pads = []
-    for n, out, (low, _) in zip(x.shape[1:3], size, padding, strict=True):
-        pads.append((low, out + out % 2 + 2 - low - n))
-    rows = _inputs(_seen(_padded(x, pads), ROWS))
-    return [jnp.stack(_inputs(_seen(row, COLUMNS))) for row in rows]
+# As one matrix over both, taps in the order of a kernel, results by column and row.
+_BOTH = np.einsum("ip,jq->jipq", KERNEL, KERNEL).reshape(SEEN**2, 9)
 
 
-def _of_kernel(kernel: Array) -> Rows:
-    return [jnp.stack(_kernel(row)) for row in _kernel(kernel)]
+def _of_taps(matrix: np.ndarray, x: Array) -> Array:
+    """A matrix times what stands for each tap, or the other way; `[36, c, o]` or `[9, c, o]`."""
+    flat = x.reshape(matrix.shape[1], -1)
+    return (jnp.asarray(matrix, x.dtype) @ flat).reshape(-1, *x.shape[-2:])
 
 
-def _of_gradients(dy: Array) -> Rows:
-    dy = _padded(dy, [(0, n % 2) for n in dy.shape[1:3]])
-    rows = _outputs_gradient(_alternating(dy, ROWS))
-    return [jnp.stack(_outputs_gradient(_alternating(row, COLUMNS))) for row in rows]
+def _tiles(size: Sequence[int]) -> Pair:
+    """Along each axis."""
+    return -(-size[0] // TILE), -(-size[1] // TILE)
 
 
-def _products(maps: Array, matrices: Array, over: int) -> Array:
-    """Along the matrices' axis `over`."""
-    product = _batched(_flat(maps), matrices, (2, over))
-    return product.reshape(*maps.shape[:-1], product.shape[-1])
+def _around(x: Array, low: Pair, tiles: Pair) -> Array:
+    """What the tiles see of `x`, the first from `-low` on."""
+    pads = [
+        (before, TILE * number + SEEN - TILE - before - n)
+        for n, before, number in zip(x.shape[1:3], low, tiles, strict=True)
+    ]
+    return _padded(x, pads)
 
 
-def _outer_products(maps: Array, gradients: Array) -> Array:
-    """Summed over tiles, `[4, c, o]`."""
-    return _batched(_flat(maps), _flat(gradients), (1, 1))
+def _both(matrix: Matrix, cut: Callable[[Array, int], Parts], x: Array) -> Array:
+    """A transform along both axes: by column and row `[6, 6, b, rows of tiles, columns, c]`."""
+    rows = jnp.stack(_times(matrix, cut(x, ROWS)))
+    return jnp.stack(_times(matrix, cut(rows, 1 + COLUMNS)))
 
 
-def _batched(x: Array, y: Array, over: tuple[int, int]) -> Array:
-    return lax.dot_general(x, y, ((over[:1], over[1:]), ((0,), (0,))))
+def _products(x: Array, y: Array, over: tuple[tuple[int], tuple[int]]) -> Array:
+    """Of each of 36 matrices with its like, `[36, tiles, c]` or `[36, c, o]`, along axes `over`."""
+    x, y = (part.reshape(SEEN**2, -1, part.shape[-1]) for part in (x, y))
+    return lax.dot_general(x, y, (over, ((0,), (0,))))
 
 
-def _flat(maps: Array) -> Array:
-    return maps.reshape(4, math.prod(maps.shape[1:-1]), maps.shape[-1])
+# One axis ---------------------------------------------------------------------------------------
 
 
-# The transforms along one axis, of lists or of arrays along their first -------------------------
+def _times(matrix: Matrix, parts: Parts | Array) -> list[Array]:
+    """A matrix times a vector of arrays, or of an array's parts along its first axis."""
+    return [
+        reduce(
+            operator.add,
+            (
+                part if factor == 1 else part * factor
+                for factor, part in zip(row, parts, strict=True)
+                if factor
+            ),
+        )
+        for row in matrix
+    ]
 
 
-def _inputs(parts: Parts | Array) -> Parts:
-    a, b, c, d = parts
-    return a - c, b + c, c - b, b - d
-
-
-def _inputs_gradient(parts: Parts | Array) -> Parts:
-    a, b, c, d = parts
-    return a, b - c + d, b + c - a, -d
-
-
-def _kernel(taps: Parts | Array) -> Parts:
-    a, b, c = taps
-    return a, (a + b + c) / 2, (a - b + c) / 2, c
-
-
-def _kernel_gradient(parts: Parts | Array) -> Parts:
-    a, b, c, d = parts
-    return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
-
-
-def _outputs(parts: Parts | Array) -> Parts:
-    a, b, c, d = parts
-    return a + b + c, b - c - d
-
-
-def _outputs_gradient(parts: Parts | Array) -> Parts:
-    a, b = parts
-    return a, a + b, a - b, -b
-
-
-# Tiles along one axis ---------------------------------------------------------------------------
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
 
 
 def _seen(x: Array, axis: int) -> Parts:
-    """The four positions that each tile sees; the next tile sees the last two as well."""
-    last = x.shape[axis] - 3
-    return [lax.slice_in_dim(x, k, k + last, 2, axis) for k in range(4)]
+    """The six positions that each tile sees; the next tile sees the last two as well."""
+    last = x.shape[axis] - SEEN + 1
+    return [lax.slice_in_dim(x, k, k + last, TILE, axis) for k in range(SEEN)]
 
 
-def _overlapping(parts: Parts, axis: int) -> Array:
-    """The gradient of `_seen`."""
-    a, b, c, d = parts
-
-    def met(first: Array, margin: Array) -> Array:
-        return _shifted(first, axis, 0) + _shifted(margin, axis, 1)
-
-    return _side_by_side([met(a, c), met(b, d)], axis)
+def _each(x: Array, axis: int) -> Parts:
+    """The four positions of each tile."""
+    return [lax.slice_in_dim(x, k, None, TILE, axis) for k in range(TILE)]
 
 
-def _shifted(x: Array, axis: int, by: int) -> Array:
-    pads = [(0, 0, 0)] * x.ndim
-    pads[axis] = (by, 1 - by, 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), pads)
-
-
-def _alternating(x: Array, axis: int) -> Parts:
-    """The first and the second positions of the tiles."""
-    return [lax.slice_in_dim(x, k, None, 2, axis) for k in range(2)]
-
-
-def _side_by_side(parts: Parts, axis: int) -> Array:
-    """The inverse of `_alternating`."""
-    shape = list(parts[0].shape)
-    shape[axis] *= 2
-    return jnp.stack(parts, axis + 1).reshape(shape)
-
-
-def _padded(x: Array, pads: Sequence[tuple[int, int]]) -> Array:
+def _padded(x: Array, pads: Sequence[Pair]) -> Array:
     spatial = [(low, high, 0) for low, high in pads]
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
 

@@ -12,7 +12,7 @@ from marks import long
 from variables import drawn
 
 from resnet_flax.errors import UserError
-from resnet_flax.models import create_model, lowering
+from resnet_flax.models import create_model, lowering, winograd
 from resnet_flax.models.conv import conv2d
 from resnet_flax.models.lowering import Geometry
 from resnet_flax.models.norm import BatchNorm
@@ -276,12 +276,15 @@ def test_the_device_that_a_program_is_lowered_for_decides():
     ("size", "channels", "features", "strides", "ways"),
     [
         (56, 64, 64, 1, ("winograd", "winograd", "winograd")),
-        (16, 32, 32, 1, ("conv", "canonical", "winograd")),
+        (16, 32, 32, 1, ("winograd", "winograd", "winograd")),
+        (32, 16, 16, 1, ("conv", "canonical", "winograd")),
         (56, 64, 8, 1, ("conv", "canonical", "canonical")),
         (4, 64, 64, 1, ("conv", "canonical", "canonical")),
         (200, 64, 64, 1, ("conv", "canonical", "canonical")),
-        (3, 512, 512, 1, ("taps", "taps", "taps")),
+        (2, 512, 512, 1, ("taps", "taps", "taps")),
         (56, 128, 128, 2, ("conv", "phases", "taps")),
+        (32, 16, 32, 2, ("conv", "phases", "taps")),
+        (32, 3, 16, 1, ("conv", "canonical", "rows")),
         (14, 512, 512, 2, ("taps", "taps", "taps")),
     ],
 )
@@ -306,6 +309,20 @@ def test_minimal_filtering_keeps_the_digits_of_its_type(dtype, tolerance):
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
     expected = run("taps", *(leaf.astype(jnp.float64) for leaf in exact))
     _close([leaf.astype(jnp.float64) for leaf in jax.tree.leaves(found)], expected, tolerance)
+
+
+@pytest.mark.usefixtures("x64")
+def test_minimal_filtering_takes_large_maps_in_runs_of_rows(monkeypatch):
+    monkeypatch.setattr(winograd, "RUN", 1)
+    rng = np.random.default_rng(0)
+    operands = [jnp.asarray(rng.normal(size=shape)) for shape in ((4, 15, 9, 3), (3, 3, 3, 4))]
+
+    def convolved(way, *operands):
+        with lowering.forced(**dict.fromkeys(PARTS, way)):
+            return _gradients(lambda x, k: conv2d(x, k, padding=((1, 2), (0, 1))), *operands)
+
+    assert str(jax.make_jaxpr(lambda *o: convolved("winograd", *o))(*operands)).count("scan[") == 2
+    _close(convolved("winograd", *operands), convolved("taps", *operands), 1e-13)
 
 
 @pytest.mark.usefixtures("x64")
