@@ -100,7 +100,8 @@ def main() -> int:
             *(network, batch, what, dtype, sides),
             rounds=arguments.rounds,
             seconds=arguments.seconds,
-            limit=max(60.0, min(left / 2, 600.0)),
+            # However short the sitting, one comparison is made.
+            limit=max(60.0 if took else 300.0, min(left / 2, 600.0)),
         )
         if limits := floor(network, what, about["device"], dtype):
             found["floor"] = limits

@@ -115,7 +115,9 @@ def test_speeds_are_compared_and_merged(tmp_path):
     assert status == 75, printed  # one comparison is always made
     (first,) = json.loads(out.read_text())
     assert set(first["sides"]) == {"ours", "flax_example"}
-    assert all(len(side["images_per_second"]) == 2 for side in first["sides"].values())
+    assert all(len(side.get("images_per_second", ())) == 2 for side in first["sides"].values()), (
+        printed
+    )
     status, printed = sit()
     assert status == 0, printed
     rows = json.loads(out.read_text())
