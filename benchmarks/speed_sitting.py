@@ -56,9 +56,9 @@ PLANS: dict[str, list[tuple[str, int, str, str]]] = {
         ("cifar_resnet110", 128, "train", PEERS),
     ],
     "shortest": [
-        ("cifar_resnet20", 8, "train", "ours,flax_example"),
-        ("cifar_resnet20", 8, "infer", "ours,ours:forward=taps"),
-        ("cifar_resnet20", 8, "resident", "ours"),
+        ("cifar_resnet8", 8, "train", "ours,flax_example"),
+        ("cifar_resnet8", 8, "infer", "ours,ours:forward=taps"),
+        ("cifar_resnet8", 8, "resident", "ours"),
     ],
 }
 

@@ -95,7 +95,7 @@ def test_the_most_that_a_gpu_could_do(train_step):
 @pytest.mark.long
 def test_a_side_that_fails_is_left_out(train_step):
     sides = ["ours", "ours:forward=fft"]
-    found = train_step.compare("cifar_resnet20", 8, "infer", "float32", sides, 2, 0.1)
+    found = train_step.compare("cifar_resnet8", 8, "infer", "float32", sides, 2, 0.1)
     assert len(found["sides"]["ours"]["images_per_second"]) == 2
     assert set(found["sides"]["ours:forward=fft"]) == {"error"}
     assert "failed: ended" in train_step.table(found)

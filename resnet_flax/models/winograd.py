@@ -96,10 +96,29 @@ def kernel_gradient(geometry: Geometry, shape: tuple[int, ...], x: Array, dy: Ar
     """The gradient of `convolve` to its kernel, of `shape` `[3, 3, c, o]`; the rest as above."""
     size, tiles = dy.shape[1:3], _tiles(dy.shape[1:3])
     (top, _), (left, _) = geometry.padding
-    maps = _both(INPUTS, _seen, _around(_wide(x), (top, left), tiles))
+    x_around = _around(_wide(x), (top, left), tiles)
     whole = [(0, TILE * t - n) for t, n in zip(tiles, size, strict=True)]
-    gradients = _both(_transposed(OUTPUTS), _each, _padded(_wide(dy), whole))
-    products = _products(maps, gradients, over=((1,), (1,)))
+    dy_whole = _padded(_wide(dy), whole)
+
+    def run(x: Array, dy: Array) -> Array:
+        """For some rows of tiles."""
+        maps = _both(INPUTS, _seen, x)
+        gradients = _both(_transposed(OUTPUTS), _each, dy)
+        return _products(maps, gradients, over=((1,), (1,)))
+
+    # Two maps come and go here, so a run has half as many rows.
+    at_once = _rows_at_once(2 * x.shape[0] * tiles[1], tiles[0], *shape[2:])
+    if at_once == tiles[0]:
+        products = run(x_around, dy_whole)
+    else:
+        high = TILE * at_once
+
+        def add(i: Array, products: Array) -> Array:
+            seen = lax.dynamic_slice_in_dim(x_around, i * high, high + SEEN - TILE, ROWS)
+            return products + run(seen, lax.dynamic_slice_in_dim(dy_whole, i * high, high, ROWS))
+
+        none = jnp.zeros((SEEN**2, *shape[2:]), x_around.dtype)
+        products = lax.fori_loop(0, tiles[0] // at_once, add, none)
     return _of_taps(_BOTH.T, products).reshape(shape).astype(x.dtype)
 
 
@@ -169,7 +188,10 @@ def _around(x: Array, low: Pair, tiles: Pair) -> Array:
 
 def _both(matrix: Matrix, cut: Callable[[Array, int], Parts], x: Array) -> Array:
     """A transform along both axes: by column and row `[6, 6, b, rows of tiles, columns, c]`."""
-    rows = jnp.stack(_times(matrix, cut(x, ROWS)))
+    b, h, w, c = x.shape
+    # One axis of columns and channels: loops along few channels alone are slow.
+    rows = jnp.stack(_times(matrix, cut(x.reshape(b, h, w * c), ROWS)))
+    rows = rows.reshape(*rows.shape[:-1], w, c)
     return jnp.stack(_times(matrix, cut(rows, 1 + COLUMNS)))
 
 
