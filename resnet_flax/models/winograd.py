@@ -56,6 +56,7 @@ CHANNELS, FEATURES = 1, 2  # of the products' matrices `[36, c, o]`
 
 # Elements of transformed maps within a CPU's cache; rows of tiles are taken in runs of so many.
 RUN = 2**20
+FEW_CHANNELS = 32  # up to which kernel gradients are taken in runs too
 
 
 # What a network has many times is traced once.
@@ -106,8 +107,10 @@ def kernel_gradient(geometry: Geometry, shape: tuple[int, ...], x: Array, dy: Ar
         gradients = _both(_transposed(OUTPUTS), _each, dy)
         return _products(maps, gradients, over=((1,), (1,)))
 
-    # Two maps come and go here, so a run has half as many rows.
-    at_once = _rows_at_once(2 * x.shape[0] * tiles[1], tiles[0], *shape[2:])
+    # Two maps come and go here, so a run has half as many rows. Over a batch on several devices
+    # each run is summed: of few channels that is little, and with more, runs are no faster.
+    few = max(shape[2:]) <= FEW_CHANNELS
+    at_once = _rows_at_once(2 * x.shape[0] * tiles[1], tiles[0], *shape[2:]) if few else tiles[0]
     if at_once == tiles[0]:
         products = run(x_around, dy_whole)
     else:
