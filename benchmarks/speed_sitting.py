@@ -100,7 +100,7 @@ def main() -> int:
             *(network, batch, what, dtype, sides),
             rounds=arguments.rounds,
             seconds=arguments.seconds,
-            # However short the sitting, one comparison is made.
+            # However short the sitting, one comparison is made: five minutes for a side to start.
             limit=max(60.0 if took else 300.0, min(left / 2, 600.0)),
         )
         if limits := floor(network, what, about["device"], dtype):

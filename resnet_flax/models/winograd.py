@@ -56,7 +56,8 @@ CHANNELS, FEATURES = 1, 2  # of the products' matrices `[36, c, o]`
 
 # Elements of transformed maps within a CPU's cache; rows of tiles are taken in runs of so many.
 RUN = 2**20
-FEW_CHANNELS = 32  # up to which kernel gradients are taken in runs too
+# Up to which kernel gradients are taken in runs too: 32 gained a third, 64 nothing.
+FEW_CHANNELS = 32
 
 
 # What a network has many times is traced once.
@@ -108,7 +109,7 @@ def kernel_gradient(geometry: Geometry, shape: tuple[int, ...], x: Array, dy: Ar
         return _products(maps, gradients, over=((1,), (1,)))
 
     # Two maps come and go here, so a run has half as many rows. Over a batch on several devices
-    # each run is summed: of few channels that is little, and with more, runs are no faster.
+    # each run is summed, 36 c o values; with more channels that is more, and runs are no faster.
     few = max(shape[2:]) <= FEW_CHANNELS
     at_once = _rows_at_once(2 * x.shape[0] * tiles[1], tiles[0], *shape[2:]) if few else tiles[0]
     if at_once == tiles[0]:
@@ -139,7 +140,8 @@ def _filter(x: Array, kernel: Array, over: int, low: Pair, size: Pair) -> Array:
         products = _products(maps, matrices, over=((2,), (over,)))
         products = products.reshape(*maps.shape[:-1], features)
         columns = jnp.stack(_times(OUTPUTS, products), 2 + COLUMNS)
-        return jnp.stack(_times(OUTPUTS, columns), 1 + ROWS).reshape(shape[0], -1, *shape[2:])
+        rows = jnp.stack(_times(OUTPUTS, columns), 1 + ROWS)
+        return rows.reshape(shape[0], TILE * maps.shape[2 + ROWS], *shape[2:])
 
     at_once = _rows_at_once(x.shape[0] * tiles[1], tiles[0], *kernel.shape[2:])
     if at_once == tiles[0]:

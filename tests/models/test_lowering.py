@@ -313,16 +313,25 @@ def test_minimal_filtering_keeps_the_digits_of_its_type(dtype, tolerance):
 
 @pytest.mark.usefixtures("x64")
 def test_minimal_filtering_takes_large_maps_in_runs_of_rows(monkeypatch):
+    # Shapes of this test alone: what other tests traced would be taken as it is.
     monkeypatch.setattr(winograd, "RUN", 1)
     rng = np.random.default_rng(0)
-    operands = [jnp.asarray(rng.normal(size=shape)) for shape in ((4, 15, 9, 3), (3, 3, 3, 4))]
 
     def convolved(way, *operands):
         with lowering.forced(**dict.fromkeys(PARTS, way)):
-            return _gradients(lambda x, k: conv2d(x, k, padding=((1, 2), (0, 1))), *operands)
+            return _gradients(lambda x, k: conv2d(x, k, padding=((1, 2), (0, 0))), *operands)
 
-    assert str(jax.make_jaxpr(lambda *o: convolved("winograd", *o))(*operands)).count("scan[") == 3
-    _close(convolved("winograd", *operands), convolved("taps", *operands), 1e-13)
+    def loops(*operands):
+        return str(jax.make_jaxpr(lambda *o: convolved("winograd", *o))(*operands)).count("scan[")
+
+    # One row of tiles at a time; two rows forward, the last tiles with zeros; no row at all.
+    for batch, loops_ in ((4, 3), (2, 3), (0, 0)):
+        shapes = (batch, 14, 11, 3), (3, 3, 3, 4)
+        operands = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+        assert loops(*operands) == loops_
+        _close(convolved("winograd", *operands), convolved("taps", *operands), 1e-13)
+    many = winograd.FEW_CHANNELS + 1
+    assert loops(jnp.zeros((many, 15, 11, 3)), jnp.zeros((3, 3, 3, many))) == 2
 
 
 @pytest.mark.usefixtures("x64")
