@@ -10,6 +10,7 @@ the step as it is; what was expected of them stands in docs/speed.md.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -21,12 +22,13 @@ from train_step import available, compare, difference, floor, key, surroundings,
 OUT = Path(__file__).parent.parent / "results" / "train_step.json"
 
 PEERS = "ours,flax_example,torch,torch_last"
-COMPILED = "ours,flax_example,torch_last,torch_compile"
+COMPILED = "ours,flax_example,torch_last,torch_compile:default,torch_compile"
+# What the choices for a GPU in models/lowering.py brought, each taken back by itself, and flags.
 LEADS = (
-    "statistics=one_pass",
-    "pooling=native",
-    "forward=dot:input_gradient=dot:kernel_gradient=dot",
-    "forward=space_to_depth:kernel_gradient=space_to_depth",
+    "statistics=two_pass",
+    "statistics=two_pass:joins=free",
+    "pooling=separable",
+    "forward=conv:input_gradient=native:kernel_gradient=native",
     "--xla_gpu_enable_triton_gemm=false",
     "--xla_gpu_exhaustive_tiling_search=true",
     "--xla_gpu_enable_command_buffer=",
@@ -102,6 +104,7 @@ def main() -> int:
             seconds=arguments.seconds,
             # However short the sitting, one comparison is made: five minutes for a side to start.
             limit=max(60.0 if took else 300.0, min(left / 2, 600.0)),
+            together=(os.cpu_count() or 1) >= 16,
         )
         if limits := floor(network, what, about["device"], dtype):
             found["floor"] = limits

@@ -12,7 +12,8 @@ drifts for all:
     flax_example   what Flax's ImageNet example computes, written anew: nn.Conv, nn.BatchNorm
     torch          torchvision's network, contiguous
     torch_last     the same in channels-last, on a GPU under bfloat16 autocast
-    torch_compile  the same under torch.compile(mode='max-autotune')
+    torch_compile  the same under torch.compile(mode='max-autotune'); 'torch_compile:MODE' under
+                   another mode
 
 Prints images/s (median and range of the rounds), the ratio of ours to each side, peak memory and
 the seconds of the first step (compilation and all), and merges them into a JSON file. Where the
@@ -33,6 +34,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -118,12 +120,14 @@ def compare(
     rounds: int,
     seconds: float,
     limit: float = 600.0,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Rates of the sides, taken in turns, each turn of about so many seconds.
 
     A turn's rate is that of the median stretch of its steps, after some that do not count: now and
     then this or that step has to wait for the machine. A side that fails, or takes longer than
-    `limit` seconds to its first steps, is left out and said to have failed.
+    `limit` seconds to its first steps, is left out and said to have failed. Sides start one after
+    the other, since compiling uses all cores, or `together`, where there are cores enough.
     """
     opened: dict[str, Side] = {}
     failed: dict[str, str] = {}
@@ -137,9 +141,13 @@ def compare(
             failed[name] = str(failure)
 
     try:
-        for name in sides:  # one after the other: compiling uses all cores
+
+        def start(name: str) -> None:
             opened[name] = Side(name, network, batch, what, dtype)
-            unless_it_fails(name, lambda name=name: opened[name].wait(limit))  # type: ignore[misc]
+            unless_it_fails(name, lambda: opened[name].wait(limit))
+
+        with ThreadPoolExecutor(len(sides) if together else 1) as starting:
+            list(starting.map(start, sides))
 
         def turn(name: str) -> None:
             rates[name].append(batch / statistics.median(opened[name].take(seconds)))
@@ -259,6 +267,8 @@ def main() -> int:
     parser.add_argument("--sides", default="ours,flax_example,torch,torch_last")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6.0, help="of a turn")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds to start a side")
+    parser.add_argument("--together", action="store_true", help="start the sides all at once")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to merge into")
     parser.add_argument("--against", type=Path, metavar="FILE", help="JSON to compare ratios with")
     arguments = parser.parse_args()
@@ -280,6 +290,8 @@ def main() -> int:
             *(network, arguments.batch, arguments.what, dtype, sides),
             rounds=arguments.rounds,
             seconds=arguments.seconds,
+            limit=arguments.limit,
+            together=arguments.together,
         )
         if limits := floor(network, arguments.what, about["device"], dtype):
             found["floor"] = limits

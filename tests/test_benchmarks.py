@@ -130,6 +130,21 @@ def test_speeds_are_compared_and_merged(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("what", ["train", "resident"])
+def test_a_step_is_profiled(tmp_path, what):
+    out, hlo = tmp_path / "found.json", tmp_path / "step.txt"
+    command = [sys.executable, "benchmarks/profile_step.py", "--network=cifar_resnet8"]
+    command += ["--batch=8", "--steps=1", f"--what={what}", f"--out={out}", f"--hlo={hlo}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["kinds"]["convolution or product"]["kernels"] >= 10
+    assert found["kernels"][0]["microseconds"] >= found["kernels"][-1]["microseconds"] > 0
+    assert hlo.read_text().startswith("HloModule")
+    assert max(map(len, done.stdout.splitlines())) <= 80, done.stdout
+
+
+@pytest.mark.long
 def test_growth_is_measured_and_drawn(tmp_path):
     out = tmp_path / "found.json"
     command = [sys.executable, "benchmarks/growth.py", "--axes=devices", "--steps=1"]

@@ -52,12 +52,14 @@ class Convolution(NamedTuple):
       forward: 'conv' XLA's own convolution; 'dot' a matrix product, for 1x1; 'taps' a matrix
         product for each position of the kernel; 'space_to_depth', for a stride, a convolution
         without one, each square of positions that it steps over taken for one with more channels;
-        'winograd' minimal filtering, for 3x3 without stride, dilation and groups.
+        'columns' several columns of few channels for one of more; 'winograd' minimal filtering,
+        for 3x3 without stride, dilation and groups.
       input_gradient: 'native' what JAX derives; 'canonical' a convolution in NHWC and HWIO;
         'dot', 'taps' as above; 'phases' for a stride, a convolution for each residue of the
-        input's positions, without the zeros that a spread-out gradient has; 'winograd'.
-      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth', 'winograd'; 'rows' a
-        matrix product for each row of the kernel.
+        input's positions, without the zeros that a spread-out gradient has; 'columns',
+        'winograd'.
+      kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth', 'columns',
+        'winograd'; 'rows' a matrix product for each row of the kernel.
     """
 
     forward: str = "conv"
@@ -66,14 +68,17 @@ class Convolution(NamedTuple):
 
 
 class Normalisation(NamedTuple):
-    """How batch statistics are taken.
+    """How batch normalisation is computed.
 
     Attributes:
       statistics: 'two_pass' the mean, then squares about it; 'one_pass' both at once, about the
         running mean, which reads the map once.
+      joins: what the compiler makes one kernel of: 'free' as it likes, 'guided' so that XLA's GPU
+        compiler writes no map but the activations and the gradients.
     """
 
     statistics: str = "two_pass"
+    joins: str = "free"
 
 
 class Pooling(NamedTuple):
@@ -81,20 +86,22 @@ class Pooling(NamedTuple):
 
     Attributes:
       pooling: 'native' windows, and in the gradient a search of each; 'separable' along one axis
-        after the other, by comparisons alone.
+        after the other, by comparisons alone; 'indexed' notes which position of a window is the
+        largest, a byte each, for the gradient.
     """
 
     pooling: str = "native"
 
 
 WAYS = {
-    "forward": ("conv", "dot", "taps", "space_to_depth", "winograd"),
-    "input_gradient": ("native", "canonical", "dot", "taps", "phases", "winograd"),
+    "forward": ("conv", "dot", "taps", "space_to_depth", "columns", "winograd"),
+    "input_gradient": ("native", "canonical", "dot", "taps", "phases", "columns", "winograd"),
     "kernel_gradient": (
-        *("native", "canonical", "dot", "taps", "rows", "space_to_depth", "winograd"),
+        *("native", "canonical", "dot", "taps", "rows", "space_to_depth", "columns", "winograd"),
     ),
     "statistics": ("two_pass", "one_pass"),
-    "pooling": ("native", "separable"),
+    "joins": ("free", "guided"),
+    "pooling": ("native", "separable", "indexed"),
 }
 
 _forced: ContextVar[dict[str, str]] = ContextVar("forced")
@@ -110,9 +117,25 @@ def convolution(
       kernel: shape of the kernel, HWIO.
       geometry: the rest.
     """
-    elsewhere = Convolution()
-    chosen = ByDevice(_convolution_on_cpu(x, kernel, geometry), elsewhere, elsewhere)
+    cpu, gpu = _convolution_on_cpu(x, kernel, geometry), _convolution_on_gpu(kernel, geometry)
+    chosen = ByDevice(cpu, gpu, Convolution())
     return chosen.map(lambda ways: _applicable(ways, kernel, geometry))
+
+
+def _convolution_on_gpu(kernel: Sequence[int], geometry: Geometry) -> Convolution:
+    # A convolution would have its kernel transposed, in float32 and in bfloat16, by kernels that
+    # take longer than the products. cuDNN fills three channels up to eight in copies of its own,
+    # and takes several times as long for few channels as their maps take to read and write.
+    if is_pointwise(kernel, geometry):
+        return Convolution("dot", "dot", "dot")
+    if _squares_apply(kernel, geometry):
+        return Convolution("space_to_depth", "native", "space_to_depth")
+    if _columns_apply(kernel, geometry):
+        if math.prod(kernel[2:]) <= 16 * 16:
+            return Convolution("columns", "columns", "columns")
+        if math.prod(kernel[2:]) <= 32 * 32:
+            return Convolution(kernel_gradient="columns")
+    return Convolution()
 
 
 def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geometry) -> Convolution:
@@ -180,6 +203,21 @@ def _dense(geometry: Geometry) -> bool:
     return geometry.groups == 1 and geometry.dilation == (1, 1)
 
 
+def _squares_apply(kernel: Sequence[int], geometry: Geometry) -> bool:
+    return _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4
+
+
+def columns_in_one(columns: int, features: int) -> int:
+    """How many columns of a map a convolution takes for one, up to 64 channels of its output."""
+    return math.gcd(columns, max(1, 64 // features))
+
+
+def _columns_apply(kernel: Sequence[int], geometry: Geometry) -> bool:
+    reach = kernel[1] // 2
+    along = kernel[1] % 2 == 1 and geometry.padding[1] == (reach, reach)
+    return along and geometry.strides == (1, 1) and _dense(geometry)
+
+
 def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) -> Convolution:
     """What is chosen, or forced where that is possible."""
     possible = {
@@ -187,7 +225,8 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
         "taps": geometry.groups == 1,
         "rows": geometry.groups == 1,
         "phases": _dense(geometry),
-        "space_to_depth": _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4,
+        "space_to_depth": _squares_apply(kernel, geometry),
+        "columns": _columns_apply(kernel, geometry),
         "winograd": _winograd_applies(kernel, geometry),
     }
     wanted = _wanted(chosen)._asdict()
@@ -195,15 +234,15 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
 
 
 def normalisation() -> ByDevice[Normalisation]:
-    """How to take batch statistics."""
-    two_pass = Normalisation("two_pass")
-    return ByDevice(two_pass, two_pass, two_pass).map(_wanted)
+    """How to normalise."""
+    plain = Normalisation()
+    return ByDevice(plain, Normalisation("one_pass", "guided"), plain).map(_wanted)
 
 
 def pooling() -> ByDevice[Pooling]:
     """How to pool."""
     separable = Pooling("separable")
-    return ByDevice(separable, separable, Pooling("native")).map(_wanted)
+    return ByDevice(separable, Pooling("indexed"), Pooling("native")).map(_wanted)
 
 
 def _wanted(chosen: Any) -> Any:

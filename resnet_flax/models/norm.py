@@ -146,13 +146,31 @@ def _normalize(
     how: _How, x: Array, scale: Array, bias: Array, residual: Array | None, about: Array
 ) -> tuple[Array, Array, Array]:
     """The activations, and `[groups, c]` means and variances of `x`."""
+    functions = how.ways.map(lambda way: partial(_normalized, how, way))
+    return lowering.call(functions, x, scale, bias, residual, about)
+
+
+def _normalized(
+    how: _How,
+    way: Normalisation,
+    x: Array,
+    scale: Array,
+    bias: Array,
+    residual: Array | None,
+    about: Array,
+) -> tuple[Array, Array, Array]:
     grouped = how.cut(x)
-    functions = {"two_pass": _two_pass, "one_pass": _one_pass}
-    taken = how.ways.map(lambda way: functions[way.statistics])
-    mean, var = lowering.call(taken, grouped, about)
+    statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[way.statistics]
+    mean, var = statistics(grouped, about)
     factor = lax.rsqrt(var + how.epsilon) * scale
     y = (grouped - _wide(mean)) * _wide(factor) + bias
-    return _finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype), mean, var
+    y = _finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype)
+    return _kept_apart(way, y), mean, var
+
+
+def _kept_apart(way: Normalisation, y: Array) -> Array:
+    """`y`, which nobody behind it computes again or takes before it was rounded."""
+    return lax.optimization_barrier(y) if way.joins == "guided" else y
 
 
 def _two_pass(x: Array, about: Array) -> tuple[Array, Array]:
@@ -188,12 +206,18 @@ def _forward(how, x, scale, bias, residual, about):  # type: ignore[no-untyped-d
 
 
 def _backward(how, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = how.ways.map(lambda way: partial(_gradients, how, way))
+    gradients = lowering.call(functions, residuals[:-1], cotangents)
+    return (*gradients, jnp.zeros_like(residuals[-1]))
+
+
+def _gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
 
     With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
     its positions: dx = factor * (dz - mean(dz) - u * mean(dz * u) / (var + epsilon)).
     """
-    x, scale, bias, mean, var, kept, like, about = residuals
+    x, scale, bias, mean, var, kept, like = residuals
     dy, dmean, dvar = cotangents
     n = x.size // x.shape[-1] // how.groups
     u = how.cut(x) - _wide(mean)
@@ -201,23 +225,29 @@ def _backward(how, residuals, cotangents):  # type: ignore[no-untyped-def]
     factor = inverse * scale
     dz = how.cut(dy)
     if how.activate:
-        z = u * _wide(factor) + bias if kept is None else how.cut(kept)
-        dz = jnp.where(z > 0, dz, 0)
+        dz = _where_positive(way, u * _wide(factor) + bias if kept is None else how.cut(kept), dz)
     sums = dz.sum(OVER)
     products = (dz * u).sum(OVER)
+    if like is not None:
+        # The residual's gradient, which is written in any case, is read again for dx: that takes
+        # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
+        dz = how.cut(_kept_apart(way, dz.reshape(x.shape).astype(dy.dtype)))
     # Both statistics have a gradient of their own, though a training step asks for none.
     slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
     level = (dmean - factor * sums) / n
     # The last addition is of two maps, so that it is computed once, see `relu`.
     dx = dz * _wide(factor) + (u * _wide(slope) + _wide(level))
     dresidual = None if like is None else dz.reshape(x.shape).astype(like.dtype)
-    return (
-        dx.reshape(x.shape).astype(x.dtype),
-        (products * inverse).sum(0),
-        sums.sum(0),
-        dresidual,
-        jnp.zeros_like(about),
-    )
+    return dx.reshape(x.shape).astype(x.dtype), (products * inverse).sum(0), sums.sum(0), dresidual
+
+
+def _where_positive(way: Normalisation, z: Array, dz: Array) -> Array:
+    """`dz` where `z` is positive, else zero."""
+    if way.joins == "guided":
+        # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
+        # this it computes again.
+        return dz * jnp.maximum(jnp.sign(z), 0)
+    return jnp.where(z > 0, dz, 0)
 
 
 _normalize.defvjp(_forward, _backward)

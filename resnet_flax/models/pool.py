@@ -1,5 +1,6 @@
 """Pooling with explicit padding."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -34,19 +35,29 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _max_pool(padding: Padding, ways: ByDevice[Pooling], x: Array) -> Array:
-    functions = {"native": partial(_windows, padding), "separable": partial(_by_axes, padding)}
+    functions = {
+        "native": partial(_windows, padding),
+        "separable": partial(_by_axes, padding),
+        "indexed": partial(_windows, padding),
+    }
     return lowering.call(ways.map(lambda way: functions[way.pooling]), x)
 
 
 def _forward(padding, ways, x):  # type: ignore[no-untyped-def]
-    y = _max_pool(padding, ways, x)
-    return y, (x, y)
+    functions = {
+        "native": partial(_without_taps, partial(_windows, padding)),
+        "separable": partial(_without_taps, partial(_by_axes, padding)),
+        "indexed": partial(_with_taps, padding),
+    }
+    y, taps = lowering.call(ways.map(lambda way: functions[way.pooling]), x)
+    return y, (x, y, taps)
 
 
 def _backward(padding, ways, residuals, dy):  # type: ignore[no-untyped-def]
     functions = {
         "native": partial(_windows_gradient, padding),
         "separable": partial(_by_axes_gradient, padding),
+        "indexed": partial(_gradient_by_taps, padding),
     }
     return (lowering.call(ways.map(lambda way: functions[way.pooling]), *residuals, dy),)
 
@@ -58,9 +69,73 @@ def _windows(padding: Padding, x: Array) -> Array:
     return nn.max_pool(x, (SIDE, SIDE), (STRIDE, STRIDE), padding)
 
 
-def _windows_gradient(padding: Padding, x: Array, y: Array, dy: Array) -> Array:
-    del y
+def _windows_gradient(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
+    del y, taps
     return jax.vjp(partial(_windows, padding), x)[1](dy)[0]
+
+
+def _without_taps(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    y = function(x)
+    return y, jnp.zeros(y.shape, jnp.uint8)
+
+
+def _with_taps(padding: Padding, x: Array) -> tuple[Array, Array]:
+    """The largest of each window, and the number of its tap, row by row."""
+    pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
+    ends = [STRIDE * ((n - SIDE) // STRIDE) + 1 for n in padded.shape[1:3]]
+    y = padded[:, : ends[0] : STRIDE, : ends[1] : STRIDE]
+    taps = jnp.zeros(y.shape, jnp.uint8)
+    for number in range(1, SIDE * SIDE):
+        i, j = divmod(number, SIDE)
+        tap = padded[:, i : i + ends[0] : STRIDE, j : j + ends[1] : STRIDE]
+        taps = jnp.where(tap > y, jnp.uint8(number), taps)
+        y = jnp.maximum(y, tap)
+    return y, taps
+
+
+def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
+    """To each position from the windows, at most four, whose largest it is.
+
+    Counted from the padded edge, position 2 a + e is tap e of window a, and where e is 0 also tap 2
+    of window a - 1.
+    """
+    del y
+    rows, columns = (n + 1 for n in dy.shape[1:3])
+    pairs = (dy.shape[0], rows, STRIDE, columns, STRIDE, dy.shape[-1])
+
+    def widened(array: Array, nothing: int) -> Array:
+        """With what is before the first windows and behind the last."""
+        value = jnp.array(nothing, array.dtype)
+        return lax.pad(array, value, [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)])
+
+    # In a kernel of its own: a load with a condition is not of several channels at a time.
+    widened_taps, widened_dy = lax.optimization_barrier((widened(taps, 99), widened(dy, 0)))
+
+    def under(array: Array, before: Pair) -> Array:
+        """Of window a, or a - 1, in pairs of positions."""
+        (i, j) = (1 - one for one in before)
+        array = array[:, i : i + rows, j : j + columns]
+        return jnp.broadcast_to(array[:, :, None, :, None], pairs)
+
+    def tap(before: int, dimension: int) -> Array:
+        """That e is of it; 9 for none."""
+        e = lax.broadcasted_iota(jnp.int32, pairs, dimension)
+        return (2 + 7 * e) if before else e
+
+    dx = jnp.zeros(pairs, dy.dtype)
+    for before in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        mine = under(widened_taps, before) == SIDE * tap(before[0], 2) + tap(before[1], 4)
+        dx = dx + jnp.where(mine, under(widened_dy, before), jnp.zeros((), dy.dtype))
+    dx = dx.reshape(dy.shape[0], STRIDE * rows, STRIDE * columns, dy.shape[-1])
+    for axis, (low, _) in zip((HEIGHT, WIDTH), padding, strict=True):
+        # Beyond the last window no position has a gradient.
+        missing = low + x.shape[axis] - dx.shape[axis]
+        if missing > 0:
+            pads = [(0, missing if a == axis else 0, 0) for a in range(4)]
+            dx = lax.pad(dx, jnp.zeros((), dy.dtype), pads)
+        dx = lax.slice_in_dim(dx, low, low + x.shape[axis], axis=axis)
+    return dx
 
 
 def _by_axes(padding: Padding, x: Array) -> Array:
@@ -68,8 +143,9 @@ def _by_axes(padding: Padding, x: Array) -> Array:
     return _along(HEIGHT, padding[0], _along(WIDTH, padding[1], x))
 
 
-def _by_axes_gradient(padding: Padding, x: Array, y: Array, dy: Array) -> Array:
+def _by_axes_gradient(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
     """To the first row that has the largest, there to the first position that has it."""
+    del taps
     rows = _along(WIDTH, padding[1], x)
     drows = _along_gradient(HEIGHT, padding[0], rows, y, dy)
     return _along_gradient(WIDTH, padding[1], x, rows, drows)

@@ -113,4 +113,4 @@ class Resident:
             first = (step + i) * self._batch_size + jax.process_index() * share
             rows[i] = self._order.examples(first, share)
         indices = sharding.put_batch({"rows": rows}, self._mesh, axis=1)["rows"]
-        return self._steps(state, self._data, indices, np.int32(n))
+        return self._steps(state, self._data, indices, n)

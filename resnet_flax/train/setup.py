@@ -16,6 +16,7 @@ from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet, configured_model
+from resnet_flax.train.norms import norm_over
 from resnet_flax.train.optim import make_optimizer, make_schedule
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import (
@@ -91,6 +92,7 @@ def compile_programs(
         parts=config.accumulation,
         run=int(span) if span.isdecimal() else 1,
         gather=sharding.gather(shardings.params, mesh),
+        norm=norm_over(mesh),
     )
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)

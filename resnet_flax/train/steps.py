@@ -6,10 +6,11 @@ there are.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from jaxtyping import Array, Int
 from resnet_flax import sharding
 from resnet_flax.evaluation.metrics import add
 from resnet_flax.train.losses import cross_entropy
+from resnet_flax.train.norms import tree_norm
 from resnet_flax.train.state import TrainState
 
 Batch = dict[str, Array]
@@ -36,6 +38,7 @@ def train_step(
     parts: int = 1,
     run: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,
+    norm: Callable[[Any], Array] = tree_norm,
 ) -> tuple[TrainState, Sums]:
     """One step of gradient descent on one global batch.
 
@@ -52,6 +55,7 @@ def train_step(
         the model's groups of batch normalisation are those of one part.
       run: of so many examples, all in one part: the group that batch normalisation averages over.
       gather: makes parameters that are cut over devices whole, see `sharding.gather`.
+      norm: `norms.tree_norm`, or what is faster for parameters that are not cut.
 
     Returns:
       The state after the step, and of this batch the sums `loss` (nats), `errors` and `count`
@@ -90,9 +94,9 @@ def train_step(
         "loss": loss * count,
         "errors": errors,
         "count": count,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": optax.tree.norm(params),
-        "stats_norm": jnp.asarray(optax.tree.norm(batch_stats)),
+        "grad_norm": norm(grads),
+        "param_norm": norm(params),
+        "stats_norm": norm(batch_stats),
     }
     return new_state, sums
 
@@ -146,7 +150,7 @@ def resident_steps(
     state: TrainState,
     data: dict[str, Array],
     indices: Int[Array, "k b"],
-    n: Int[Array, ""],
+    n: Int[Array, ""] | int,
     *,
     train: Callable[..., tuple[TrainState, Sums]],
     batch_sharding: Any,
@@ -157,7 +161,7 @@ def resident_steps(
       state: before the steps.
       data: `image` `[m, h, w, c]` uint8 and `label` `[m]` int32 of all training examples.
       indices: of the examples of each batch.
-      n: how many steps to take; a number of its own, so that one program does for all.
+      n: how many steps to take.
       train: `train_step`, its keywords bound.
       batch_sharding: of a batch.
 
@@ -218,16 +222,39 @@ def compile_statistics(
     )
 
 
-def compile_resident(
-    mesh: Mesh, state_shardings: Any, train: Callable[..., Any]
-) -> Callable[..., tuple[TrainState, Sums]]:
-    """`resident_steps` of `train_step` (its keywords bound) as a program over the mesh."""
+class ResidentSteps(NamedTuple):
+    """`resident_steps` as two programs.
+
+    Attributes:
+      every: takes all `k` steps, in a loop whose length the compiler knows: no device asks the host
+        before each step whether there is one more. `(state, data, indices)`.
+      some: takes `n`; compiled when it is first needed. `(state, data, indices, n)`.
+    """
+
+    every: Any
+    some: Any
+
+    def __call__(
+        self, state: TrainState, data: dict[str, Array], indices: Array, n: int
+    ) -> tuple[TrainState, Sums]:
+        """The first `n` steps, see `resident_steps`."""
+        if n == len(indices):
+            return self.every(state, data, indices)
+        return self.some(state, data, indices, np.int32(n))
+
+
+def compile_resident(mesh: Mesh, state_shardings: Any, train: Callable[..., Any]) -> ResidentSteps:
+    """`resident_steps` of `train_step` (its keywords bound) as programs over the mesh."""
     whole = sharding.replicated(mesh)
-    return jax.jit(
-        partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh)),
-        in_shardings=(state_shardings, whole, sharding.over_batch(mesh, axis=1), whole),
-        out_shardings=(state_shardings, whole),
-        donate_argnums=0,
+    steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
+    inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
+    compiled = partial(jax.jit, out_shardings=(state_shardings, whole), donate_argnums=0)
+
+    def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:
+        return steps(state, data, indices, len(indices))
+
+    return ResidentSteps(
+        compiled(every, in_shardings=inputs), compiled(steps, in_shardings=(*inputs, whole))
     )
 
 

@@ -136,12 +136,19 @@ def test_what_is_no_number_passes_the_pooling(way):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("statistics", lowering.WAYS["statistics"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"statistics": "two_pass", "joins": "free"},
+        {"statistics": "one_pass", "joins": "free"},
+        {"statistics": "one_pass", "joins": "guided"},
+    ],
+)
 @pytest.mark.parametrize(
     ("groups", "relu", "with_residual"),
     [(1, True, True), (2, True, False), (2, False, True), (4, False, False)],
 )
-def test_normalisation_with_what_follows_it(statistics, groups, relu, with_residual):
+def test_normalisation_with_what_follows_it(ways, groups, relu, with_residual):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(3, 2, size=(8, 5, 4, 6)))
     residual = jnp.asarray(rng.normal(size=x.shape)) if with_residual else None
@@ -151,7 +158,7 @@ def test_normalisation_with_what_follows_it(statistics, groups, relu, with_resid
 
     def ours(params, x, residual):
         variables = {"params": params, "batch_stats": stats}
-        with lowering.forced(statistics=statistics):
+        with lowering.forced(**ways):
             return norm.apply(
                 variables, x, True, activate=relu, residual=residual, mutable=["batch_stats"]
             )
@@ -255,6 +262,8 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
         {"forward": "winograd", "input_gradient": "winograd", "kernel_gradient": "winograd"},
         {"input_gradient": "phases", "kernel_gradient": "canonical"},
         {"pooling": "separable", "statistics": "one_pass"},
+        {"pooling": "indexed", "statistics": "one_pass", "joins": "guided"},
+        {"forward": "columns", "input_gradient": "columns", "kernel_gradient": "columns"},
         {"forward": "dot", "input_gradient": "dot", "kernel_gradient": "dot"},
     ):
         _close(gradients(**{**plain, **ways}), expected, 1e-10)
@@ -268,8 +277,46 @@ def test_the_device_that_a_program_is_lowered_for_decides():
         text = program.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
         return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
 
-    assert count("cpu") == (3, 0)
-    assert count("cuda") == count("tpu") == (0, 3)
+    assert count("cpu") == count("cuda") == (3, 0)
+    assert count("tpu") == (0, 3)
+
+
+def test_a_gpu_is_told_what_to_write():
+    x, norm = jnp.ones((2, 8, 8, 16), jnp.bfloat16), BatchNorm(dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, False)
+
+    def loss(x):
+        y, _ = norm.apply(variables, x, True, True, x, mutable=["batch_stats"])
+        return y.astype(jnp.float32).sum()
+
+    def barriers(platform):
+        program = jax.jit(jax.grad(loss)).trace(x).lower(lowering_platforms=(platform,))
+        return program.as_text().count("optimization_barrier")
+
+    # Behind the rounded activations, and before the gradient that the residual shares.
+    assert barriers("cuda") == 2
+    assert barriers("cpu") == barriers("tpu") == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "features", "kernel", "strides", "ways"),
+    [
+        (224, 3, 64, 7, 2, ("space_to_depth", "native", "space_to_depth")),
+        (32, 3, 16, 3, 1, ("columns", "columns", "columns")),
+        (32, 16, 16, 3, 1, ("columns", "columns", "columns")),
+        (16, 32, 32, 3, 1, ("conv", "native", "columns")),
+        (32, 16, 32, 3, 2, ("conv", "native", "native")),
+        (56, 64, 64, 3, 1, ("conv", "native", "native")),
+        (56, 64, 256, 1, 1, ("dot", "dot", "dot")),
+        (56, 256, 512, 1, 2, ("dot", "dot", "dot")),
+    ],
+)
+def test_the_size_of_a_convolution_decides_on_a_gpu(
+    size, channels, features, kernel, strides, ways
+):
+    geometry = Geometry((strides, strides), ((kernel // 2,) * 2,) * 2)
+    x, shape = (16, size, size, channels), (kernel, kernel, channels, features)
+    assert lowering.convolution(x, shape, geometry).gpu == ways
 
 
 @pytest.mark.parametrize(

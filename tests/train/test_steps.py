@@ -229,3 +229,34 @@ def test_evaluation_counts_only_what_the_mask_lets_through(devices):
     for name in sums:
         expected = sum(e[name] for e, chosen in zip(each, some, strict=True) if chosen)
         np.testing.assert_allclose(sums[name], expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_norms_for_the_log_are_the_same_laid_end_to_end():
+    from resnet_flax.train.norms import norm_over, tree_norm
+
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.normal(size=(3, 3, 4, 5)), "b": {"c": rng.normal(size=7), "d": np.float64(2)}}
+    whole = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+    norm = norm_over(sharding.make_mesh(1, 1, jax.devices()[:1]))
+    for found in (tree_norm(tree), norm(tree)):
+        np.testing.assert_allclose(found, whole, rtol=1e-14)
+
+    def concatenated(platform):
+        program = jax.jit(norm).trace(tree).lower(lowering_platforms=(platform,))
+        return "stablehlo.concatenate" in program.as_text()
+
+    assert concatenated("cuda")
+    assert not concatenated("cpu")
+    # Cut over devices, they would be gathered to be laid end to end.
+    assert norm_over(sharding.make_mesh(1, 2, jax.devices()[:2])) is tree_norm
+
+
+def test_norms_laid_end_to_end_are_of_all_leaves(monkeypatch):
+    from resnet_flax.models import lowering
+    from resnet_flax.train.norms import norm_over
+
+    monkeypatch.setattr(lowering, "call", lambda functions, *operands: functions.gpu(*operands))
+    tree = {"a": jnp.full((2, 2), 1.0), "b": jnp.full(5, 3.0)}
+    norm = norm_over(sharding.make_mesh(1, 1, jax.devices()[:1]))
+    assert float(norm(tree)) == 7.0
