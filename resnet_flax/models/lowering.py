@@ -130,11 +130,8 @@ def _convolution_on_gpu(kernel: Sequence[int], geometry: Geometry) -> Convolutio
         return Convolution("dot", "dot", "dot")
     if _squares_apply(kernel, geometry):
         return Convolution("space_to_depth", "native", "space_to_depth")
-    if _columns_apply(kernel, geometry):
-        if math.prod(kernel[2:]) <= 16 * 16:
-            return Convolution("columns", "columns", "columns")
-        if math.prod(kernel[2:]) <= 32 * 32:
-            return Convolution(kernel_gradient="columns")
+    if _columns_apply(kernel, geometry) and math.prod(kernel[2:]) <= 16 * 16:
+        return Convolution("columns", "columns", "columns")
     return Convolution()
 
 

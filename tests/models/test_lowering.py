@@ -304,7 +304,7 @@ def test_a_gpu_is_told_what_to_write():
         (224, 3, 64, 7, 2, ("space_to_depth", "native", "space_to_depth")),
         (32, 3, 16, 3, 1, ("columns", "columns", "columns")),
         (32, 16, 16, 3, 1, ("columns", "columns", "columns")),
-        (16, 32, 32, 3, 1, ("conv", "native", "columns")),
+        (16, 32, 32, 3, 1, ("conv", "native", "native")),
         (32, 16, 32, 3, 2, ("conv", "native", "native")),
         (56, 64, 64, 3, 1, ("conv", "native", "native")),
         (56, 64, 256, 1, 1, ("dot", "dot", "dot")),
