@@ -2,9 +2,10 @@
 
     python benchmarks/growth.py --figure=docs/growth.png
 
-Each point is a process of its own; of each the median of several steps is taken, in seconds. The
-devices are parts of one CPU, which share its cores and a batch: there the line should be flat, and
-what it rises by is what cutting and communicating costs.
+Each point is a process of its own; those of an axis live at the same time and take their steps in
+turns, so that a machine that drifts drifts for all. Of each the median of several steps is taken,
+in seconds. The devices are parts of one CPU, which share its cores and a batch: there the line
+should be flat, and what it rises by is what cutting and communicating costs.
 """
 
 import argparse
@@ -35,8 +36,8 @@ TITLES = {
 OUT = Path(__file__).parent.parent / "results" / "growth.json"
 
 
-def measure(network: str, batch: int, side: int, steps: int) -> list[float]:
-    """Seconds of each step, after some to warm up; in this process."""
+def work(network: str, batch: int, side: int) -> None:
+    """Makes a step in this process, and takes one for each line of standard input."""
     import jax
     from programs import config_of, noise, programs_of
 
@@ -47,13 +48,69 @@ def measure(network: str, batch: int, side: int, steps: int) -> list[float]:
     config = config_of("configs/cifar10.py:resnet20", settings)
     programs, mesh = programs_of(config, 10, shape)
     arrays = jax.device_put(noise(batch, shape, 10), sharding.over_batch(mesh))
-    state, seconds = programs.init(0), []
-    for _ in range(5 + steps):
+    state = programs.init(0)
+
+    def step() -> float:
+        nonlocal state
         start = time.monotonic()
         state, sums = programs.train_step(state, arrays)
         jax.block_until_ready(sums)
-        seconds.append(time.monotonic() - start)
-    return seconds[5:]
+        return time.monotonic() - start
+
+    for _ in range(5):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        step()  # while others had their turns the caches were theirs
+        print(step(), flush=True)
+
+
+class Point:
+    """A process that takes steps when asked to."""
+
+    def __init__(self, network: str, batch: int, side: int, devices: int) -> None:
+        flags = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, f"--point={json.dumps([network, batch, side])}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **memory.settings(keep=True), "XLA_FLAGS": flags},
+        )
+        self._read()  # before the next one starts: compiling uses all cores
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("error: a point failed; what it said is above")
+        return line
+
+    def step(self) -> float:
+        """Seconds of a step."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        return round(float(self._read()), 4)
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def in_turns(points: list[tuple[str, int, int, int]], steps: int) -> list[list[float]]:
+    """Seconds of each step of each point, one after the other, round by round."""
+    opened: list[Point] = []
+    try:
+        for point in points:
+            opened.append(Point(*point))
+        rounds = [[point.step() for point in opened] for _ in range(steps)]
+    finally:
+        for point in opened:
+            point.close()
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
 
 
 def place(axis: str, point: tuple[str, int, int, int]) -> int:
@@ -105,8 +162,7 @@ def main() -> int:
     parser.add_argument("--point", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.point:
-        network, batch, side = json.loads(arguments.point)
-        print(json.dumps(measure(network, batch, side, arguments.steps)))
+        work(*json.loads(arguments.point))
         return 0
 
     from resnet_flax.provenance import provenance, read_json, write_json
@@ -114,32 +170,18 @@ def main() -> int:
     rows = read_json(arguments.out) or []
     for axis in arguments.axes.split(","):
         rows = [row for row in rows if row["axis"] != axis]
-        for network, batch, side, devices in AXES[axis]:
-            point = (network, batch // arguments.batch_divisor, side, devices)
-            seconds = in_process(point, arguments.steps)
+        divisor = arguments.batch_divisor
+        points = [(name, batch // divisor, *rest) for name, batch, *rest in AXES[axis]]
+        for point, seconds in zip(points, in_turns(points, arguments.steps), strict=True):
             middle = statistics.median(seconds)
             print(f"{axis:8} {place(axis, point):6} {middle:7.3f} s", flush=True)
-            about = {"network": point[0], "batch": point[1], "side": point[2], "devices": point[3]}
+            about = dict(zip(("network", "batch", "side", "devices"), point, strict=True))
             rows.append({"axis": axis, "at": place(axis, point), **about, "seconds": seconds})
             rows[-1] |= provenance()
         write_json(arguments.out, rows)
     if arguments.figure:
         draw(rows, arguments.figure)
     return 0
-
-
-def in_process(point: tuple[str, int, int, int], steps: int) -> list[float]:
-    """Seconds of each step of a point, in a process of its own."""
-    network, batch, side, devices = point
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, **memory.settings(keep=True), "XLA_FLAGS": flags}
-    command = [sys.executable, __file__, f"--point={json.dumps([network, batch, side])}"]
-    done = subprocess.run(
-        [*command, f"--steps={steps}"], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    if done.returncode:
-        raise SystemExit("error: a point failed; what it said is above")
-    return [round(value, 4) for value in json.loads(done.stdout.splitlines()[-1])]
 
 
 if __name__ == "__main__":

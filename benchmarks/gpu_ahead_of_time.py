@@ -1,0 +1,198 @@
+"""What XLA would run on a GPU that is not there: a step's kernels, the bytes they move, its memory.
+
+    pip install 'jax[cuda13]'     # beside the package, on a machine without a GPU
+    python benchmarks/gpu_ahead_of_time.py --network=resnet50 --batch=256
+    python benchmarks/gpu_ahead_of_time.py --set=model.remat=1
+    python benchmarks/gpu_ahead_of_time.py --network=cifar_resnet20 --batch=128 --what=resident
+
+Compiles for an NVIDIA H200, without trying out which of several kernels is fastest, counts what
+each operation of the program reads and writes, and prints sums by kind; `--hlo=FILE` writes the
+program.
+"""
+
+import argparse
+import collections
+import importlib.metadata
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to be of some version
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from programs import batch_shapes, config_of, programs_of
+from sides import IN_ONE, classes_of, image_shape
+
+from resnet_flax.models import lowering
+from resnet_flax.provenance import provenance, read_json, write_json
+
+OUT = Path(__file__).parent.parent / "results" / "gpu_ahead_of_time.json"
+
+# An H200's, as XLA says them of itself on one.
+TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 62914560 clock_rate_ghz: 1.98
+  device_memory_size: 150754820096 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 15 }
+runtime_version { major: 13 minor: 0 }
+device_description_str: "NVIDIA H200"
+"""
+
+WIDTHS = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "opt-barrier")
+OPERATION = re.compile(r"(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)")
+
+
+def main() -> None:
+    """Compiles one step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--what", choices=("train", "resident"), default="train")
+    parser.add_argument("--way", action="append", default=[], metavar="WAY=NAME")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--hlo", type=Path, metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON to merge into")
+    arguments = parser.parse_args()
+
+    program = compiled(arguments)
+    text = program.as_text()
+    if arguments.hlo:
+        arguments.hlo.write_text(text)
+    memory = program.memory_analysis()
+    kinds = by_kind(operations(text))
+    found = {
+        **{name: getattr(arguments, name) for name in ("network", "batch", "what")},
+        "settings": arguments.settings,
+        "ways": arguments.way,
+        "scratch_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "operations": sum(kind["operations"] for kind in kinds.values()),
+        "moved_bytes": sum(kind["bytes"] for kind in kinds.values()),
+        "kinds": kinds,
+        **provenance(),
+        "device": "NVIDIA H200, ahead of time",
+        "plugin": importlib.metadata.version("jax-cuda13-plugin"),
+    }
+    print(table(found))
+    if arguments.out:
+        what = ("network", "batch", "what", "settings", "ways")
+        kept = read_json(arguments.out) or []
+        kept = [row for row in kept if any(row[name] != found[name] for name in what)]
+        write_json(arguments.out, [*kept, found])
+
+
+def compiled(arguments: argparse.Namespace) -> Any:
+    """The step's program."""
+    topology = topologies.get_topology_desc(
+        platform="cuda", topology_name="", target_config=TARGET, topology="1x1x1"
+    )
+    network, batch = arguments.network, arguments.batch
+    shape, classes = image_shape(network), classes_of(network)
+    config = config_of(
+        "configs/cifar10.py:resnet20" if network.startswith("cifar") else "configs/imagenet.py",
+        [
+            *(f"model.name={network}", f"batch_size={batch}", f"model.dtype={arguments.dtype}"),
+            *arguments.settings,
+        ],
+    )
+    programs, _ = programs_of(config, classes, shape, list(topology.devices))
+    state = jax.eval_shape(programs.init, 0)
+    step, operands = programs.train_step, (batch_shapes(batch, shape),)
+    if arguments.what == "resident":
+        examples = batch_shapes(50_000, shape)
+        step = programs.resident_steps.every
+        operands = (
+            {name: examples[name] for name in ("image", "label")},
+            jax.ShapeDtypeStruct((IN_ONE, batch), np.int32),
+        )
+    with lowering.forced(**dict(way.split("=") for way in arguments.way)):
+        return step.lower(state, *operands).compile()
+
+
+def operations(text: str) -> list[tuple[str, str, int]]:
+    """Of the longest computation that is no fusion's: name, kind and bytes of each operation."""
+    computations: dict[str, list[str]] = {"": []}
+    name = ""
+    for line in text.splitlines():
+        if line.endswith("{") and ") -> " in line:
+            name = line.split(" (")[0]
+            computations[name] = []
+        computations[name].append(line.strip())
+    whole = [
+        lines
+        for name, lines in computations.items()
+        if not name.startswith(("%fused", "%gemm", "%wrapped"))
+    ]
+    shapes: dict[str, str] = {}
+    found = []
+    for line in max(whole, key=len):
+        match = OPERATION.match(line)
+        if not match:
+            continue
+        name, shape, operation, operands, rest = match.groups()
+        shapes[name] = shape
+        if operation in FREE:
+            continue
+        if operation == "fusion":
+            operation = re.sub(r"[.\d]+$", "", name)
+        elif operation == "custom-call":
+            target = re.search(r'custom_call_target="([^"]+)"', rest)
+            operation = target[1] if target else operation
+        read = [shapes.get(operand.strip().lstrip("%"), "") for operand in operands.split(",")]
+        found.append((name, operation, sum(map(size, [shape, *read]))))
+    return found
+
+
+def size(shape: str) -> int:
+    """Bytes of a shape, or of all in a tuple."""
+    return sum(
+        WIDTHS[kind] * math.prod(int(n) for n in sides.split(",") if n)
+        for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+        if kind in WIDTHS
+    )
+
+
+def by_kind(found: list[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
+    """Number and bytes of operations of each kind, what moves most first."""
+    number: dict[str, int] = collections.Counter()
+    moved: dict[str, int] = collections.Counter()
+    for _, kind, count in found:
+        number[kind] += 1
+        moved[kind] += count
+    return {
+        kind: {"operations": number[kind], "bytes": moved[kind]}
+        for kind in sorted(moved, key=lambda kind: -moved[kind])
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """80 columns."""
+    lines = [
+        f"{found['network']}, {found['what']}, batch {found['batch']}, {found['device']}: "
+        f"{found['scratch_bytes'] / 2**30:.2f} GiB of scratch"
+    ]
+    for kind, of_kind in list(found["kinds"].items())[:20]:
+        lines.append(f"{of_kind['bytes'] / 1e9:9.3f} GB {of_kind['operations']:5} {kind[:58]}")
+    lines.append(f"{found['moved_bytes'] / 1e9:9.3f} GB {found['operations']:5} in all")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
