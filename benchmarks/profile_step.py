@@ -90,10 +90,12 @@ def compiled(
     if what == "train":
         step, operands = programs.train_step, (jax.device_put(noise(batch, shape, classes)),)
     else:
-        step, data = programs.resident_steps.every, noise(10 * batch, shape, classes)
+        data = noise(10 * batch, shape, classes)
         order = np.random.default_rng(0).integers(0, 10 * batch, (IN_ONE, batch)).astype(np.int32)
         data = {name: data[name] for name in ("image", "label")}
-        operands = jax.device_put((data, order))
+        step, operands = programs.resident_steps.every, jax.device_put((data, order))
+        if step is None:
+            step, operands = programs.resident_steps.some, (*operands, np.int32(IN_ONE))
     with lowering.forced(**ways):
         return step.lower(state, *operands).compile(), state, operands
 

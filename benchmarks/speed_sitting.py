@@ -26,7 +26,7 @@ COMPILED = "ours,flax_example,torch_last,torch_compile:default,torch_compile"
 # What the choices for a GPU in models/lowering.py brought, each taken back by itself, and flags.
 LEADS = (
     "statistics=two_pass",
-    "statistics=two_pass:joins=free",
+    "statistics=two_pass:fusion=free",
     "pooling=separable",
     "forward=conv:input_gradient=native:kernel_gradient=native",
     "--xla_gpu_enable_triton_gemm=false",

@@ -94,7 +94,7 @@ class Side:
         return json.loads(line)
 
     def take(self, seconds: float) -> list[float]:
-        """Steps for so long; the seconds of a step in each stretch of a tenth of a second."""
+        """Steps for so long; the seconds of a step in each stretch of half a second."""
         assert self._process.stdin is not None
         try:
             print(seconds, file=self._process.stdin, flush=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -52,6 +53,32 @@ def test_sittings_go_on_from_each_other(tmp_path, data_dir):
     assert "goes on at step" in printed, printed
     rows = {run["row"] for run in json.loads((keep / "table6.json").read_text())}
     assert rows == {"plain-20"}
+
+
+HLO = """
+%fused_add (a: f32[4,8]) -> f32[4,8] {
+  ROOT %add = f32[4,8]{1,0} add(%a, %a)
+}
+ENTRY %main (x: bf16[4,8], y: f32[4,8]) -> (bf16[4,8], pred[4]) {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %y = f32[4,8]{1,0} parameter(1)
+  %conv.1 = (bf16[4,8]{1,0}, u8[0]{0}) custom-call(%x, %y), custom_call_target="__cudnn$convForward"
+  %part = bf16[4,8]{1,0} get-tuple-element(%conv.1), index=0
+  %loop_add_fusion.3 = f32[4,8]{1,0} fusion(%part), kind=kLoop, calls=%fused_add
+  ROOT %loop_add_fusion.4 = (bf16[4,8]{1,0}, pred[4]{0}) fusion(%loop_add_fusion.3, %y), kind=kLoop
+}
+"""
+
+
+def test_bytes_of_a_program_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "")
+    program = importlib.import_module("gpu_ahead_of_time")
+    assert program.by_kind(program.operations(HLO)) == {
+        "loop_add_fusion": {"operations": 2, "bytes": (64 + 128) + (64 + 4 + 128 + 128)},
+        "__cudnn$convForward": {"operations": 1, "bytes": 64 + 64 + 128},
+    }
 
 
 @pytest.fixture

@@ -299,7 +299,7 @@ def _columns(geometry: Geometry, x: Array, kernel: Array) -> Array:
     kernel = jnp.stack(bands, -2).reshape(h, 2 * reach + 1, g * i, g * o)
     pads = (geometry.padding[0], (reach, reach))
     y = _filled_conv(x.reshape(b, rows, columns // g, g * i), kernel, pads)
-    return y.reshape(b, -1, columns, o)
+    return y.reshape(b, y.shape[1], columns, o)
 
 
 def _columns_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:

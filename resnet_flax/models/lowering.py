@@ -73,12 +73,13 @@ class Normalisation(NamedTuple):
     Attributes:
       statistics: 'two_pass' the mean, then squares about it; 'one_pass' both at once, about the
         running mean, which reads the map once.
-      joins: what the compiler makes one kernel of: 'free' as it likes, 'guided' so that XLA's GPU
-        compiler writes no map but the activations and the gradients.
+      fusion: what the compiler makes one kernel of: 'free' as it likes, 'guided' so that XLA's GPU
+        compiler writes no map but the activations and the gradients. Where a gradient is infinite
+        and ReLU closed, 'free' makes zero of it and 'guided' no number.
     """
 
     statistics: str = "two_pass"
-    joins: str = "free"
+    fusion: str = "free"
 
 
 class Pooling(NamedTuple):
@@ -100,7 +101,7 @@ WAYS = {
         *("native", "canonical", "dot", "taps", "rows", "space_to_depth", "columns", "winograd"),
     ),
     "statistics": ("two_pass", "one_pass"),
-    "joins": ("free", "guided"),
+    "fusion": ("free", "guided"),
     "pooling": ("native", "separable", "indexed"),
 }
 
@@ -128,7 +129,7 @@ def _convolution_on_gpu(kernel: Sequence[int], geometry: Geometry) -> Convolutio
     # and takes several times as long for few channels as their maps take to read and write.
     if is_pointwise(kernel, geometry):
         return Convolution("dot", "dot", "dot")
-    if _squares_apply(kernel, geometry):
+    if _space_to_depth_applies(kernel, geometry):
         return Convolution("space_to_depth", "native", "space_to_depth")
     if _columns_apply(kernel, geometry) and math.prod(kernel[2:]) <= 16 * 16:
         return Convolution("columns", "columns", "columns")
@@ -200,7 +201,7 @@ def _dense(geometry: Geometry) -> bool:
     return geometry.groups == 1 and geometry.dilation == (1, 1)
 
 
-def _squares_apply(kernel: Sequence[int], geometry: Geometry) -> bool:
+def _space_to_depth_applies(kernel: Sequence[int], geometry: Geometry) -> bool:
     return _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4
 
 
@@ -222,7 +223,7 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
         "taps": geometry.groups == 1,
         "rows": geometry.groups == 1,
         "phases": _dense(geometry),
-        "space_to_depth": _squares_apply(kernel, geometry),
+        "space_to_depth": _space_to_depth_applies(kernel, geometry),
         "columns": _columns_apply(kernel, geometry),
         "winograd": _winograd_applies(kernel, geometry),
     }
@@ -271,7 +272,10 @@ def forced(**ways: str) -> Iterator[None]:
 
 
 def call(functions: ByDevice[Any], *operands: Any) -> Any:
-    """The function for the device that the program is lowered for, called; others cost nothing."""
+    """The function for the device that the program is lowered for, called.
+
+    The others are traced, and cost nothing in the program.
+    """
     if functions.cpu is functions.gpu is functions.tpu:
         return functions.cpu(*operands)
     gpu = {} if functions.gpu is functions.tpu else {"cuda": functions.gpu, "rocm": functions.gpu}

@@ -165,12 +165,12 @@ def _normalized(
     factor = lax.rsqrt(var + how.epsilon) * scale
     y = (grouped - _wide(mean)) * _wide(factor) + bias
     y = _finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype)
-    return _kept_apart(way, y), mean, var
+    return _barrier(way, y), mean, var
 
 
-def _kept_apart(way: Normalisation, y: Array) -> Array:
+def _barrier(way: Normalisation, y: Array) -> Array:
     """`y`, which nobody behind it computes again or takes before it was rounded."""
-    return lax.optimization_barrier(y) if way.joins == "guided" else y
+    return lax.optimization_barrier(y) if way.fusion == "guided" else y
 
 
 def _two_pass(x: Array, about: Array) -> tuple[Array, Array]:
@@ -231,7 +231,7 @@ def _gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     if like is not None:
         # The residual's gradient, which is written in any case, is read again for dx: that takes
         # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
-        dz = how.cut(_kept_apart(way, dz.reshape(x.shape).astype(dy.dtype)))
+        dz = how.cut(_barrier(way, dz.reshape(x.shape).astype(dy.dtype)))
     # Both statistics have a gradient of their own, though a training step asks for none.
     slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
     level = (dmean - factor * sums) / n
@@ -243,7 +243,7 @@ def _gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
 
 def _where_positive(way: Normalisation, z: Array, dz: Array) -> Array:
     """`dz` where `z` is positive, else zero."""
-    if way.joins == "guided":
+    if way.fusion == "guided":
         # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
         # this it computes again.
         return dz * jnp.maximum(jnp.sign(z), 0)

@@ -44,9 +44,11 @@ def _max_pool(padding: Padding, ways: ByDevice[Pooling], x: Array) -> Array:
 
 
 def _forward(padding, ways, x):  # type: ignore[no-untyped-def]
+    # By functions that have this gradient themselves: how `maximum` shares a tie is not theirs.
+    native, separable = (ByDevice(way, way, way) for way in map(Pooling, ("native", "separable")))
     functions = {
-        "native": partial(_without_taps, partial(_windows, padding)),
-        "separable": partial(_without_taps, partial(_by_axes, padding)),
+        "native": partial(_without_taps, partial(_max_pool, padding, native)),
+        "separable": partial(_without_taps, partial(_max_pool, padding, separable)),
         "indexed": partial(_with_taps, padding),
     }
     y, taps = lowering.call(ways.map(lambda way: functions[way.pooling]), x)
@@ -79,6 +81,7 @@ def _without_taps(function: Callable[[Array], Array], x: Array) -> tuple[Array, 
     return y, jnp.zeros(y.shape, jnp.uint8)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _with_taps(padding: Padding, x: Array) -> tuple[Array, Array]:
     """The largest of each window, and the number of its tap, row by row."""
     pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
@@ -92,6 +95,19 @@ def _with_taps(padding: Padding, x: Array) -> tuple[Array, Array]:
         taps = jnp.where(tap > y, jnp.uint8(number), taps)
         y = jnp.maximum(y, tap)
     return y, taps
+
+
+def _with_taps_forward(padding, x):  # type: ignore[no-untyped-def]
+    y, taps = _with_taps(padding, x)
+    return (y, taps), (x, y, taps)
+
+
+def _with_taps_backward(padding, residuals, cotangents):  # type: ignore[no-untyped-def]
+    x, y, taps = residuals
+    return (_gradient_by_taps(padding, x, y, taps, cotangents[0]),)
+
+
+_with_taps.defvjp(_with_taps_forward, _with_taps_backward)
 
 
 def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
@@ -109,8 +125,9 @@ def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Arr
         value = jnp.array(nothing, array.dtype)
         return lax.pad(array, value, [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)])
 
-    # In a kernel of its own: a load with a condition is not of several channels at a time.
-    widened_taps, widened_dy = lax.optimization_barrier((widened(taps, 99), widened(dy, 0)))
+    # In kernels of their own: a load with a condition is not of several channels at a time.
+    widened_taps = lax.optimization_barrier(widened(taps, 99))
+    widened_dy = lax.optimization_barrier(widened(dy, 0))
 
     def under(array: Array, before: Pair) -> Array:
         """Of window a, or a - 1, in pairs of positions."""
@@ -129,11 +146,6 @@ def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Arr
         dx = dx + jnp.where(mine, under(widened_dy, before), jnp.zeros((), dy.dtype))
     dx = dx.reshape(dy.shape[0], STRIDE * rows, STRIDE * columns, dy.shape[-1])
     for axis, (low, _) in zip((HEIGHT, WIDTH), padding, strict=True):
-        # Beyond the last window no position has a gradient.
-        missing = low + x.shape[axis] - dx.shape[axis]
-        if missing > 0:
-            pads = [(0, missing if a == axis else 0, 0) for a in range(4)]
-            dx = lax.pad(dx, jnp.zeros((), dy.dtype), pads)
         dx = lax.slice_in_dim(dx, low, low + x.shape[axis], axis=axis)
     return dx
 

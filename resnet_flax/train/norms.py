@@ -29,7 +29,12 @@ def norm_over(mesh: Mesh) -> Callable[[Any], Float[Array, ""]]:
     if mesh.shape[sharding.FSDP] > 1:
         return tree_norm
     by_device = ByDevice(tree_norm, _norm_of_one, tree_norm)
-    return lambda tree: lowering.call(by_device, tree)
+
+    def norm(tree: Any) -> Float[Array, ""]:
+        # Without batch normalisation there are no statistics.
+        return lowering.call(by_device, tree) if jax.tree.leaves(tree) else tree_norm(tree)
+
+    return norm
 
 
 def _norm_of_one(tree: Any) -> Float[Array, ""]:

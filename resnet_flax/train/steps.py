@@ -18,6 +18,7 @@ from jaxtyping import Array, Int
 
 from resnet_flax import sharding
 from resnet_flax.evaluation.metrics import add
+from resnet_flax.models import lowering
 from resnet_flax.train.losses import cross_entropy
 from resnet_flax.train.norms import tree_norm
 from resnet_flax.train.state import TrainState
@@ -125,7 +126,9 @@ def statistics_step(
     images, _ = prepare(batch["image"], batch["label"], step)
     fresh = model.clone(norm_momentum=0.0)  # which keeps nothing of what was before
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
-    _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
+    # In one pass a variance would be taken about these zeros, and lose digits far from them.
+    with lowering.forced(statistics="two_pass"):
+        _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
     return jax.tree.map(jnp.add, total, updated["batch_stats"])
 
 
@@ -223,28 +226,37 @@ def compile_statistics(
 
 
 class ResidentSteps(NamedTuple):
-    """`resident_steps` as two programs.
+    """`resident_steps` as programs.
 
     Attributes:
-      every: takes all `k` steps, in a loop whose length the compiler knows: no device asks the host
-        before each step whether there is one more. `(state, data, indices)`.
-      some: takes `n`; compiled when it is first needed. `(state, data, indices, n)`.
+      some: takes `n` of `k` steps. `(state, data, indices, n)`.
+      every: takes all, in a loop whose length the compiler knows, so that a GPU does not ask the
+        host before each step whether there is one more; None elsewhere. `(state, data, indices)`.
     """
 
-    every: Any
     some: Any
+    every: Any
 
     def __call__(
         self, state: TrainState, data: dict[str, Array], indices: Array, n: int
     ) -> tuple[TrainState, Sums]:
         """The first `n` steps, see `resident_steps`."""
-        if n == len(indices):
+        if self.every is not None and n == len(indices):
             return self.every(state, data, indices)
         return self.some(state, data, indices, np.int32(n))
 
 
-def compile_resident(mesh: Mesh, state_shardings: Any, train: Callable[..., Any]) -> ResidentSteps:
-    """`resident_steps` of `train_step` (its keywords bound) as programs over the mesh."""
+def compile_resident(
+    mesh: Mesh, state_shardings: Any, train: Callable[..., Any], known_length: bool | None = None
+) -> ResidentSteps:
+    """`resident_steps` of `train_step` (its keywords bound) as programs over the mesh.
+
+    Args:
+      mesh: of the devices.
+      state_shardings: of the state.
+      train: the step.
+      known_length: make a program for all steps besides; by default on a GPU.
+    """
     whole = sharding.replicated(mesh)
     steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
     inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
@@ -253,8 +265,11 @@ def compile_resident(mesh: Mesh, state_shardings: Any, train: Callable[..., Any]
     def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:
         return steps(state, data, indices, len(indices))
 
+    if known_length is None:
+        known_length = mesh.devices.flat[0].platform not in ("cpu", "tpu")
     return ResidentSteps(
-        compiled(every, in_shardings=inputs), compiled(steps, in_shardings=(*inputs, whole))
+        compiled(steps, in_shardings=(*inputs, whole)),
+        compiled(every, in_shardings=inputs) if known_length else None,
     )
 
 

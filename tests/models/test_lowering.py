@@ -32,6 +32,9 @@ CONVOLUTIONS = [
     (11, 12, 2, 4, (2, 5), Geometry((3, 2), ((0, 2), (3, 0)))),
     (9, 8, 3, 2, (3, 3), Geometry((2, 1), ((2, 2), (2, 2)), (2, 2))),
     (9, 8, 4, 4, (3, 3), Geometry((2, 2), ONE, (1, 1), 2)),
+    # Several columns for one: four, and two of which a kernel sees two on either side.
+    (8, 12, 3, 4, (5, 7), Geometry((1, 1), ((0, 2), (3, 3)))),
+    (7, 6, 3, 32, (3, 7), Geometry((1, 1), ((1, 1), (3, 3)))),
 ]
 PARTS = {name: lowering.WAYS[name] for name in lowering.Convolution._fields}
 
@@ -132,16 +135,36 @@ def test_max_pooling_with_and_without_ties(size, ceil, way):
 def test_what_is_no_number_passes_the_pooling(way):
     x = jnp.zeros((1, 8, 8, 1)).at[0, 4, 4, 0].set(jnp.nan)
     with lowering.forced(pooling=way):
-        assert jnp.isnan(max_pool(x)).sum() == 1
+        y, vjp = jax.vjp(max_pool, x)
+        assert jnp.isnan(y).sum() == jnp.isnan(max_pool(x)).sum() == 1
+        assert jnp.isfinite(vjp(jnp.ones_like(y))[0]).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("way", lowering.WAYS["pooling"])
+def test_second_derivatives_of_the_pooling_go_to_the_first_of_ties(way):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(1, 3, (1, 8, 8, 2)), jnp.float64)
+    v = jnp.asarray(rng.normal(size=x.shape))
+
+    def product(pool):
+        """Of the Hessian of the sum of cubes with a vector."""
+        slope = jax.grad(lambda x: (pool(x) ** 3).sum())
+        return jax.jit(jax.grad(lambda x: (slope(x) * v).sum()))(x)
+
+    with lowering.forced(pooling=way):
+        actual = product(max_pool)
+    _close(actual, product(lambda x: nn.max_pool(x, (3, 3), (2, 2), ONE)), 1e-14)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     "ways",
     [
-        {"statistics": "two_pass", "joins": "free"},
-        {"statistics": "one_pass", "joins": "free"},
-        {"statistics": "one_pass", "joins": "guided"},
+        {"statistics": "two_pass", "fusion": "free"},
+        {"statistics": "two_pass", "fusion": "guided"},
+        {"statistics": "one_pass", "fusion": "free"},
+        {"statistics": "one_pass", "fusion": "guided"},
     ],
 )
 @pytest.mark.parametrize(
@@ -262,7 +285,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
         {"forward": "winograd", "input_gradient": "winograd", "kernel_gradient": "winograd"},
         {"input_gradient": "phases", "kernel_gradient": "canonical"},
         {"pooling": "separable", "statistics": "one_pass"},
-        {"pooling": "indexed", "statistics": "one_pass", "joins": "guided"},
+        {"pooling": "indexed", "statistics": "one_pass", "fusion": "guided"},
         {"forward": "columns", "input_gradient": "columns", "kernel_gradient": "columns"},
         {"forward": "dot", "input_gradient": "dot", "kernel_gradient": "dot"},
     ):
@@ -279,6 +302,57 @@ def test_the_device_that_a_program_is_lowered_for_decides():
 
     assert count("cpu") == count("cuda") == (3, 0)
     assert count("tpu") == (0, 3)
+
+
+@pytest.mark.parametrize("activate", [False, True])
+def test_guided_is_the_same_bits_in_bfloat16(activate):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 6, 6, 8)), jnp.bfloat16)
+    norm = BatchNorm(2, dtype=jnp.bfloat16)
+    variables = norm.init(jax.random.key(0), x, False)
+
+    def found(fusion, dtype):
+        def run(x, residual):
+            y, _ = norm.apply(variables, x, True, activate, residual, mutable=["batch_stats"])
+            return y
+
+        with lowering.forced(fusion=fusion):
+            return _gradients(run, x, (x + 1).astype(dtype))
+
+    for dtype in (jnp.bfloat16, jnp.float32):
+        for a, b in zip(
+            *(jax.tree.leaves(found(f, dtype)) for f in ("free", "guided")), strict=True
+        ):
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_a_gpu_runs_is_the_same(monkeypatch):
+    model = create_model("resnet18", num_classes=5, stage_sizes=(1, 1), stage_features=(8, 16))
+    cifar = create_model(
+        "cifar_resnet20", num_classes=5, stage_sizes=(1, 1), stage_features=(16, 8)
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
+    for network in (model, cifar):
+        variables = jax.tree.map(lambda leaf: leaf + 0.1, drawn(network, x))
+
+        def gradient(params, network=network, variables=variables):
+            given = {**variables, "params": params}
+            logits, _ = network.apply(given, x, train=True, mutable=["batch_stats"])
+            return (logits**2).sum()
+
+        expected = jax.jit(jax.grad(gradient))(variables["params"])
+        with monkeypatch.context() as patched:
+            patched.setattr(lowering, "call", lambda ways, *operands: ways.gpu(*operands))
+            actual = jax.jit(lambda params: jax.grad(gradient)(params))(variables["params"])
+        _close(actual, expected, 1e-3)
+
+
+@pytest.mark.parametrize(("channels", "kernel", "strides"), [(16, 3, (1, 1)), (3, 7, (2, 2))])
+def test_a_convolution_of_no_images_in_any_way(channels, kernel, strides):
+    operands = jnp.ones((0, 8, 8, channels)), jnp.ones((kernel, kernel, channels, 16))
+    y = jax.eval_shape(lambda x, k: conv2d(x, k, strides, ONE), *operands)
+    assert y.shape[0] == 0
 
 
 def test_a_gpu_is_told_what_to_write():

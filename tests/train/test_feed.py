@@ -113,7 +113,8 @@ def _runs(source, shape, steps):
             streamed.append(jax.device_get(sums))
         yield jax.device_get(state), streamed
     resident = Resident(
-        compile_resident(mesh, shardings, step), source, Order(EXAMPLES, 7), BATCH, 4, mesh
+        compile_resident(mesh, shardings, step, known_length=True),
+        *(source, Order(EXAMPLES, 7), BATCH, 4, mesh),
     )
     state, kept, done = init(0), [], 0
     while done < steps:

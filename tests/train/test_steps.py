@@ -260,3 +260,20 @@ def test_norms_laid_end_to_end_are_of_all_leaves(monkeypatch):
     tree = {"a": jnp.full((2, 2), 1.0), "b": jnp.full(5, 3.0)}
     norm = norm_over(sharding.make_mesh(1, 1, jax.devices()[:1]))
     assert float(norm(tree)) == 7.0
+
+
+def test_a_network_without_statistics_takes_a_step():
+    from resnet_flax.config import load_config, override, resolve
+    from resnet_flax.train.setup import compile_programs
+
+    config = load_config("configs/digits_resnet20.py")
+    tiny = ["stage_sizes=1", "stage_features=8", "stem_features=8", "norm=group"]
+    override(config, [f"model.axes={','.join(tiny)}", "batch_size=8"])
+    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    programs = compile_programs(resolve(config), mesh, 10, (8, 8, 1))
+    image = np.zeros((8, 8, 8, 1), np.uint8)
+    batch = {"image": image, "label": np.zeros(8, np.int32), "mask": np.ones(8, bool)}
+    state, sums = programs.train_step(programs.init(0), batch)
+    assert int(state.step) == 1
+    assert float(sums["stats_norm"]) == 0
+    assert float(sums["param_norm"]) > 0

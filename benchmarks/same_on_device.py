@@ -1,0 +1,72 @@
+"""Gradients as this machine's device computes them beside those of the plain ways, on the device.
+
+    python benchmarks/same_on_device.py
+
+Prints the largest relative difference of any parameter's gradient, in float64 and, as far as
+rounding lets it, in bfloat16; the exit status is 1 where float64 is off by more than 1e-10.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_flax import create_model
+from resnet_flax.models import lowering
+
+PLAIN = {
+    "forward": "conv",
+    "input_gradient": "native",
+    "kernel_gradient": "native",
+    "pooling": "native",
+    "statistics": "two_pass",
+    "fusion": "free",
+}
+SMALL = {"stage_sizes": (2, 1), "stage_features": (8, 16)}
+NETWORKS: list[tuple[str, dict[str, Any], int, int]] = [
+    ("resnet50", SMALL, 64, 4),
+    ("resnet18", SMALL, 33, 4),
+    ("cifar_resnet20", {}, 32, 16),
+]
+
+
+def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: Any) -> float:
+    """The largest distance of two gradients over the norm of the plain one."""
+    exact = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    model = create_model(name, num_classes=5, **axes, dtype=dtype, param_dtype=exact)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, side, side, 3)), dtype)
+    variables = jax.jit(lambda key: model.init(key, x, train=False))(jax.random.key(0))
+    # Scales of zero would hide what lies behind them.
+    variables = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.1, leaf.dtype), variables)
+
+    def gradient(**ways: str) -> Any:
+        def loss(params: Any) -> Any:
+            with lowering.forced(**ways):
+                given = {**variables, "params": params}
+                logits, _ = model.apply(given, x, train=True, mutable=["batch_stats"])
+            return (logits**2).sum()
+
+        return jax.device_get(jax.jit(jax.grad(loss))(variables["params"]))
+
+    pairs = zip(jax.tree.leaves(gradient()), jax.tree.leaves(gradient(**PLAIN)), strict=True)
+    return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)) for a, b in pairs)
+
+
+def main() -> int:
+    """Compares."""
+    jax.config.update("jax_enable_x64", True)
+    print(jax.devices()[0].device_kind)
+    worst = 0.0
+    for dtype in (jnp.float64, jnp.bfloat16):
+        for name, axes, side, batch in NETWORKS:
+            found = difference(name, axes, side, batch, dtype)
+            print(f"{name:16} {jnp.dtype(dtype).name:8} {found:.1e}", flush=True)
+            worst = max(worst, found if dtype == jnp.float64 else 0.0)
+    return int(worst > 1e-10)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
