@@ -259,7 +259,7 @@ def _space_to_depth(geometry: Geometry, x: Array, kernel: Array) -> Array:
     area = kernel.shape[0] // high, kernel.shape[1] // wide
     kernel = kernel.reshape(area[0], high, area[1], wide, *kernel.shape[2:])
     return _filled_conv(
-        x.reshape(b, squares[0], squares[2], -1),
+        x.reshape(b, squares[0], squares[2], high * wide * c),
         kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*area, high * wide * c, -1),
         "VALID",
     )

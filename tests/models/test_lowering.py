@@ -330,7 +330,7 @@ def test_guided_is_the_same_bits_in_bfloat16(activate):
 def test_what_a_gpu_runs_is_the_same(monkeypatch):
     model = create_model("resnet18", num_classes=5, stage_sizes=(1, 1), stage_features=(8, 16))
     cifar = create_model(
-        "cifar_resnet20", num_classes=5, stage_sizes=(1, 1), stage_features=(16, 8)
+        "cifar_resnet20", num_classes=5, stage_sizes=(1, 1), stage_features=(16, 16)
     )
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32, 32, 3)), jnp.float32)
     for network in (model, cifar):
