@@ -20,6 +20,7 @@ LAYERS = (
         "data",
         "evaluation.metrics",
         "train.losses",
+        "train.norms",
         "train.optim",
         "train.state",
     ),
