@@ -138,7 +138,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         y = np.array([statistics.median(row["seconds"]) for row in mine])
         low, high = (np.array([f(row["seconds"]) for row in mine]) for f in (min, max))
         panel.errorbar(x, y, [y - low, high - y], fmt="o", markersize=4, capsize=3, color="C0")
-        slope, level = np.polyfit(x, y, 1)
+        slope, level = np.polyfit(x, y, 1, w=1 / y)  # what a machine's drift adds is a share
         ends = np.array([0, x.max()])
         panel.plot(ends, level + slope * ends, color="C1", linewidth=1)
         panel.set_xlabel(axis)
