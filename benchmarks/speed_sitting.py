@@ -83,7 +83,7 @@ def main() -> int:
 
     start = time.monotonic()
     about = surroundings()
-    print(f"{about['device']}, {about['processor']}; {versions(about)}", flush=True)
+    print(f"{about['device']}, {about['processor']}\n{versions(about)}", flush=True)
     dtype = "float32" if "cpu" in about["device"] else "bfloat16"
     took, worse = 0.0, False
     for network, batch, what, names in PLANS[arguments.plan]:

@@ -283,7 +283,7 @@ def main() -> int:
 
     about = surroundings()
     dtype = arguments.dtype or ("float32" if "cpu" in about["device"] else "bfloat16")
-    print(f"{about['device']}, {about['processor']}; {versions(about)}")
+    print(f"{about['device']}, {about['processor']}\n{versions(about)}")
     worse = False
     for network in arguments.networks.split(","):
         found = compare(
