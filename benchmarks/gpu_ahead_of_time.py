@@ -25,7 +25,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune
 import jax
 import numpy as np
 from jax.experimental import topologies
-from programs import batch_shapes, config_of, programs_of
+from programs import batch_shapes, config_of_network, programs_of
 from sides import IN_ONE, classes_of, image_shape
 
 from resnet_flax.models import lowering
@@ -105,13 +105,7 @@ def compiled(arguments: argparse.Namespace) -> Any:
     )
     network, batch = arguments.network, arguments.batch
     shape, classes = image_shape(network), classes_of(network)
-    config = config_of(
-        "configs/cifar10.py:resnet20" if network.startswith("cifar") else "configs/imagenet.py",
-        [
-            *(f"model.name={network}", f"batch_size={batch}", f"model.dtype={arguments.dtype}"),
-            *arguments.settings,
-        ],
-    )
+    config = config_of_network(network, batch, arguments.dtype, arguments.settings)
     programs, _ = programs_of(config, classes, shape, list(topology.devices))
     state = jax.eval_shape(programs.init, 0)
     step, operands = programs.train_step, (batch_shapes(batch, shape),)

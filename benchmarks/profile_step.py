@@ -76,15 +76,12 @@ def compiled(
     """A step's program, the state before it and its other operands."""
     import jax
     import numpy as np
-    from programs import config_of, noise, programs_of
+    from programs import config_of_network, noise, programs_of
 
     from resnet_flax.models import lowering
 
     shape, classes = image_shape(network), classes_of(network)
-    config = config_of(
-        "configs/cifar10.py:resnet20" if network.startswith("cifar") else "configs/imagenet.py",
-        [f"model.name={network}", f"batch_size={batch}", f"model.dtype={dtype}"],
-    )
+    config = config_of_network(network, batch, dtype)
     programs, _ = programs_of(config, classes, shape, jax.devices()[:1])
     state = programs.init(0)
     if what == "train":

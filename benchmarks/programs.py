@@ -26,6 +26,17 @@ def config_of(path: str, settings: list[str]) -> ml_collections.ConfigDict:
     return resolve(config)
 
 
+def config_of_network(
+    network: str, batch: int, dtype: str, settings: list[str] | None = None
+) -> ml_collections.ConfigDict:
+    """The config that a network's speed is measured with, resolved."""
+    # For CIFAR's networks the augmentation of the paper lies in the step.
+    cifar = network.startswith("cifar")
+    path = "configs/cifar10.py:resnet20" if cifar else "configs/imagenet.py:resnet50"
+    named = [f"model.name={network}", f"batch_size={batch}", f"model.dtype={dtype}"]
+    return config_of(path, [*named, *(settings or [])])
+
+
 def programs_of(
     config: ml_collections.ConfigDict,
     classes: int,

@@ -70,16 +70,12 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     """This package's programs; `side` may name ways of `models.lowering`: 'ours:forward=dot'."""
     import jax
     import numpy as np
-    from programs import config_of, noise, programs_of
+    from programs import config_of_network, noise, programs_of
 
     from resnet_flax.models import lowering
 
     ways = dict(part.split("=") for part in side.split(":")[1:] if not part.startswith("--"))
-    cifar = network.startswith("cifar")  # the augmentation of the paper lies in its step
-    config = config_of(
-        "configs/cifar10.py:resnet20" if cifar else "configs/imagenet.py:resnet50",
-        [f"model.name={network}", f"batch_size={batch}", f"model.dtype={dtype}"],
-    )
+    config = config_of_network(network, batch, dtype)
     programs, _ = programs_of(config, classes_of(network), image_shape(network), jax.devices()[:1])
 
     def forced(function: Callable[..., Any]) -> Callable[..., Any]:

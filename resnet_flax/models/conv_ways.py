@@ -9,11 +9,12 @@ from jax import lax
 from jaxtyping import Array
 
 from resnet_flax.models import winograd
-from resnet_flax.models.lowering import Geometry, Pair, columns_in_one, output_size
+from resnet_flax.models.conv_reshaped import DIMENSIONS, columns, space_to_depth
+from resnet_flax.models.lowering import Geometry, Pair, output_size
 
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 Shape = tuple[int, ...]
-CHANNELS_AT_A_TIME = 8  # of a GPU's tensor cores, in bfloat16
+Forward = Callable[[Geometry, Array, Array], Array]
+Gradient = Callable[[Geometry, Shape, Array, Array], Array]
 
 
 def _conv(geometry: Geometry, x: Array, kernel: Array) -> Array:
@@ -31,14 +32,20 @@ def _conv(geometry: Geometry, x: Array, kernel: Array) -> Array:
 # As JAX derives them ----------------------------------------------------------------------------
 
 
-def _native_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
-    x = jax.ShapeDtypeStruct(size, dy.dtype)
-    return jax.linear_transpose(lambda x: _conv(geometry, x, kernel), x)(dy)[0]
+def _input_gradient_of(forward: Forward) -> Gradient:
+    def gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+        x = jax.ShapeDtypeStruct(size, dy.dtype)
+        return jax.linear_transpose(lambda x: forward(geometry, x, kernel), x)(dy)[0]
+
+    return gradient
 
 
-def _native_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
-    kernel = jax.ShapeDtypeStruct(shape, dy.dtype)
-    return jax.linear_transpose(lambda kernel: _conv(geometry, x, kernel), kernel)(dy)[0]
+def _kernel_gradient_of(forward: Forward) -> Gradient:
+    def gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+        kernel = jax.ShapeDtypeStruct(shape, dy.dtype)
+        return jax.linear_transpose(lambda kernel: forward(geometry, x, kernel), kernel)(dy)[0]
+
+    return gradient
 
 
 # As convolutions in NHWC and HWIO ---------------------------------------------------------------
@@ -237,105 +244,30 @@ def _phase(geometry: Geometry, phase: Pair, number: Pair, kernel: Array, dy: Arr
     return lax.conv_general_dilated(dy, part, (1, 1), pads, dimension_numbers=DIMENSIONS)
 
 
-# As a convolution without strides, each square of positions for one with more channels ---------
-
-
-def _space_to_depth(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Output u is the sum of x[s u + k] K[k]; with k = s a + b, of x[s (u + a) + b] K[s a + b]."""
-    pads, over, squares = [(0, 0, 0)], [], []
-    for n, k, s, (low, high) in zip(
-        x.shape[1:3], kernel.shape[:2], geometry.strides, geometry.padding, strict=True
-    ):
-        out = (n + low + high - k) // s + 1
-        taps = -(-k // s)
-        pads.append((low, s * (out - 1 + taps) - n - low, 0))
-        over.append((0, s * taps - k))
-        squares += [out - 1 + taps, s]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [*pads, (0, 0, 0)])
-    b, c = x.shape[0], x.shape[-1]
-    x = x.reshape(b, *squares, c).transpose(0, 1, 3, 2, 4, 5)
-    kernel = jnp.pad(kernel, (*over, (0, 0), (0, 0)))
-    high, wide = geometry.strides
-    area = kernel.shape[0] // high, kernel.shape[1] // wide
-    kernel = kernel.reshape(area[0], high, area[1], wide, *kernel.shape[2:])
-    return _filled_conv(
-        x.reshape(b, squares[0], squares[2], high * wide * c),
-        kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*area, high * wide * c, -1),
-        "VALID",
-    )
-
-
-def _filled_conv(x: Array, kernel: Array, padding: Any) -> Array:
-    """A convolution of as many channels as tensor cores take at a time, zeros in the last."""
-    more = -x.shape[-1] % CHANNELS_AT_A_TIME
-    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
-    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
-    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSIONS)
-
-
-def _space_to_depth_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
-    kernel = jax.ShapeDtypeStruct(shape, dy.dtype)
-    return jax.linear_transpose(lambda kernel: _space_to_depth(geometry, x, kernel), kernel)(dy)[0]
-
-
-# As a convolution of fewer columns with more channels -------------------------------------------
-
-
-def _columns(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    """Several columns side by side as channels of one, for maps of few channels.
-
-    With g columns to one, output column g a + q is channel q of a. It takes input column
-    g a + q + t, t from minus the padding on, which is channel p of a + s where g s + p = q + t.
-    """
-    h, w, i, o = kernel.shape
-    g = columns_in_one(x.shape[2], o)
-    b, rows, columns, _ = x.shape
-    reach = -(-(w // 2) // g)  # columns of g that a kernel sees on either side
-    wide = (2 * reach + 1) * g
-    bands = [
-        jnp.pad(kernel, ((0, 0), (first, wide - w - first), (0, 0), (0, 0)))
-        for first in (reach * g + q - w // 2 for q in range(g))
-    ]
-    kernel = jnp.stack(bands, -2).reshape(h, 2 * reach + 1, g * i, g * o)
-    pads = (geometry.padding[0], (reach, reach))
-    y = _filled_conv(x.reshape(b, rows, columns // g, g * i), kernel, pads)
-    return y.reshape(b, y.shape[1], columns, o)
-
-
-def _columns_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
-    x = jax.ShapeDtypeStruct(size, dy.dtype)
-    return jax.linear_transpose(lambda x: _columns(geometry, x, kernel), x)(dy)[0]
-
-
-def _columns_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
-    kernel = jax.ShapeDtypeStruct(shape, dy.dtype)
-    return jax.linear_transpose(lambda kernel: _columns(geometry, x, kernel), kernel)(dy)[0]
-
-
-FORWARD: dict[str, Callable[[Geometry, Array, Array], Array]] = {
+FORWARD: dict[str, Forward] = {
     "conv": _conv,
     "dot": _dot,
     "taps": _taps,
-    "space_to_depth": _space_to_depth,
-    "columns": _columns,
+    "space_to_depth": space_to_depth,
+    "columns": columns,
     "winograd": winograd.convolve,
 }
-INPUT_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
-    "native": _native_input_gradient,
+INPUT_GRADIENT: dict[str, Gradient] = {
+    "native": _input_gradient_of(_conv),
     "canonical": _canonical_input_gradient,
     "dot": _dot_input_gradient,
     "taps": _taps_input_gradient,
     "phases": _phases_input_gradient,
-    "columns": _columns_input_gradient,
+    "columns": _input_gradient_of(columns),
     "winograd": winograd.input_gradient,
 }
-KERNEL_GRADIENT: dict[str, Callable[[Geometry, Shape, Array, Array], Array]] = {
-    "native": _native_kernel_gradient,
+KERNEL_GRADIENT: dict[str, Gradient] = {
+    "native": _kernel_gradient_of(_conv),
     "canonical": _canonical_kernel_gradient,
     "dot": _dot_kernel_gradient,
     "taps": _taps_kernel_gradient,
     "rows": _rows_kernel_gradient,
-    "space_to_depth": _space_to_depth_kernel_gradient,
-    "columns": _columns_kernel_gradient,
+    "space_to_depth": _kernel_gradient_of(space_to_depth),
+    "columns": _kernel_gradient_of(columns),
     "winograd": winograd.kernel_gradient,
 }
