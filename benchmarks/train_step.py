@@ -196,7 +196,8 @@ def table(found: dict[str, Any]) -> str:
             lines.append(f"{name[:28]:28}failed: {side['error']}")
             continue
         rates = side["images_per_second"]
-        span = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        digits = 1 if max(rates) < 100 else 0
+        span = f"{min(rates):,.{digits}f} to {max(rates):,.{digits}f}"
         gib = side["peak_bytes"] / 2**30
         said = "" if name == "ours" else ratio(side.get("ours_by_this", []))
         lines.append(
