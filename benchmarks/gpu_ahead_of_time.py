@@ -137,7 +137,7 @@ def operations(text: str) -> list[tuple[str, str, int]]:
     shapes: dict[str, str] = {}
     found = []
     for line in max(whole, key=len):
-        match = OPERATION.match(line)
+        match = OPERATION.match(re.sub(r"/\*.*?\*/", "", line))
         if not match:
             continue
         name, shape, operation, operands, rest = match.groups()

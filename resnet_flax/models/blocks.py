@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_flax.models.norm import activated, relu
+from resnet_flax.models.norm import activated
+from resnet_flax.models.normalize import relu
 
 SHORTCUTS = ("A", "B", "C", "none")
 
@@ -55,8 +56,10 @@ class Shortcut(nn.Module):
         if self.pool:
             x = average_pool(x, strides) if strides > 1 else smooth(x)
             strides = 1
-        x = self.conv(self.features, (1, 1), strides=strides, name="conv")(x)
-        return x if self.norm is None else self.norm(name="norm")(x, train)
+        conv = self.conv(self.features, (1, 1), strides=strides, name="conv")
+        if self.norm is None:
+            return conv(x)
+        return self.norm(name="norm")(conv(x, pending=train), train)
 
 
 def projects(option: str, channels: int, features: int, strides: int) -> bool:
@@ -153,7 +156,7 @@ class Block(nn.Module):
                     x = y
                 y = conv(y)
                 continue
-            y = conv(y)
+            y = conv(y, pending=train)
             zero = {"scale_init": nn.initializers.zeros} if self.zero_init and i == last else {}
             norm = self.norm(name=f"norm{i}", **zero)
             if i < last:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,35 @@ def _backward(geometry, ways, residuals, dy):  # type: ignore[no-untyped-def]
 _conv2d.defvjp(_forward, _backward)
 
 
+class Pointwise(NamedTuple):
+    """A 1x1 convolution that is not computed yet, as the normalisation behind it may do without.
+
+    Attributes:
+      x: the input `[b, h, w, c]`.
+      kernel: `[1, 1, c, o]`.
+      strides: step between output positions.
+    """
+
+    x: Array
+    kernel: Array
+    strides: Pair
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the output, `[b, h2, w2, o]`."""
+        b, h, w, _ = self.x.shape
+        return b, -(-h // self.strides[0]), -(-w // self.strides[1]), self.kernel.shape[3]
+
+    def computed(self) -> Float[Array, "b h2 w2 o"]:
+        """The output."""
+        return conv2d(self.x, self.kernel, self.strides)
+
+
+def computed(x: Array | Pointwise) -> Array:
+    """A map, computed if it was not yet."""
+    return x.computed() if isinstance(x, Pointwise) else x
+
+
 class Conv(nn.Module):
     """A convolution; one parameter, `kernel` (HWIO), and `bias` where asked for.
 
@@ -98,8 +127,15 @@ class Conv(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
-        """The convolution of `x`, computed in `dtype`."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], pending: bool = False
+    ) -> Float[Array, "b h2 w2 features"] | Pointwise:
+        """The convolution of `x`, computed in `dtype`.
+
+        Args:
+          x: feature maps.
+          pending: a convolution of 1x1 without bias is left to the normalisation behind it.
+        """
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:
             raise ValueError(
@@ -113,14 +149,16 @@ class Conv(nn.Module):
         ph, pw = (
             self.dilation * (k - 1) // 2 if self.padding is None else self.padding for k in (h, w)
         )
-        y = conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        geometry = Geometry(
             (self.strides, self.strides),
             ((ph, ph), (pw, pw)),
             (self.dilation, self.dilation),
             self.groups,
         )
+        if pending and not self.use_bias and lowering.is_pointwise(kernel.shape, geometry):
+            return Pointwise(x, kernel, geometry.strides)
+        y = conv2d(x, kernel, *geometry)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)

@@ -76,10 +76,13 @@ class Normalisation(NamedTuple):
       fusion: what the compiler makes one kernel of: 'free' as it likes, 'guided' so that XLA's GPU
         compiler writes no map but the activations and the gradients. Where a gradient is infinite
         and ReLU closed, 'free' makes zero of it and 'guided' no number.
+      behind_1x1: with a 1x1 convolution before it: 'apart' one after the other; 'joined' its
+        statistics and gradients from the convolution's input, see `pointwise`.
     """
 
     statistics: str = "two_pass"
     fusion: str = "free"
+    behind_1x1: str = "apart"
 
 
 class Pooling(NamedTuple):
@@ -102,6 +105,7 @@ WAYS = {
     ),
     "statistics": ("two_pass", "one_pass"),
     "fusion": ("free", "guided"),
+    "behind_1x1": ("apart", "joined"),
     "pooling": ("native", "separable", "indexed"),
 }
 
@@ -231,10 +235,34 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
     return chosen._replace(**{part: way for part, way in wanted.items() if possible.get(way, True)})
 
 
-def normalisation() -> ByDevice[Normalisation]:
-    """How to normalise."""
+def normalisation(
+    behind: tuple[int, int, int] | None = None, groups: int = 1
+) -> ByDevice[Normalisation]:
+    """How to normalise.
+
+    Args:
+      behind: a 1x1 convolution: its positions in the batch, channels and features.
+      groups: of examples that are normalised by themselves.
+    """
+    cpu = gpu = "apart"
+    if behind is not None:
+        n, channels, features = behind
+        if features >= 4 * channels:
+            # Products of channels by channels, and by features, must cost little beside those of
+            # positions; below that maps are small.
+            cpu = "joined" if n >= 16 * channels else "apart"
+            gpu = "joined" if n >= 64 * channels else "apart"
     plain = Normalisation()
-    return ByDevice(plain, Normalisation("one_pass", "guided"), plain).map(_wanted)
+    chosen = ByDevice(
+        plain._replace(behind_1x1=cpu), Normalisation("one_pass", "guided", gpu), plain
+    )
+    possible = behind is not None and groups == 1
+
+    def settled(way: Normalisation) -> Normalisation:
+        way = _wanted(way)
+        return way if possible else way._replace(behind_1x1="apart")
+
+    return chosen.map(settled)
 
 
 def pooling() -> ByDevice[Pooling]:

@@ -1,9 +1,7 @@
 """Normalisation: over groups of examples, or over groups of channels."""
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -11,23 +9,18 @@ from jaxtyping import Array, Float
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import lowering
-from resnet_flax.models.lowering import ByDevice, Normalisation
+from resnet_flax.models.conv import Pointwise, computed
+from resnet_flax.models.normalize import How, finish, normalize, relu
+from resnet_flax.models.pointwise import normalize_pointwise
 
 Dtype = Any
 
 
-def relu(x: Array) -> Array:
-    """The positive part; what is no number stays so.
-
-    As a choice between two maps, not as `max(x, 0)`: that is to XLA's CPU compiler a function of
-    one map, which it computes again wherever it is read, and with it all that lies before it up to
-    the last convolutions. Along a stage's shortcuts that grows with the square of the depth.
-    """
-    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
-
-
 def activated(
-    norm: nn.Module, x: Float[Array, "b h w c"], train: bool, residual: Array | None = None
+    norm: nn.Module,
+    x: Float[Array, "b h w c"] | Pointwise,
+    train: bool,
+    residual: Array | None = None,
 ) -> Float[Array, "b h w c"]:
     """ReLU of a normalisation of `x`, to which `residual` is added before where there is one.
 
@@ -37,7 +30,7 @@ def activated(
 
     Args:
       norm: `BatchNorm` or `GroupNorm`.
-      x: feature maps.
+      x: feature maps, or the convolution that makes them.
       train: as for `BatchNorm`.
       residual: of the shape of `x`.
     """
@@ -80,7 +73,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b h w c"] | Pointwise,
         train: bool,
         activate: bool = False,
         residual: Array | None = None,
@@ -97,22 +90,23 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             shift = bias - running_mean.value * factor
-            return _finish(x * factor + shift, activate, residual).astype(self.dtype)
+            return finish(computed(x) * factor + shift, activate, residual).astype(self.dtype)
         if b % self.groups:
             raise ValueError(
                 f"a batch of {b} does not divide into {self.groups} groups for batch "
                 "normalisation; choose a multiple of the groups as the batch size"
             )
-        how = _How(
+        how = How(
             self.groups,
             self.epsilon,
             activate,
             self.dtype,
             self.param_dtype,
-            lowering.normalisation(),
+            _ways(x, self.groups),
         )
         about = lax.stop_gradient(running_mean.value)
-        y, mean, var = _normalize(how, x, scale, bias, residual, about)
+        function: Any = normalize_pointwise if isinstance(x, Pointwise) else normalize
+        y, mean, var = function(how, x, scale, bias, residual, about)
         if not self.is_initializing():
             n = b // self.groups * h * w
             correction = n / max(n - 1, 1) if self.unbiased else 1.0
@@ -123,134 +117,11 @@ class BatchNorm(nn.Module):
         return y
 
 
-class _How(NamedTuple):
-    """What of a training normalisation is no array."""
-
-    groups: int
-    epsilon: float
-    activate: bool
-    dtype: Any
-    param_dtype: Any
-    ways: ByDevice[Normalisation]
-
-    def cut(self, x: Array) -> Array:
-        """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
-        return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])
-
-
-OVER = (1, 2, 3)  # examples of a group, and positions
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(
-    how: _How, x: Array, scale: Array, bias: Array, residual: Array | None, about: Array
-) -> tuple[Array, Array, Array]:
-    """The activations, and `[groups, c]` means and variances of `x`."""
-    functions = how.ways.map(lambda way: partial(_normalized, how, way))
-    return lowering.call(functions, x, scale, bias, residual, about)
-
-
-def _normalized(
-    how: _How,
-    way: Normalisation,
-    x: Array,
-    scale: Array,
-    bias: Array,
-    residual: Array | None,
-    about: Array,
-) -> tuple[Array, Array, Array]:
-    grouped = how.cut(x)
-    statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[way.statistics]
-    mean, var = statistics(grouped, about)
-    factor = lax.rsqrt(var + how.epsilon) * scale
-    y = (grouped - _wide(mean)) * _wide(factor) + bias
-    y = _finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype)
-    return _barrier(way, y), mean, var
-
-
-def _barrier(way: Normalisation, y: Array) -> Array:
-    """`y`, which nobody behind it computes again or takes before it was rounded."""
-    return lax.optimization_barrier(y) if way.fusion == "guided" else y
-
-
-def _two_pass(x: Array, about: Array) -> tuple[Array, Array]:
-    del about
-    mean = x.mean(OVER)
-    return mean, jnp.square(x - _wide(mean)).mean(OVER)
-
-
-def _one_pass(x: Array, about: Array) -> tuple[Array, Array]:
-    # About zero, a mean far from it would leave few digits of the difference.
-    x = x - about
-    mean = x.mean(OVER)
-    return mean + about, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
-
-
-def _wide(statistic: Array) -> Array:
-    """`[groups, c]` as `[groups, 1, 1, 1, c]`."""
-    return statistic[:, None, None, None]
-
-
-def _finish(y: Array, activate: bool, residual: Array | None) -> Array:
-    if residual is not None:
-        y = y + residual
-    return relu(y) if activate else y
-
-
-def _forward(how, x, scale, bias, residual, about):  # type: ignore[no-untyped-def]
-    y, mean, var = _normalize(how, x, scale, bias, residual, about)
-    # With a residual the sign of what ReLU met cannot be told from x.
-    kept = None if residual is None or not how.activate else y
-    like = None if residual is None else jnp.zeros((), residual.dtype)
-    return (y, mean, var), (x, scale, bias, mean, var, kept, like, about)
-
-
-def _backward(how, residuals, cotangents):  # type: ignore[no-untyped-def]
-    functions = how.ways.map(lambda way: partial(_gradients, how, way))
-    gradients = lowering.call(functions, residuals[:-1], cotangents)
-    return (*gradients, jnp.zeros_like(residuals[-1]))
-
-
-def _gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
-    """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
-
-    With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
-    its positions: dx = factor * (dz - mean(dz) - u * mean(dz * u) / (var + epsilon)).
-    """
-    x, scale, bias, mean, var, kept, like = residuals
-    dy, dmean, dvar = cotangents
-    n = x.size // x.shape[-1] // how.groups
-    u = how.cut(x) - _wide(mean)
-    inverse = lax.rsqrt(var + how.epsilon)
-    factor = inverse * scale
-    dz = how.cut(dy)
-    if how.activate:
-        dz = _where_positive(way, u * _wide(factor) + bias if kept is None else how.cut(kept), dz)
-    sums = dz.sum(OVER)
-    products = (dz * u).sum(OVER)
-    if like is not None:
-        # The residual's gradient, which is written in any case, is read again for dx: that takes
-        # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
-        dz = how.cut(_barrier(way, dz.reshape(x.shape).astype(dy.dtype)))
-    # Both statistics have a gradient of their own, though a training step asks for none.
-    slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
-    level = (dmean - factor * sums) / n
-    # The last addition is of two maps, so that it is computed once, see `relu`.
-    dx = dz * _wide(factor) + (u * _wide(slope) + _wide(level))
-    dresidual = None if like is None else dz.reshape(x.shape).astype(like.dtype)
-    return dx.reshape(x.shape).astype(x.dtype), (products * inverse).sum(0), sums.sum(0), dresidual
-
-
-def _where_positive(way: Normalisation, z: Array, dz: Array) -> Array:
-    """`dz` where `z` is positive, else zero."""
-    if way.fusion == "guided":
-        # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
-        # this it computes again.
-        return dz * jnp.maximum(jnp.sign(z), 0)
-    return jnp.where(z > 0, dz, 0)
-
-
-_normalize.defvjp(_forward, _backward)
+def _ways(x: Array | Pointwise, groups: int) -> lowering.ByDevice[lowering.Normalisation]:
+    if not isinstance(x, Pointwise):
+        return lowering.normalisation()
+    b, h, w, features = x.shape
+    return lowering.normalisation((b * h * w, x.kernel.shape[2], features), groups)
 
 
 class GroupNorm(nn.Module):
@@ -275,13 +146,14 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b h w c"] | Pointwise,
         train: bool,
         activate: bool = False,
         residual: Array | None = None,
     ) -> Float[Array, "b h w c"]:
         """Normalises, the same in training and evaluation; the rest as in `BatchNorm`."""
         del train
+        x = computed(x)
         b, h, w, c = x.shape
         groups = min(self.channel_groups, c)
         if c % groups:
@@ -293,4 +165,4 @@ class GroupNorm(nn.Module):
         centred = x - mean
         var = jnp.square(centred).mean((1, 2, 4), keepdims=True)
         y = (centred * lax.rsqrt(var + self.epsilon)).reshape(b, h, w, c)
-        return _finish(y * scale + bias, activate, residual).astype(self.dtype)
+        return finish(y * scale + bias, activate, residual).astype(self.dtype)

@@ -1,6 +1,7 @@
 """The ways to compute convolutions, poolings and normalisations: the same values and gradients."""
 
 import functools
+import math
 from functools import partial
 
 import jax
@@ -13,9 +14,11 @@ from variables import drawn
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import create_model, lowering, winograd
-from resnet_flax.models.conv import conv2d
+from resnet_flax.models.conv import Pointwise, conv2d
 from resnet_flax.models.lowering import Geometry
 from resnet_flax.models.norm import BatchNorm
+from resnet_flax.models.normalize import How, normalize
+from resnet_flax.models.pointwise import normalize_pointwise
 from resnet_flax.models.pool import max_pool
 
 ONE, HALF = ((1, 1), (1, 1)), ((0, 0), (0, 0))
@@ -205,18 +208,141 @@ def test_normalisation_with_what_follows_it(ways, groups, relu, with_residual):
 
 
 @pytest.mark.usefixtures("x64")
-def test_statistics_have_gradients_of_their_own():
-    from resnet_flax.models.norm import _How, _normalize
+@pytest.mark.parametrize("fusion", ["free", "guided"])
+@pytest.mark.parametrize(
+    ("strides", "relu", "with_residual"),
+    [((1, 1), True, True), ((2, 2), True, False), ((2, 3), False, False), ((1, 1), False, True)],
+)
+def test_normalisation_behind_1x1(fusion, strides, relu, with_residual):
+    x, kernel, residual, scale, bias = _widening(strides)
+    residual = residual if with_residual else None
 
+    def run(way):
+        def function(x, kernel, scale, bias, residual):
+            with lowering.forced(behind_1x1=way, fusion=fusion):
+                how = _how(relu, x, kernel, strides)
+                assert how.ways.cpu.behind_1x1 == way
+                about = jnp.zeros_like(scale)
+                pending = Pointwise(x, kernel, strides)
+                # With the statistics, which have gradients of their own.
+                return normalize_pointwise(how, pending, scale, bias, residual, about)
+
+        return function
+
+    operands = x, kernel, scale, bias, residual
+    expected = _gradients(run("apart"), *operands)
+    _close(_gradients(run("joined"), *operands), expected, 1e-13)
+
+    def plain(x, kernel, scale, bias, residual):
+        z = jnp.einsum("bhwc,co->bhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+        mean, var = z.mean((0, 1, 2)), z.var((0, 1, 2))
+        y = (z - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+        y = y if residual is None else y + residual
+        return nn.relu(y) if relu else y, mean[None], var[None]
+
+    _close(expected, _gradients(plain, *operands), 1e-12)
+
+
+def _widening(strides):
+    rng = np.random.default_rng(0)
+    shapes = (4, 6, 6, 5), (1, 1, 5, 20), (4, 6 // strides[0], 6 // strides[1], 20), 20, 20
+    x, *rest = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+    return jnp.maximum(x + 0.5, 0), *rest
+
+
+def _how(relu, x, kernel, strides):
+    n = math.prod(Pointwise(x, kernel, strides).shape[:3])
+    ways = lowering.normalisation((n, *kernel.shape[2:]))
+    return How(1, 1e-5, relu, x.dtype, jnp.promote_types(x.dtype, jnp.float32), ways)
+
+
+@pytest.mark.usefixtures("x64")
+def test_second_derivatives_behind_1x1():
+    operands = _widening((2, 2))
+
+    def product(way):
+        """Of the Hessian of a function of all operands with a vector."""
+
+        def function(*operands):
+            with lowering.forced(behind_1x1=way):
+                how = _how(True, *operands[:2], (2, 2))
+                x, kernel, residual, scale, bias = operands
+                pending = Pointwise(x, kernel, (2, 2))
+                y, mean, var = normalize_pointwise(how, pending, scale, bias, residual, 0 * bias)
+            return (y**3).sum() + (mean * var).sum()
+
+        every = tuple(range(len(operands)))
+
+        def slope(*operands):
+            found = jax.grad(function, argnums=every)(*operands)
+            return sum((jnp.sin(leaf) ** 2).sum() for leaf in found)
+
+        return jax.jit(jax.grad(slope, argnums=every))(*operands)
+
+    _close(product("joined"), product("apart"), 1e-11)
+
+
+def test_what_a_1x1_convolution_makes_is_not_kept():
+    x, kernel, *_ = (leaf.astype(jnp.bfloat16) for leaf in _widening((1, 1)))
+
+    def scratch(way):
+        def loss(x, kernels):
+            for kernel in kernels:
+                with lowering.forced(behind_1x1=way):
+                    how = _how(True, x, kernel, (1, 1))
+                    about = jnp.zeros(kernel.shape[-1])
+                    pending = Pointwise(x, kernel, (1, 1))
+                    y, _, _ = normalize_pointwise(how, pending, about + 1, about, None, about)
+                x = y[..., :5]
+            return y.astype(jnp.float32).sum()
+
+        operands = jnp.tile(x, (8, 4, 4, 1)), [kernel] * 16
+        program = jax.jit(jax.grad(loss, argnums=1)).lower(*operands).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert scratch("joined") < 0.8 * scratch("apart")
+
+
+def test_what_stands_behind_1x1_is_decided_by_device_and_shape():
+    def joined(*behind, groups=1):
+        ways = lowering.normalisation(behind, groups)
+        return [way.behind_1x1 == "joined" for way in (ways.cpu, ways.gpu, ways.tpu)]
+
+    assert joined(16 * 56 * 56, 64, 256) == [True, True, False]
+    assert joined(16 * 56 * 56, 256, 64) == [False, False, False]
+    assert joined(16 * 56 * 56, 64, 256, groups=2) == [False, False, False]
+    assert joined(16 * 14 * 14, 256, 1024) == [False, False, False]
+    assert joined(32 * 14 * 14, 256, 1024) == [True, False, False]
+    with lowering.forced(behind_1x1="joined"):
+        assert joined(10, 64, 64) == [True, True, True]
+        assert joined(10, 64, 64, groups=2) == [False, False, False]
+
+    def products(platform):
+        """Of matrices, in the program of a block's forward pass."""
+        model = create_model("resnet50", stage_sizes=(1,), stage_features=(8,), num_classes=2)
+        x = jnp.ones((4, 64, 64, 3))
+        variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), x)
+        run = partial(model.apply, train=True, mutable=["batch_stats"])
+        program = jax.jit(run).trace(variables, x).lower(lowering_platforms=(platform,))
+        return program.as_text().count("stablehlo.dot_general")
+
+    # The head; three kernels of 1x1, and of the widening one's input the moments, and these with
+    # the kernel.
+    assert products("tpu") == 1
+    assert products("cpu") == products("cuda") == 1 + 3 + 2
+
+
+@pytest.mark.usefixtures("x64")
+def test_statistics_have_gradients_of_their_own():
     x = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(8, 5, 4, 6)))
-    how = _How(2, 1e-5, False, jnp.float64, jnp.float64, lowering.normalisation())
+    how = How(2, 1e-5, False, jnp.float64, jnp.float64, lowering.normalisation())
     one, zero = jnp.ones(6), jnp.zeros(6)
 
     def plain(x):
         parts = x.reshape(2, 4, 5, 4, 6)
         return parts.mean((1, 2, 3)), parts.var((1, 2, 3))
 
-    actual = _gradients(lambda x: _normalize(how, x, one, zero, None, zero)[1:], x)
+    actual = _gradients(lambda x: normalize(how, x, one, zero, None, zero)[1:], x)
     _close(actual, _gradients(plain, x), 1e-12)
 
 
@@ -278,6 +404,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     plain = {"forward": "conv", "input_gradient": "native", "kernel_gradient": "native"}
+    plain["behind_1x1"] = "apart"
     expected = gradients(**plain, pooling="native", statistics="two_pass")
     _close(gradients(), expected, 1e-10)
     for ways in (
@@ -288,6 +415,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
         {"pooling": "indexed", "statistics": "one_pass", "fusion": "guided"},
         {"forward": "columns", "input_gradient": "columns", "kernel_gradient": "columns"},
         {"forward": "dot", "input_gradient": "dot", "kernel_gradient": "dot"},
+        {"behind_1x1": "joined"},
     ):
         _close(gradients(**{**plain, **ways}), expected, 1e-10)
 

@@ -1,0 +1,154 @@
+"""Batch normalisation in training, as one operation with a gradient of its own; see `norm`."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from resnet_flax.models import lowering
+from resnet_flax.models.lowering import ByDevice, Normalisation
+
+
+def relu(x: Array) -> Array:
+    """The positive part; what is no number stays so.
+
+    As a choice between two maps, not as `max(x, 0)`: that is to XLA's CPU compiler a function of
+    one map, which it computes again wherever it is read, and with it all that lies before it up to
+    the last convolutions. Along a stage's shortcuts that grows with the square of the depth.
+    """
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+class How(NamedTuple):
+    """What of a training normalisation is no array."""
+
+    groups: int
+    epsilon: float
+    activate: bool
+    dtype: Any
+    param_dtype: Any
+    ways: ByDevice[Normalisation]
+
+    def cut(self, x: Array) -> Array:
+        """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
+        return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])
+
+
+OVER = (1, 2, 3)  # examples of a group, and positions
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def normalize(
+    how: How, x: Array, scale: Array, bias: Array, residual: Array | None, about: Array
+) -> tuple[Array, Array, Array]:
+    """The activations, and `[groups, c]` means and variances of `x`."""
+    functions = how.ways.map(lambda way: partial(normalized, how, way))
+    return lowering.call(functions, x, scale, bias, residual, about)
+
+
+def normalized(
+    how: How,
+    way: Normalisation,
+    x: Array,
+    scale: Array,
+    bias: Array,
+    residual: Array | None,
+    about: Array,
+) -> tuple[Array, Array, Array]:
+    """`normalize` in one of the ways."""
+    grouped = how.cut(x)
+    statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[way.statistics]
+    mean, var = statistics(grouped, about)
+    factor = lax.rsqrt(var + how.epsilon) * scale
+    y = (grouped - _wide(mean)) * _wide(factor) + bias
+    y = finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype)
+    return barrier(way, y), mean, var
+
+
+def barrier(way: Normalisation, y: Array) -> Array:
+    """`y`, which nobody behind it computes again or takes before it was rounded."""
+    return lax.optimization_barrier(y) if way.fusion == "guided" else y
+
+
+def _two_pass(x: Array, about: Array) -> tuple[Array, Array]:
+    del about
+    mean = x.mean(OVER)
+    return mean, jnp.square(x - _wide(mean)).mean(OVER)
+
+
+def _one_pass(x: Array, about: Array) -> tuple[Array, Array]:
+    # About zero, a mean far from it would leave few digits of the difference.
+    x = x - about
+    mean = x.mean(OVER)
+    return mean + about, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
+
+
+def _wide(statistic: Array) -> Array:
+    """`[groups, c]` as `[groups, 1, 1, 1, c]`."""
+    return statistic[:, None, None, None]
+
+
+def finish(y: Array, activate: bool, residual: Array | None) -> Array:
+    """What follows a normalisation."""
+    if residual is not None:
+        y = y + residual
+    return relu(y) if activate else y
+
+
+def _forward(how, x, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+    y, mean, var = normalize(how, x, scale, bias, residual, about)
+    # With a residual the sign of what ReLU met cannot be told from x.
+    kept = None if residual is None or not how.activate else y
+    like = None if residual is None else jnp.zeros((), residual.dtype)
+    return (y, mean, var), (x, scale, bias, mean, var, kept, like, about)
+
+
+def _backward(how, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = how.ways.map(lambda way: partial(gradients, how, way))
+    found = lowering.call(functions, residuals[:-1], cotangents)
+    return (*found, jnp.zeros_like(residuals[-1]))
+
+
+def gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+    """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
+
+    With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
+    its positions: dx = factor * (dz - mean(dz) - u * mean(dz * u) / (var + epsilon)).
+    """
+    x, scale, bias, mean, var, kept, like = residuals
+    dy, dmean, dvar = cotangents
+    n = x.size // x.shape[-1] // how.groups
+    u = how.cut(x) - _wide(mean)
+    inverse = lax.rsqrt(var + how.epsilon)
+    factor = inverse * scale
+    dz = how.cut(dy)
+    if how.activate:
+        dz = where_positive(way, u * _wide(factor) + bias if kept is None else how.cut(kept), dz)
+    sums = dz.sum(OVER)
+    products = (dz * u).sum(OVER)
+    if like is not None:
+        # The residual's gradient, which is written in any case, is read again for dx: that takes
+        # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
+        dz = how.cut(barrier(way, dz.reshape(x.shape).astype(dy.dtype)))
+    # Both statistics have a gradient of their own, though a training step asks for none.
+    slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
+    level = (dmean - factor * sums) / n
+    # The last addition is of two maps, so that it is computed once, see `relu`.
+    dx = dz * _wide(factor) + (u * _wide(slope) + _wide(level))
+    dresidual = None if like is None else dz.reshape(x.shape).astype(like.dtype)
+    return dx.reshape(x.shape).astype(x.dtype), (products * inverse).sum(0), sums.sum(0), dresidual
+
+
+def where_positive(way: Normalisation, z: Array, dz: Array) -> Array:
+    """`dz` where `z` is positive, else zero."""
+    if way.fusion == "guided":
+        # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
+        # this it computes again.
+        return dz * jnp.maximum(jnp.sign(z), 0)
+    return jnp.where(z > 0, dz, 0)
+
+
+normalize.defvjp(_forward, _backward)

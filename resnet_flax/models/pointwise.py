@@ -1,0 +1,197 @@
+"""A 1x1 convolution and the batch normalisation behind it, without the map between them.
+
+The output y = x w of a 1x1 convolution is linear in its input at each position, so what is summed
+over its positions follows from sums over the input's:
+
+    mean(y) = mean(x) w,    var(y) = diag(w' cov(x) w),    sum(dz y) = diag(w' (x' dz))
+
+for a gradient dz that arrives at the normalisation, where x' dz is most of the kernel's gradient
+and computed in any case. The gradient to y, dy = a dz + b y + c with a, b and c by channel, need
+not be written either: what goes on to x is dz (a w)' + x (w b w') + c w'. A bottleneck block's
+widening convolution makes the largest maps of a network; here backward passes read neither y nor
+dy, and y is not kept. The price is two products of c by c matrices with the positions and with w.
+
+The variance is one of squares about zero, minus the mean's, of the convolution's input: an
+activation, whose mean is about its deviation.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from resnet_flax.models import lowering
+from resnet_flax.models.conv import Pointwise, conv2d
+from resnet_flax.models.lowering import Pair
+from resnet_flax.models.normalize import (
+    How,
+    barrier,
+    finish,
+    gradients,
+    normalize,
+    normalized,
+    where_positive,
+)
+
+EXACT = lax.Precision.HIGHEST
+
+
+def normalize_pointwise(
+    how: How,
+    conv: Pointwise,
+    scale: Array,
+    bias: Array,
+    residual: Array | None,
+    about: Array,
+) -> tuple[Array, Array, Array]:
+    """`normalize` of a convolution's output."""
+    ways = how.ways
+    if all(way.behind_1x1 == "apart" for way in (ways.cpu, ways.gpu, ways.tpu)):
+        return normalize(how, conv.computed(), scale, bias, residual, about)
+    return _normalize(how, conv.strides, conv.x, conv.kernel, scale, bias, residual, about)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(how, strides, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+    return _forward(how, strides, x, kernel, scale, bias, residual, about)[0]
+
+
+class _Kept(NamedTuple):
+    """For the gradient; what only the other way needs is zeros, which cost nothing.
+
+    Attributes:
+      y: the activations, where their sign is that of what ReLU met.
+      z: the convolution's output; for 'apart'.
+      total: the sum of the input's positions, `[c]`; this and the next for 'joined'.
+      spread: the covariance of the input's channels times the kernel, `[c, o]`.
+    """
+
+    mean: Array
+    var: Array
+    y: Array | None
+    z: Array
+    total: Array
+    spread: Array
+
+
+def _forward(how, strides, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+    functions = how.ways.map(
+        lambda way: partial({"apart": _apart, "joined": _joined}[way.behind_1x1], how, strides, way)
+    )
+    y, kept = lowering.call(functions, x, kernel, scale, bias, residual, about)
+    like = None if residual is None else jnp.zeros((), residual.dtype)
+    return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, like, about)
+
+
+def _backward(how, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = how.ways.map(
+        lambda way: partial(
+            {"apart": _apart_gradients, "joined": _joined_gradients}[way.behind_1x1],
+            *(how, strides, way),
+        )
+    )
+    found = lowering.call(functions, residuals[:-1], cotangents)
+    return (*found, jnp.zeros_like(residuals[-1]))
+
+
+_normalize.defvjp(_forward, _backward)
+
+
+# One after the other ----------------------------------------------------------------------------
+
+
+def _apart(how, strides, way, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+    z = conv2d(x, kernel, strides)
+    y, mean, var = normalized(how, way, z, scale, bias, residual, about)
+    c, o = kernel.shape[2:]
+    none = jnp.zeros((c,), how.param_dtype), jnp.zeros((c, o), how.param_dtype)
+    return y, _Kept(mean, var, y if how.activate else None, z, *none)
+
+
+def _apart_gradients(how, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+    x, kernel, scale, bias, kept, like = residuals
+    # Without a residual the sign of what ReLU met is computed again, as `normalize` does.
+    y = None if like is None else kept.y
+    of_norm = (kept.z, scale, bias, kept.mean, kept.var, y, like)
+    dz, *rest = gradients(how, way, of_norm, cotangents)
+    # What the forward pass computes once more here nobody reads.
+    _, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, strides), x, kernel)
+    return (*gradient(dz), *rest)
+
+
+# Joined -----------------------------------------------------------------------------------------
+
+
+def _joined(how, strides, way, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+    del about
+    wide, shape = how.param_dtype, Pointwise(x, kernel, strides).shape
+    x, kernel = _positions(x, strides), kernel[0, 0]
+    n, w = len(x), kernel.astype(wide)
+    total = x.astype(wide).sum(0)
+    centre = total / n
+    covariance = _summed(x, x, wide, EXACT) / n - centre[:, None] * centre
+    # The covariance and the mean of the output in one product.
+    moments = jnp.dot(jnp.vstack([covariance, centre]), w, precision=EXACT)
+    spread, mean = moments[:-1], moments[-1]
+    var = jnp.maximum((w * spread).sum(0), 0)
+    factor = lax.rsqrt(var + how.epsilon) * scale
+    z = (x @ kernel).astype(how.dtype)
+    y = (z.astype(wide) * factor + (bias - mean * factor)).reshape(shape)
+    y = barrier(way, finish(y, how.activate, residual).astype(how.dtype))
+    none = jnp.zeros(shape, how.dtype)
+    return y, _Kept(mean[None], var[None], y if how.activate else None, none, total, spread)
+
+
+def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+    """As `normalize`'s, with the convolution's output u + mean = x w left out.
+
+    With outer = x' dz: sum(dz u) = diag(w' outer) - mean sum(dz), and x' u = n cov(x) w.
+    """
+    whole, kernel, scale, _, kept, like = residuals
+    dy, dmean, dvar = cotangents
+    x, back = _positions(whole, strides), partial(_spread, whole, strides)
+    wide, n = how.param_dtype, len(x)
+    w, mean, var = kernel[0, 0].astype(wide), kept.mean[0], kept.var[0]
+    inverse = lax.rsqrt(var + how.epsilon)
+    factor = inverse * scale
+    dz = dy.astype(wide)
+    if how.activate:
+        dz = where_positive(way, kept.y.astype(wide), dz)
+    sums = dz.sum((0, 1, 2))
+    dz = barrier(way, dz.astype(dy.dtype))
+    dresidual = None if like is None else dz.astype(like.dtype)
+    dz = dz.reshape(n, -1)
+    outer = _summed(x, dz, wide)
+    products = (w * outer).sum(0) - mean * sums
+    slope = (2 * dvar[0] - factor * jnp.square(inverse) * products) / n
+    level = (dmean[0] - factor * sums) / n
+    dkernel = outer * factor + n * kept.spread * slope + kept.total[:, None] * level
+    # Each product is rounded to the type of the computation, as a convolution's output is.
+    through = ((w * slope).astype(x.dtype) @ kernel[0, 0].T).astype(x.dtype)
+    constant = jnp.dot(w, level - mean * slope, precision=EXACT)
+    dx = (dz @ (w * factor).T.astype(x.dtype)).astype(wide)
+    dx = barrier(way, (dx + ((x @ through).astype(wide) + constant)).astype(x.dtype))
+    return (
+        *(back(dx), dkernel.reshape(kernel.shape).astype(kernel.dtype)),
+        *(products * inverse, sums, dresidual),
+    )
+
+
+def _positions(x: Array, strides: Pair) -> Array:
+    """Those that the convolution sees, `[n, c]`."""
+    return x[:, :: strides[0], :: strides[1]].reshape(-1, x.shape[-1])
+
+
+def _spread(x: Array, strides: Pair, dx: Array) -> Array:
+    """The gradient of `_positions`."""
+    (whole,) = jax.linear_transpose(partial(_positions, strides=strides), x)(dx)
+    return whole
+
+
+def _summed(x: Array, y: Array, dtype: Any, precision: Any = None) -> Array:
+    """`[c, o]`, the sum over positions of the products of `[n, c]` and `[n, o]`."""
+    over = (((0,), (0,)), ((), ()))
+    return lax.dot_general(x, y, over, precision=precision, preferred_element_type=dtype)
