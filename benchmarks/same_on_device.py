@@ -23,6 +23,7 @@ PLAIN = {
     "pooling": "native",
     "statistics": "two_pass",
     "fusion": "free",
+    "behind_1x1": "apart",
 }
 SMALL = {"stage_sizes": (2, 1), "stage_features": (8, 16)}
 NETWORKS: list[tuple[str, dict[str, Any], int, int]] = [

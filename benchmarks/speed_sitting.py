@@ -25,6 +25,7 @@ PEERS = "ours,flax_example,torch,torch_last"
 COMPILED = "ours,flax_example,torch_last,torch_compile:default,torch_compile"
 # What the choices for a GPU in models/lowering.py brought, each taken back by itself, and flags.
 LEADS = (
+    "behind_1x1=apart",
     "statistics=two_pass",
     "statistics=two_pass:fusion=free",
     "pooling=separable",
