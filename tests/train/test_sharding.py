@@ -20,7 +20,12 @@ from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
 
 BATCH = 16
-NORMS = {"global": {}, "groups of 4": {"norm_groups": 4}, "group": {"norm": "group"}}
+NORMS = {
+    "global": {},
+    "groups of 4": {"norm_groups": 4},
+    "group": {"norm": "group"},
+    "global, behind 1x1": {"block": "bottleneck"},
+}
 
 
 def _batches(n, batch=BATCH):
@@ -151,6 +156,19 @@ def test_data_parallel_reduces_the_gradients_once_and_no_activations():
         assert {one.kind for one in found} == {"all-reduce"}
         total = sum(math.prod(shape) for one in found for shape in one.shapes)
         assert parameters <= total <= parameters + more
+
+
+def test_normalisation_behind_1x1_reduces_moments_and_no_activations():
+    axes = {**WIDE, "block": "bottleneck"}
+    program, parameters = _compiled((8, 1), axes)
+    found = collectives(program.as_text())
+    assert {one.kind for one in found} == {"all-reduce"}
+    shapes = [shape for one in found for shape in one.shapes]
+    # Both blocks' last convolutions and the first's projection, from 16 channels.
+    assert sum(shape == (16, 16) for shape in shapes) == 3
+    narrow, wide = 5, 4  # normalisations of 16 and 64 channels
+    more = 4 * 16 * narrow + 4 * 64 * wide + 3 * 16 * (16 + 1) + 200
+    assert parameters <= sum(map(math.prod, shapes)) <= parameters + more
 
 
 def test_groups_within_a_device_and_group_normalisation_add_nothing():
