@@ -221,9 +221,10 @@ def floor(network: str, what: str, device: str, dtype: str) -> dict[str, float]:
     and writes the activation once more. Backward, the normalisation reads map and gradient twice
     and writes once, the convolution reads the gradient twice and its input once and writes a
     gradient. Where a 1x1 convolution widens by four or more, `models.pointwise`'s way if that is
-    less: forward the input is read twice more and the output once less; backward the masked
-    gradient is written and read twice and the map once, and two gradients to the input are
-    written, of which the sum is made. Nothing else is counted, nothing fused into convolutions.
+    less: forward the input is read twice more and the output once less; backward gradient and
+    activation are read, the masked gradient is written and read twice, the input read twice, and
+    two gradients to it are written, of which the sum is made. Nothing else is counted, nothing
+    fused into convolutions.
     """
     from sides import classes_of, image_shape
 
@@ -236,13 +237,14 @@ def floor(network: str, what: str, device: str, dtype: str) -> dict[str, float]:
     model = create_model(network, num_classes=classes_of(network))
     summary = summarize(model, image_shape(network))
     training = what != "infer"
+    joins = training and model.norm == "batch" and not model.preactivation
     traffic = 0.0
     for layer in summary.layers:
         if len(layer.kernel) != 4:
             continue
         taken, given = math.prod(layer.input), math.prod(layer.output)
         values = 3 * taken + 11 * given if training else taken + 3 * given
-        if training and layer.kernel[:2] == (1, 1) and layer.kernel[3] >= 4 * layer.kernel[2]:
+        if joins and layer.kernel[:2] == (1, 1) and layer.kernel[3] >= 4 * layer.kernel[2]:
             values = min(values, 10 * taken + 8 * given)
         traffic += 2 * layer.times * values
     flops = 2.0 * summary.multiply_adds * (3 if training else 1)

@@ -161,13 +161,14 @@ def test_a_gpu_s_program_is_what_the_docs_say():
     scratch = {
         tuple(row["settings"]): row["scratch_bytes"] for row in rows if row["network"] == "resnet50"
     }
-    assert scratch["model.remat=1",] < scratch[()] / 2
+    assert scratch["model.remat=1",] < 0.55 * scratch[()]
+    assert scratch[()] < 8e9  # with the outputs of widening convolutions kept, 10.8
     said = (ROOT / "docs" / "speed.md").read_text()
     assert all(f"{size / 1e9:.2f} GB" in said for size in scratch.values())
     assert all(re.fullmatch("[0-9a-f]{40}", row["commit"]) for row in rows)
     # ReLU's masks and maps in float32 would be half as much again.
     (plain,) = [row for row in rows if row["network"] == "resnet50" and not row["settings"]]
-    assert plain["moved_bytes"] < 95e9
+    assert plain["moved_bytes"] < 90e9
 
 
 @pytest.mark.parametrize("axis", ["depth", "batch", "pixels"])

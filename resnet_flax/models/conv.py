@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from resnet_flax.models import lowering
 from resnet_flax.models.conv_ways import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT
-from resnet_flax.models.lowering import ByDevice, Convolution, Geometry, Padding, Pair
+from resnet_flax.models.lowering import Behind, ByDevice, Convolution, Geometry, Padding, Pair
 
 Dtype = Any
 
@@ -90,6 +90,12 @@ class Pointwise(NamedTuple):
         b, h, w, _ = self.x.shape
         return b, -(-h // self.strides[0]), -(-w // self.strides[1]), self.kernel.shape[3]
 
+    @property
+    def behind(self) -> Behind:
+        """What decides how it is normalised."""
+        _, h, w, features = self.shape
+        return Behind(h * w, self.kernel.shape[2], features, self.x.dtype)
+
     def computed(self) -> Float[Array, "b h2 w2 o"]:
         """The output."""
         return conv2d(self.x, self.kernel, self.strides)
@@ -134,7 +140,8 @@ class Conv(nn.Module):
 
         Args:
           x: feature maps.
-          pending: a convolution of 1x1 without bias is left to the normalisation behind it.
+          pending: leave it to the normalisation behind it where that may do without the output:
+            then a `Pointwise` is returned.
         """
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:
@@ -157,7 +164,9 @@ class Conv(nn.Module):
             self.groups,
         )
         if pending and not self.use_bias and lowering.is_pointwise(kernel.shape, geometry):
-            return Pointwise(x, kernel, geometry.strides)
+            later = Pointwise(x, kernel, geometry.strides)
+            if later.behind.may_join():
+                return later
         y = conv2d(x, kernel, *geometry)
         if not self.use_bias:
             return y

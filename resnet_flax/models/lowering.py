@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import numpy as np
 from jax import lax
 
 from resnet_flax.errors import UserError
@@ -235,34 +236,49 @@ def _applicable(chosen: Convolution, kernel: Sequence[int], geometry: Geometry) 
     return chosen._replace(**{part: way for part, way in wanted.items() if possible.get(way, True)})
 
 
-def normalisation(
-    behind: tuple[int, int, int] | None = None, groups: int = 1
-) -> ByDevice[Normalisation]:
+def normalisation(behind: "Behind | None" = None, groups: int = 1) -> ByDevice[Normalisation]:
     """How to normalise.
 
     Args:
-      behind: a 1x1 convolution: its positions in the batch, channels and features.
+      behind: what 1x1 convolution, if any.
       groups: of examples that are normalised by themselves.
     """
-    cpu = gpu = "apart"
-    if behind is not None:
-        n, channels, features = behind
-        if features >= 4 * channels:
-            # Products of channels by channels, and by features, must cost little beside those of
-            # positions; below that maps are small.
-            cpu = "joined" if n >= 16 * channels else "apart"
-            gpu = "joined" if n >= 64 * channels else "apart"
-    plain = Normalisation()
-    chosen = ByDevice(
-        plain._replace(behind_1x1=cpu), Normalisation("one_pass", "guided", gpu), plain
-    )
     possible = behind is not None and groups == 1
+    joined = "joined" if possible and behind is not None and _joining_pays(behind) else "apart"
+    plain = Normalisation()
+    chosen = ByDevice(plain, Normalisation("one_pass", "guided", joined), plain).map(_wanted)
+    return chosen if possible else chosen.map(lambda way: way._replace(behind_1x1="apart"))
 
-    def settled(way: Normalisation) -> Normalisation:
-        way = _wanted(way)
-        return way if possible else way._replace(behind_1x1="apart")
 
-    return chosen.map(settled)
+class Behind(NamedTuple):
+    """A 1x1 convolution that a normalisation stands behind.
+
+    Attributes:
+      positions: of its output, in one image.
+      channels: of its input.
+      features: of its output.
+      dtype: of the computation.
+    """
+
+    positions: int
+    channels: int
+    features: int
+    dtype: Any
+
+    def may_join(self) -> bool:
+        """Whether the two are 'joined' on some device."""
+        ways = normalisation(self)
+        return any(way.behind_1x1 == "joined" for way in (ways.cpu, ways.gpu, ways.tpu))
+
+
+def _joining_pays(behind: Behind) -> bool:
+    return (
+        behind.features >= 4 * behind.channels
+        # Products of channels by channels by features must be few beside those of positions.
+        and 4 * behind.positions >= behind.channels
+        # A GPU rounds products of float32 to TF32, and the output's mean is not the rounded one's.
+        and np.dtype(behind.dtype).itemsize == 2
+    )
 
 
 def pooling() -> ByDevice[Pooling]:
@@ -283,7 +299,7 @@ def forced(**ways: str) -> Iterator[None]:
 
     Args:
       ways: fields of `Convolution`, `Normalisation` and `Pooling`. Where one does not apply (a
-        3x3 convolution as 'dot') the choice stays.
+        3x3 convolution as 'dot', 'joined' with groups) the choice stays.
 
     Raises:
       UserError: no such way.

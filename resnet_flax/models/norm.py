@@ -25,7 +25,8 @@ def activated(
     """ReLU of a normalisation of `x`, to which `residual` is added before where there is one.
 
     In training that is one operation, which for its gradient keeps `x` alone (and with a residual
-    its own output, which the next layer keeps as well). In evaluation the compiler joins them by
+    its own output, which the next layer keeps as well); `pointwise` keeps a convolution's input and
+    its own output. In evaluation the compiler joins them by
     itself, and the normalisation's own output can be looked at with `capture_intermediates`.
 
     Args:
@@ -96,16 +97,17 @@ class BatchNorm(nn.Module):
                 f"a batch of {b} does not divide into {self.groups} groups for batch "
                 "normalisation; choose a multiple of the groups as the batch size"
             )
+        behind = x.behind if isinstance(x, Pointwise) else None
         how = How(
             self.groups,
             self.epsilon,
             activate,
             self.dtype,
             self.param_dtype,
-            _ways(x, self.groups),
+            lowering.normalisation(behind, self.groups),
         )
         about = lax.stop_gradient(running_mean.value)
-        function: Any = normalize_pointwise if isinstance(x, Pointwise) else normalize
+        function: Any = normalize if behind is None else normalize_pointwise
         y, mean, var = function(how, x, scale, bias, residual, about)
         if not self.is_initializing():
             n = b // self.groups * h * w
@@ -115,13 +117,6 @@ class BatchNorm(nn.Module):
                 new = keep * running.value + (1 - keep) * now.mean(0)
                 running.value = lax.stop_gradient(new)
         return y
-
-
-def _ways(x: Array | Pointwise, groups: int) -> lowering.ByDevice[lowering.Normalisation]:
-    if not isinstance(x, Pointwise):
-        return lowering.normalisation()
-    b, h, w, features = x.shape
-    return lowering.normalisation((b * h * w, x.kernel.shape[2], features), groups)
 
 
 class GroupNorm(nn.Module):

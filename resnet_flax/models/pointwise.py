@@ -11,8 +11,8 @@ not be written either: what goes on to x is dz (a w)' + x (w b w') + c w'. A bot
 widening convolution makes the largest maps of a network; here backward passes read neither y nor
 dy, and y is not kept. The price is two products of c by c matrices with the positions and with w.
 
-The variance is one of squares about zero, minus the mean's, of the convolution's input: an
-activation, whose mean is about its deviation.
+The covariance is that of products about zero, minus the means'. In float32 digits are lost where
+a channel of the output has a mean far beyond its deviation: at 30 times 1e-5 of the variance.
 """
 
 from functools import partial
@@ -60,10 +60,11 @@ def _normalize(how, strides, x, kernel, scale, bias, residual, about):  # type: 
 
 
 class _Kept(NamedTuple):
-    """For the gradient; what only the other way needs is zeros, which cost nothing.
+    """For the gradient; what only the other way needs is zeros, which a program drops.
 
     Attributes:
-      y: the activations, where their sign is that of what ReLU met.
+      mean: of the convolution's output, `[1, o]`.
+      var: the same.
       z: the convolution's output; for 'apart'.
       total: the sum of the input's positions, `[c]`; this and the next for 'joined'.
       spread: the covariance of the input's channels times the kernel, `[c, o]`.
@@ -71,7 +72,6 @@ class _Kept(NamedTuple):
 
     mean: Array
     var: Array
-    y: Array | None
     z: Array
     total: Array
     spread: Array
@@ -83,7 +83,9 @@ def _forward(how, strides, x, kernel, scale, bias, residual, about):  # type: ig
     )
     y, kept = lowering.call(functions, x, kernel, scale, bias, residual, about)
     like = None if residual is None else jnp.zeros((), residual.dtype)
-    return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, like, about)
+    # The sign of the activations is that of what ReLU met.
+    signs = y if how.activate else None
+    return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, signs, like, about)
 
 
 def _backward(how, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
@@ -108,14 +110,14 @@ def _apart(how, strides, way, x, kernel, scale, bias, residual, about):  # type:
     y, mean, var = normalized(how, way, z, scale, bias, residual, about)
     c, o = kernel.shape[2:]
     none = jnp.zeros((c,), how.param_dtype), jnp.zeros((c, o), how.param_dtype)
-    return y, _Kept(mean, var, y if how.activate else None, z, *none)
+    return y, _Kept(mean, var, z, *none)
 
 
 def _apart_gradients(how, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
-    x, kernel, scale, bias, kept, like = residuals
+    x, kernel, scale, bias, kept, signs, like = residuals
     # Without a residual the sign of what ReLU met is computed again, as `normalize` does.
-    y = None if like is None else kept.y
-    of_norm = (kept.z, scale, bias, kept.mean, kept.var, y, like)
+    signs = None if like is None else signs
+    of_norm = (kept.z, scale, bias, kept.mean, kept.var, signs, like)
     dz, *rest = gradients(how, way, of_norm, cotangents)
     # What the forward pass computes once more here nobody reads.
     _, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, strides), x, kernel)
@@ -132,7 +134,7 @@ def _joined(how, strides, way, x, kernel, scale, bias, residual, about):  # type
     n, w = len(x), kernel.astype(wide)
     total = x.astype(wide).sum(0)
     centre = total / n
-    covariance = _summed(x, x, wide, EXACT) / n - centre[:, None] * centre
+    covariance = _summed(x, x, wide) / n - centre[:, None] * centre
     # The covariance and the mean of the output in one product.
     moments = jnp.dot(jnp.vstack([covariance, centre]), w, precision=EXACT)
     spread, mean = moments[:-1], moments[-1]
@@ -141,8 +143,7 @@ def _joined(how, strides, way, x, kernel, scale, bias, residual, about):  # type
     z = (x @ kernel).astype(how.dtype)
     y = (z.astype(wide) * factor + (bias - mean * factor)).reshape(shape)
     y = barrier(way, finish(y, how.activate, residual).astype(how.dtype))
-    none = jnp.zeros(shape, how.dtype)
-    return y, _Kept(mean[None], var[None], y if how.activate else None, none, total, spread)
+    return y, _Kept(mean[None], var[None], jnp.zeros(shape, x.dtype), total, spread)
 
 
 def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
@@ -150,7 +151,7 @@ def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore
 
     With outer = x' dz: sum(dz u) = diag(w' outer) - mean sum(dz), and x' u = n cov(x) w.
     """
-    whole, kernel, scale, _, kept, like = residuals
+    whole, kernel, scale, _, kept, signs, like = residuals
     dy, dmean, dvar = cotangents
     x, back = _positions(whole, strides), partial(_spread, whole, strides)
     wide, n = how.param_dtype, len(x)
@@ -158,8 +159,8 @@ def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore
     inverse = lax.rsqrt(var + how.epsilon)
     factor = inverse * scale
     dz = dy.astype(wide)
-    if how.activate:
-        dz = where_positive(way, kept.y.astype(wide), dz)
+    if signs is not None:
+        dz = where_positive(way, signs.astype(wide), dz)
     sums = dz.sum((0, 1, 2))
     dz = barrier(way, dz.astype(dy.dtype))
     dresidual = None if like is None else dz.astype(like.dtype)
@@ -169,11 +170,16 @@ def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore
     slope = (2 * dvar[0] - factor * jnp.square(inverse) * products) / n
     level = (dmean[0] - factor * sums) / n
     dkernel = outer * factor + n * kept.spread * slope + kept.total[:, None] * level
-    # Each product is rounded to the type of the computation, as a convolution's output is.
+    # Each product is rounded to the type of the computation, as a convolution's output is. So are
+    # the matrices; what is the same at all positions makes up for that, lest it add up in what
+    # lies before: the positions' sum is w dmean.
     through = ((w * slope).astype(x.dtype) @ kernel[0, 0].T).astype(x.dtype)
-    constant = jnp.dot(w, level - mean * slope, precision=EXACT)
-    dx = (dz @ (w * factor).T.astype(x.dtype)).astype(wide)
-    dx = barrier(way, (dx + ((x @ through).astype(wide) + constant)).astype(x.dtype))
+    onward = (w * factor).T.astype(x.dtype)
+    constant = jnp.dot(w, dmean[0], precision=EXACT)
+    constant -= jnp.dot(sums, onward.astype(wide), precision=EXACT)
+    constant -= jnp.dot(kept.total, through.astype(wide), precision=EXACT)
+    dx = (dz @ onward).astype(wide) + ((x @ through).astype(wide) + constant / n)
+    dx = barrier(way, dx.astype(x.dtype))
     return (
         *(back(dx), dkernel.reshape(kernel.shape).astype(kernel.dtype)),
         *(products * inverse, sums, dresidual),
@@ -191,7 +197,7 @@ def _spread(x: Array, strides: Pair, dx: Array) -> Array:
     return whole
 
 
-def _summed(x: Array, y: Array, dtype: Any, precision: Any = None) -> Array:
+def _summed(x: Array, y: Array, dtype: Any) -> Array:
     """`[c, o]`, the sum over positions of the products of `[n, c]` and `[n, o]`."""
     over = (((0,), (0,)), ((), ()))
-    return lax.dot_general(x, y, over, precision=precision, preferred_element_type=dtype)
+    return lax.dot_general(x, y, over, precision=EXACT, preferred_element_type=dtype)

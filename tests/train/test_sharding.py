@@ -14,17 +14,19 @@ from marks import long
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
+from resnet_flax.models import lowering
 from resnet_flax.train.collectives import collectives, totals
 from resnet_flax.train.optim import make_optimizer
 from resnet_flax.train.state import init_state
 from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
 
 BATCH = 16
+JOINED = {"ways": (("behind_1x1", "joined"),)}  # of models.lowering
 NORMS = {
     "global": {},
     "groups of 4": {"norm_groups": 4},
     "group": {"norm": "group"},
-    "global, behind 1x1": {"block": "bottleneck"},
+    "global, behind 1x1": {"block": "bottleneck", **JOINED},
 }
 
 
@@ -39,6 +41,8 @@ def _batches(n, batch=BATCH):
 
 
 def _program(mesh, axes, dtype, **settings):
+    axes = dict(axes)
+    ways = dict(axes.pop("ways", ()))
     types = {"dtype": dtype, "param_dtype": dtype}
     widths = {"stage_sizes": (1, 1), "stage_features": (8, 32), "stem_features": 8}
     model = create_model("cifar_resnet8", **types, **{**widths, **axes})
@@ -53,6 +57,7 @@ def _program(mesh, axes, dtype, **settings):
 
     gather = sharding.gather(shardings.params, mesh)
     train = partial(train_step, model=model, tx=tx, prepare=prepare, gather=gather, **settings)
+    train = lowering.forced(**ways)(train)
     step, _ = compile_steps(mesh, shardings, train, partial(eval_step, model=model, prepare=norm))
     return init, step
 
@@ -159,15 +164,15 @@ def test_data_parallel_reduces_the_gradients_once_and_no_activations():
 
 
 def test_normalisation_behind_1x1_reduces_moments_and_no_activations():
-    axes = {**WIDE, "block": "bottleneck"}
+    axes = {**WIDE, "block": "bottleneck", **JOINED}
     program, parameters = _compiled((8, 1), axes)
     found = collectives(program.as_text())
     assert {one.kind for one in found} == {"all-reduce"}
     shapes = [shape for one in found for shape in one.shapes]
-    # Both blocks' last convolutions and the first's projection, from 16 channels.
-    assert sum(shape == (16, 16) for shape in shapes) == 3
+    # Moments of 16 channels; those of 64, of the second block's input, for two of its three.
+    assert (16, 16) in shapes
     narrow, wide = 5, 4  # normalisations of 16 and 64 channels
-    more = 4 * 16 * narrow + 4 * 64 * wide + 3 * 16 * (16 + 1) + 200
+    more = 4 * 16 * narrow + 4 * 64 * wide + 4 * 16 * (16 + 1) + 2 * 64 * (64 + 1) + 200
     assert parameters <= sum(map(math.prod, shapes)) <= parameters + more
 
 
