@@ -172,13 +172,13 @@ def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore
     dkernel = outer * factor + n * kept.spread * slope + kept.total[:, None] * level
     # Each product is rounded to the type of the computation, as a convolution's output is. So are
     # the matrices; what is the same at all positions makes up for that, lest it add up in what
-    # lies before: the positions' sum is w dmean.
+    # lies before: summed over positions the gradient is w dmean.
     through = ((w * slope).astype(x.dtype) @ kernel[0, 0].T).astype(x.dtype)
     onward = (w * factor).T.astype(x.dtype)
-    constant = jnp.dot(w, dmean[0], precision=EXACT)
-    constant -= jnp.dot(sums, onward.astype(wide), precision=EXACT)
-    constant -= jnp.dot(kept.total, through.astype(wide), precision=EXACT)
-    dx = (dz @ onward).astype(wide) + ((x @ through).astype(wide) + constant / n)
+    matrices, weights = jnp.concatenate([onward, through]), jnp.concatenate([sums, kept.total])
+    excess = (weights[:, None] * matrices.astype(wide)).sum(0)
+    constant = (jnp.dot(w, dmean[0], precision=EXACT) - excess) / n
+    dx = (dz @ onward).astype(wide) + ((x @ through).astype(wide) + constant)
     dx = barrier(way, dx.astype(x.dtype))
     return (
         *(back(dx), dkernel.reshape(kernel.shape).astype(kernel.dtype)),
