@@ -36,6 +36,10 @@ class ByDevice(Generic[T]):
         made = {chosen: function(chosen) for chosen in (self.cpu, self.gpu, self.tpu)}
         return ByDevice(made[self.cpu], made[self.gpu], made[self.tpu])
 
+    def any(self, test: Callable[[T], bool]) -> bool:
+        """Whether it is so on some device."""
+        return test(self.cpu) or test(self.gpu) or test(self.tpu)
+
 
 class Geometry(NamedTuple):
     """Of a convolution, see `conv.conv2d`."""
@@ -243,11 +247,13 @@ def normalisation(behind: "Behind | None" = None, groups: int = 1) -> ByDevice[N
       behind: what 1x1 convolution, if any.
       groups: of examples that are normalised by themselves.
     """
-    possible = behind is not None and groups == 1
-    joined = "joined" if possible and behind is not None and _joining_pays(behind) else "apart"
-    plain = Normalisation()
-    chosen = ByDevice(plain, Normalisation("one_pass", "guided", joined), plain).map(_wanted)
-    return chosen if possible else chosen.map(lambda way: way._replace(behind_1x1="apart"))
+    plain, on_gpu = Normalisation(), Normalisation("one_pass", "guided")
+    if behind is not None and _joining_pays(behind):
+        on_gpu = on_gpu._replace(behind_1x1="joined")
+    chosen = ByDevice(plain, on_gpu, plain).map(_wanted)
+    if behind is None or groups > 1:
+        return chosen.map(lambda way: way._replace(behind_1x1="apart"))
+    return chosen
 
 
 class Behind(NamedTuple):
@@ -267,8 +273,7 @@ class Behind(NamedTuple):
 
     def may_join(self) -> bool:
         """Whether the two are 'joined' on some device."""
-        ways = normalisation(self)
-        return any(way.behind_1x1 == "joined" for way in (ways.cpu, ways.gpu, ways.tpu))
+        return normalisation(self).any(lambda way: way.behind_1x1 == "joined")
 
 
 def _joining_pays(behind: Behind) -> bool:

@@ -26,8 +26,8 @@ def activated(
 
     In training that is one operation, which for its gradient keeps `x` alone (and with a residual
     its own output, which the next layer keeps as well); `pointwise` keeps a convolution's input and
-    its own output. In evaluation the compiler joins them by
-    itself, and the normalisation's own output can be looked at with `capture_intermediates`.
+    its own output. In evaluation the compiler joins them by itself, and the normalisation's own
+    output can be looked at with `capture_intermediates`.
 
     Args:
       norm: `BatchNorm` or `GroupNorm`.

@@ -1,15 +1,16 @@
 """A 1x1 convolution and the batch normalisation behind it, without the map between them.
 
-The output y = x w of a 1x1 convolution is linear in its input at each position, so what is summed
+The output z = x w of a 1x1 convolution is linear in its input at each position, so what is summed
 over its positions follows from sums over the input's:
 
-    mean(y) = mean(x) w,    var(y) = diag(w' cov(x) w),    sum(dz y) = diag(w' (x' dz))
+    mean(z) = mean(x) w,    var(z) = diag(w' cov(x) w),    sum(g z) = diag(w' (x' g))
 
-for a gradient dz that arrives at the normalisation, where x' dz is most of the kernel's gradient
-and computed in any case. The gradient to y, dy = a dz + b y + c with a, b and c by channel, need
-not be written either: what goes on to x is dz (a w)' + x (w b w') + c w'. A bottleneck block's
-widening convolution makes the largest maps of a network; here backward passes read neither y nor
-dy, and y is not kept. The price is two products of c by c matrices with the positions and with w.
+for a gradient g that arrives at the normalisation, where x' g is most of the kernel's gradient and
+computed in any case. The gradient to z, which is a g + b z + c with a, b and c by channel, need not
+be written either: what goes on to x is g (a w)' + x (w b w') + c w'. A bottleneck block's widening
+convolution makes the largest maps of a network; here backward passes read neither z nor the
+gradient to it, and z is not kept. The price is two products of c by c matrices with the positions
+and with w.
 
 The covariance is that of products about zero, minus the means'. In float32 digits are lost where
 a channel of the output has a mean far beyond its deviation: at 30 times 1e-5 of the variance.
@@ -48,8 +49,7 @@ def normalize_pointwise(
     about: Array,
 ) -> tuple[Array, Array, Array]:
     """`normalize` of a convolution's output."""
-    ways = how.ways
-    if all(way.behind_1x1 == "apart" for way in (ways.cpu, ways.gpu, ways.tpu)):
+    if not how.ways.any(lambda way: way.behind_1x1 == "joined"):
         return normalize(how, conv.computed(), scale, bias, residual, about)
     return _normalize(how, conv.strides, conv.x, conv.kernel, scale, bias, residual, about)
 
@@ -153,7 +153,7 @@ def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore
     """
     whole, kernel, scale, _, kept, signs, like = residuals
     dy, dmean, dvar = cotangents
-    x, back = _positions(whole, strides), partial(_spread, whole, strides)
+    x, back = _positions(whole, strides), partial(_positions_gradient, whole, strides)
     wide, n = how.param_dtype, len(x)
     w, mean, var = kernel[0, 0].astype(wide), kept.mean[0], kept.var[0]
     inverse = lax.rsqrt(var + how.epsilon)
@@ -191,7 +191,7 @@ def _positions(x: Array, strides: Pair) -> Array:
     return x[:, :: strides[0], :: strides[1]].reshape(-1, x.shape[-1])
 
 
-def _spread(x: Array, strides: Pair, dx: Array) -> Array:
+def _positions_gradient(x: Array, strides: Pair, dx: Array) -> Array:
     """The gradient of `_positions`."""
     (whole,) = jax.linear_transpose(partial(_positions, strides=strides), x)(dx)
     return whole
