@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -259,16 +260,25 @@ def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-@functools.cache
+# Parts of the stores' work that are left, or have not begun, when another part has failed.
+_LEFT = ("_read_array_index_and_device_put", "async_serialize_from_host.<locals>.write_fragment")
+
+
 def _silence_stores() -> None:
     """Keeps what fails from saying so a hundred times over: it is raised, once, as well."""
+    left = "|".join(map(re.escape, _LEFT))
+    warnings.filterwarnings("ignore", f"coroutine '({left})' was never awaited", RuntimeWarning)
+    _silence_once()
+
+
+@functools.cache
+def _silence_once() -> None:
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
     logging.getLogger("asyncio").addFilter(lambda r: "never retrieved" not in r.getMessage())
     hook = sys.unraisablehook
 
     def quieter(unraisable: Any) -> None:
-        # Readers of arrays that are left when one of them has met damage.
-        left = getattr(unraisable.object, "__qualname__", "") == "_read_array_index_and_device_put"
+        left = getattr(unraisable.object, "__qualname__", "") in _LEFT
         if not left and str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
