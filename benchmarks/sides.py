@@ -72,6 +72,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     import numpy as np
     from programs import config_of_network, noise, programs_of
 
+    from resnet_flax import compiler
     from resnet_flax.models import lowering
 
     ways = dict(part.split("=") for part in side.split(":")[1:] if not part.startswith("--"))
@@ -86,7 +87,9 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
 
         return call
 
-    @jax.jit
+    options = compiler.options(jax.default_backend(), image_shape(network), training=False)
+
+    @functools.partial(jax.jit, compiler_options=options)
     def predict(state: Any, images: Any) -> Any:
         x = ((images.astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)).astype(dtype)
         return programs.model.apply(state.variables, x, train=False)

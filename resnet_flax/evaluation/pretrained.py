@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from resnet_flax import sharding
+from resnet_flax import compiler, sharding
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
@@ -96,7 +96,10 @@ def _in_the_middle(
     size = -(-batch_size // mesh.size) * mesh.size
     whole = sharding.replicated(mesh)
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
-    step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare))
+    shape = preprocessing.transform(source[0]["image"]).shape
+    platform = mesh.devices.flat[0].platform
+    options = compiler.options(platform, shape, training=False)
+    step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare), options)
     with eval_batches(
         source,
         batch_size=size,

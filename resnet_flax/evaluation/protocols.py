@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resnet_flax import sharding
+from resnet_flax import compiler, sharding
 from resnet_flax.data.pipeline import eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
@@ -202,7 +202,9 @@ def predict(
     mesh = sharding.make_mesh(devices=devices)
     whole = sharding.replicated(mesh)
     variables = jax.device_put(network.variables, whole)
-    pixels = batch_size * _area(network.preprocessing.transform(source[0]["image"]).shape)
+    shape = network.preprocessing.transform(source[0]["image"]).shape
+    pixels = batch_size * _area(shape)
+    options = compiler.options(mesh.devices.flat[0].platform, shape, training=False)
     kind = jax.tree.leaves(network.variables)[0].dtype
     log_p = np.full((len(source), network.model.num_classes), -np.inf, kind)
     label = np.zeros(len(source), np.int32)
@@ -218,6 +220,7 @@ def predict(
             ),
             in_shardings=(whole, sharding.over_batch(mesh)),
             out_shardings=whole,
+            compiler_options=options,
         )
         with eval_examples(source, step.transform, workers) as examples:
             for images, group in _alike(examples, pixels, mesh.size):

@@ -165,7 +165,7 @@ def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geome
     if channels * features >= 256 * 256 and rows * columns <= 64:
         forward, input_gradient = "taps", "taps"
     if _winograd_pays(kernel, geometry, (rows, columns)):
-        if min(channels, features) >= 32:
+        if min(channels, features) >= 64:
             forward, input_gradient = "winograd", "winograd"
         if min(channels, features) >= 16:
             kernel_gradient = "winograd"

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from resnet_flax import sharding
+from resnet_flax import compiler, sharding
 from resnet_flax.config import flatten
 from resnet_flax.data import statistics
 from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
@@ -96,16 +96,17 @@ def compile_programs(
     )
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
-    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate)
+    options = compiler.options(mesh.devices.flat[0].platform, image_shape)
+    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
     return Programs(
         model,
         schedule,
         init,
         shardings,
         compiled_train,
-        compile_resident(mesh, shardings, train),
+        compile_resident(mesh, shardings, train, options=options),
         compiled_eval,
-        compile_statistics(mesh, shardings, statistics_of),
+        compile_statistics(mesh, shardings, statistics_of, options),
     )
 
 

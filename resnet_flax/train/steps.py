@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from resnet_flax import sharding
+from resnet_flax.compiler import Options
 from resnet_flax.evaluation.metrics import add
 from resnet_flax.models import lowering
 from resnet_flax.train.losses import cross_entropy
@@ -189,11 +190,22 @@ def resident_steps(
 
 
 def compile_steps(
-    mesh: Mesh, state_shardings: Any, train: Callable[..., Any], evaluate: Callable[..., Any]
+    mesh: Mesh,
+    state_shardings: Any,
+    train: Callable[..., Any],
+    evaluate: Callable[..., Any],
+    options: Options | None = None,
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
     """`train_step` and `eval_step` (their keywords bound) as programs over the mesh.
 
     The state is donated to the training step: its buffers hold the new state.
+
+    Args:
+      mesh: of the devices.
+      state_shardings: of the state.
+      train: the training step.
+      evaluate: the evaluation step.
+      options: see `compiler.options`; programs that have some cannot be part of others.
     """
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
     compiled_train = jax.jit(
@@ -201,20 +213,32 @@ def compile_steps(
         in_shardings=(state_shardings, cut),
         out_shardings=(state_shardings, whole),
         donate_argnums=0,
+        compiler_options=options,
     )
-    return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate)
+    return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate, options)
 
 
 def compile_eval(
-    mesh: Mesh, variable_shardings: Any, evaluate: Callable[..., Any]
+    mesh: Mesh,
+    variable_shardings: Any,
+    evaluate: Callable[..., Any],
+    options: Options | None = None,
 ) -> Callable[..., Sums]:
     """`eval_step` (its keywords bound) as a program over the mesh."""
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    return jax.jit(evaluate, in_shardings=(variable_shardings, cut, whole), out_shardings=whole)
+    return jax.jit(
+        evaluate,
+        in_shardings=(variable_shardings, cut, whole),
+        out_shardings=whole,
+        compiler_options=options,
+    )
 
 
 def compile_statistics(
-    mesh: Mesh, state_shardings: Any, function: Callable[..., Any]
+    mesh: Mesh,
+    state_shardings: Any,
+    function: Callable[..., Any],
+    options: Options | None = None,
 ) -> Callable[..., Any]:
     """`statistics_step` (its keywords bound) as a program over the mesh."""
     whole, stats = sharding.replicated(mesh), state_shardings.batch_stats
@@ -222,6 +246,7 @@ def compile_statistics(
         function,
         in_shardings=(state_shardings.params, sharding.over_batch(mesh), whole, stats),
         out_shardings=stats,
+        compiler_options=options,
     )
 
 
@@ -247,7 +272,11 @@ class ResidentSteps(NamedTuple):
 
 
 def compile_resident(
-    mesh: Mesh, state_shardings: Any, train: Callable[..., Any], known_length: bool | None = None
+    mesh: Mesh,
+    state_shardings: Any,
+    train: Callable[..., Any],
+    known_length: bool | None = None,
+    options: Options | None = None,
 ) -> ResidentSteps:
     """`resident_steps` of `train_step` (its keywords bound) as programs over the mesh.
 
@@ -256,11 +285,17 @@ def compile_resident(
       state_shardings: of the state.
       train: the step.
       known_length: make a program for all steps besides; by default on a GPU.
+      options: see `compiler.options`.
     """
     whole = sharding.replicated(mesh)
     steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
     inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
-    compiled = partial(jax.jit, out_shardings=(state_shardings, whole), donate_argnums=0)
+    compiled = partial(
+        jax.jit,
+        out_shardings=(state_shardings, whole),
+        donate_argnums=0,
+        compiler_options=options,
+    )
 
     def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:
         return steps(state, data, indices, len(indices))

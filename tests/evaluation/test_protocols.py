@@ -285,7 +285,10 @@ def test_the_paper_s_scales_are_the_default_at_224():
     assert ten.transform == TenCropTransform(224, 256)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+@pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "torchvision", "timm"))),
+    reason="needs torch, torchvision and timm",
+)
 @pytest.mark.parametrize("protocol", ["center", "ten_crop", "multiscale"])
 def test_torch_computes_the_same_of_photographs(shared_data, protocol):
     """Random weights, torchvision's network and transforms, softmax and averages in torch."""

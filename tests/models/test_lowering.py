@@ -549,7 +549,8 @@ def test_the_size_of_a_convolution_decides_on_a_gpu(
     ("size", "channels", "features", "strides", "ways"),
     [
         (56, 64, 64, 1, ("winograd", "winograd", "winograd")),
-        (16, 32, 32, 1, ("winograd", "winograd", "winograd")),
+        (16, 64, 64, 1, ("winograd", "winograd", "winograd")),
+        (16, 32, 32, 1, ("conv", "canonical", "winograd")),
         (32, 16, 16, 1, ("conv", "canonical", "winograd")),
         (56, 64, 8, 1, ("conv", "canonical", "canonical")),
         (4, 64, 64, 1, ("conv", "canonical", "canonical")),

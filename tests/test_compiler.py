@@ -1,0 +1,146 @@
+"""What XLA's compiler is told: only where it pays, and with the results of its own kernels."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_flax import compiler, sharding
+from resnet_flax.config import load_config, override, resolve
+from resnet_flax.train.setup import compile_programs
+
+CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
+
+# JAX's wheels for other processors, and those before 0.11, hold no oneDNN.
+VERSION = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
+THERE = VERSION >= (0, 11) and platform.machine() == "x86_64"
+
+needs_onednn = pytest.mark.skipif(not THERE, reason="this JAX holds no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def asked_anew(monkeypatch):
+    """Each test as a new process would; what it decides is not the next one's."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    compiler._has_onednn.cache_clear()
+    yield
+    compiler._has_onednn.cache_clear()
+    jax.config.update(name, before)
+
+
+def _least():
+    return jax.config.jax_persistent_cache_min_compile_time_secs
+
+
+def test_where_it_pays():
+    found = compiler.options("cpu", CIFAR)
+    assert (found is not None) == THERE
+    assert compiler.options("cpu", PHOTOGRAPH) == found
+    assert compiler.options("cpu", CIFAR, training=False) == found
+    assert compiler.options("cpu", PHOTOGRAPH, training=False) is None
+    assert compiler.options("cpu", DIGIT) is None
+    assert compiler.options("gpu", CIFAR) is None
+    assert compiler.options("tpu", CIFAR) is None
+
+
+@pytest.mark.parametrize("name", compiler.ONEDNN)
+def test_what_the_user_says_goes_before(monkeypatch, name):
+    monkeypatch.setenv("XLA_FLAGS", f"--{name}=")
+    assert compiler.options("cpu", CIFAR) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"xla_cpu_no_such_option": True},
+        {**compiler.ONEDNN, "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_NEW"},
+        {"xla_cpu_enable_fast_math": False},  # known, and brings no oneDNN
+    ],
+)
+def test_a_compiler_without_it_has_its_defaults_and_keeps_programs(monkeypatch, wrong):
+    monkeypatch.setattr(compiler, "ONEDNN", wrong)
+    before = _least()
+    assert compiler.options("cpu", CIFAR) is None
+    assert _least() == before < float("inf")
+
+
+@needs_onednn
+def test_small_images_programs_are_kept_still():
+    before = _least()
+    compiler.options("cpu", DIGIT)
+    assert _least() == before
+    compiler.options("cpu", CIFAR)
+    assert _least() == float("inf")
+
+
+@needs_onednn
+def test_nothing_is_said_where_programs_would_be_kept(tmp_path):
+    program = (
+        "import jax, jax.numpy as jnp\n"
+        "from resnet_flax import compiler\n"
+        "options = compiler.options('cpu', (32, 32, 3))\n"
+        "x = jnp.ones((1024, 1024))\n"
+        "product = jax.jit(lambda x: x @ x, compiler_options=options)\n"
+        "assert '__onednn' in product.lower(x).compile().as_text()\n"
+        "print(float(product(x).sum()))\n"
+    )
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert float(done.stdout) == 1024.0**3
+
+
+def _programs(dtype):
+    config = load_config("configs/cifar10.py:resnet20")
+    override(config, ["model.name=cifar_resnet8", "batch_size=16", f"model.dtype={dtype}"])
+    return compile_programs(resolve(config), sharding.make_mesh(), 10, CIFAR)
+
+
+def _step(programs):
+    """What one step adds to the parameters, end to end, its loss and its program."""
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (16, *CIFAR), np.uint8),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+        "mask": np.ones(16, bool),
+    }
+    batch = sharding.put_batch(batch, sharding.make_mesh())
+    before = programs.init(0)
+    start = jax.tree.map(jnp.copy, before.params)
+    step = programs.train_step.lower(before, batch).compile()
+    state, sums = step(before, batch)
+    moved = jax.tree.map(lambda a, b: (a - b).ravel(), state.params, start)
+    return jnp.concatenate(jax.tree.leaves(moved)), float(sums["loss"]), step.as_text()
+
+
+@needs_onednn
+def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        found[dtype], loss, program = _step(_programs(dtype))
+        assert "__onednn$convolution" in program
+        with monkeypatch.context() as patched:
+            patched.setattr(compiler, "options", lambda *_, **__: None)
+            found[dtype, "own"], expected_loss, program = _step(_programs(dtype))
+        assert "__onednn" not in program
+        assert loss == pytest.approx(expected_loss, rel=1e-5 if dtype == "float32" else 1e-3)
+
+    def off(name):
+        expected = found["float32", "own"]
+        return jnp.linalg.norm(found[name] - expected) / jnp.linalg.norm(expected)
+
+    assert off("float32") < 1e-5
+    assert off("bfloat16") < 1.5 * off(("bfloat16", "own"))  # as far as rounding takes either
