@@ -89,7 +89,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
 
     options = compiler.options(jax.default_backend(), image_shape(network), training=False)
 
-    @functools.partial(jax.jit, compiler_options=options)
+    @functools.partial(compiler.jit, options=options)
     def predict(state: Any, images: Any) -> Any:
         x = ((images.astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)).astype(dtype)
         return programs.model.apply(state.variables, x, train=False)

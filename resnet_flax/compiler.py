@@ -3,7 +3,8 @@
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ ONEDNN: Options = {
     "xla_cpu_experimental_onednn_custom_call": True,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
+
+_traced_for_onednn: ContextVar[bool] = ContextVar("traced_for_onednn", default=False)
 
 # Programs on smaller images take about as long to compile, each time, as is saved by them.
 LEAST = 32 * 32
@@ -46,6 +49,36 @@ def options(platform: str, image_shape: Sequence[int], *, training: bool = True)
     if platform != "cpu" or not pays or any(name in flags for name in ONEDNN):
         return None
     return dict(ONEDNN) if _has_onednn() else None
+
+
+def jit(function: Callable[..., Any], options: Options | None, **keywords: Any) -> Any:
+    """`jax.jit` with the options, and with convolutions computed as is best with them.
+
+    Args:
+      function: what to compile. With options its program cannot be part of another.
+      options: see `options`.
+      keywords: see `jax.jit`.
+    """
+    if options is None:
+        return jax.jit(function, **keywords)
+
+    @functools.wraps(function)
+    def traced(*arguments: Any) -> Any:
+        token = _traced_for_onednn.set(True)
+        try:
+            return function(*arguments)
+        finally:
+            _traced_for_onednn.reset(token)
+
+    # A partial has no name, and one that is wrapped has JAX look for one in vain.
+    named = function.func if isinstance(function, functools.partial) else function
+    traced.__name__ = named.__name__
+    return jax.jit(traced, compiler_options=options, **keywords)
+
+
+def traced_for_onednn() -> bool:
+    """Whether what is traced here is compiled for oneDNN."""
+    return _traced_for_onednn.get()
 
 
 @functools.cache

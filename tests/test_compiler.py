@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from importlib import metadata
 
 import jax
@@ -13,6 +14,9 @@ import pytest
 
 from resnet_flax import compiler, sharding
 from resnet_flax.config import load_config, override, resolve
+from resnet_flax.models.conv import conv2d
+from resnet_flax.models.conv_ways import FORWARD
+from resnet_flax.models.lowering import Geometry
 from resnet_flax.train.setup import compile_programs
 
 CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
@@ -144,3 +148,53 @@ def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
 
     assert off("float32") < 1e-5
     assert off("bfloat16") < 1.5 * off(("bfloat16", "own"))  # as far as rounding takes either
+
+
+# Height, input and output channels, strides, kernel, groups, dilation.
+SHAPES = [
+    (32, 1, 16, 1, 3, 1, 1),
+    (32, 3, 16, 1, 3, 1, 1),
+    (64, 3, 32, 2, 7, 1, 1),
+    (32, 16, 16, 1, 3, 1, 1),
+    (32, 16, 32, 2, 3, 1, 1),
+    (16, 32, 64, 2, 1, 1, 1),
+    (7, 130, 34, 1, 3, 1, 1),
+    (14, 256, 256, 1, 3, 1, 1),
+    (14, 128, 128, 2, 3, 1, 1),
+    (32, 16, 16, 1, 5, 1, 1),
+    (32, 16, 16, 1, 3, 1, 2),
+    (32, 32, 32, 1, 3, 8, 1),
+    (32, 32, 64, 2, 3, 32, 1),
+]
+
+
+@needs_onednn
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 4e-3)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
+    """Batches of few images most of all: kernel gradients as convolutions were wrong for those."""
+    size, channels, features, stride, k, groups, dilation = shape
+    pad = dilation * (k // 2)
+    geometry = Geometry((stride,) * 2, ((pad, pad),) * 2, (dilation,) * 2, groups)
+    rng = np.random.default_rng(0)
+
+    def all_three(convolve, x, kernel, dy):
+        y, back = jax.vjp(convolve, x, kernel)
+        return y, *back(dy)
+
+    def plain(x, kernel):
+        return FORWARD["conv"](geometry, x, kernel)
+
+    def ours(x, kernel):
+        return conv2d(x, kernel, *geometry)
+
+    for batch in (1, 2, 4):
+        shapes = (batch, size, size, channels), (k, k, channels // groups, features)
+        x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+        dy = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), dtype)
+        options = compiler.options("cpu", CIFAR)
+        found = compiler.jit(partial(all_three, ours), options)(x, kernel, dy)
+        wide = (leaf.astype(jnp.float32) for leaf in (x, kernel, dy))
+        for one, expected in zip(found, jax.jit(partial(all_three, plain))(*wide), strict=True):
+            off = jnp.linalg.norm((one.astype(jnp.float32) - expected).ravel())
+            assert off < most * jnp.linalg.norm(expected.ravel())

@@ -210,7 +210,7 @@ def predict(
     label = np.zeros(len(source), np.int32)
     accepted = np.zeros(log_p.shape, bool) if "accepted" in source[0] else None
     for step in steps:
-        score = jax.jit(
+        score = compiler.jit(
             partial(
                 log_probabilities,
                 model=network.model,
@@ -218,9 +218,9 @@ def predict(
                 flip=step.flip,
                 window=step.window,
             ),
+            options,
             in_shardings=(whole, sharding.over_batch(mesh)),
             out_shardings=whole,
-            compiler_options=options,
         )
         with eval_examples(source, step.transform, workers) as examples:
             for images, group in _alike(examples, pixels, mesh.size):

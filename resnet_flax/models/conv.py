@@ -44,7 +44,8 @@ def conv2d(
       groups: number of groups of channels that see only each other.
     """
     geometry = Geometry(strides, padding, dilation, groups)
-    return _conv2d(geometry, lowering.convolution(x.shape, kernel.shape, geometry), x, kernel)
+    ways = lowering.convolution(x.shape, kernel.shape, geometry, x.dtype)
+    return _conv2d(geometry, ways, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

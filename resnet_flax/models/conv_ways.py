@@ -104,6 +104,14 @@ def _canonical_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: A
     return out.reshape(c // g, *area, o).transpose(1, 2, 0, 3)
 
 
+def _widened_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+    """`_canonical_kernel_gradient`, of 16 bits in 32."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return _canonical_kernel_gradient(geometry, shape, x.astype(wide), dy.astype(wide)).astype(
+        x.dtype
+    )
+
+
 # As matrix products -----------------------------------------------------------------------------
 
 
@@ -264,6 +272,7 @@ INPUT_GRADIENT: dict[str, Gradient] = {
 KERNEL_GRADIENT: dict[str, Gradient] = {
     "native": _kernel_gradient_of(_conv),
     "canonical": _canonical_kernel_gradient,
+    "widened": _widened_kernel_gradient,
     "dot": _dot_kernel_gradient,
     "taps": _taps_kernel_gradient,
     "rows": _rows_kernel_gradient,

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from jax import lax
 
+from resnet_flax import compiler
 from resnet_flax.errors import UserError
 
 T = TypeVar("T")
@@ -64,7 +65,8 @@ class Convolution(NamedTuple):
         input's positions, without the zeros that a spread-out gradient has; 'columns',
         'winograd'.
       kernel_gradient: 'native', 'canonical', 'dot', 'taps', 'space_to_depth', 'columns',
-        'winograd'; 'rows' a matrix product for each row of the kernel.
+        'winograd'; 'rows' a matrix product for each row of the kernel; 'widened' as 'canonical',
+        16 bits in 32.
     """
 
     forward: str = "conv"
@@ -106,7 +108,8 @@ WAYS = {
     "forward": ("conv", "dot", "taps", "space_to_depth", "columns", "winograd"),
     "input_gradient": ("native", "canonical", "dot", "taps", "phases", "columns", "winograd"),
     "kernel_gradient": (
-        *("native", "canonical", "dot", "taps", "rows", "space_to_depth", "columns", "winograd"),
+        *("native", "canonical", "widened", "dot", "taps"),
+        *("rows", "space_to_depth", "columns", "winograd"),
     ),
     "statistics": ("two_pass", "one_pass"),
     "fusion": ("free", "guided"),
@@ -118,7 +121,7 @@ _forced: ContextVar[dict[str, str]] = ContextVar("forced")
 
 
 def convolution(
-    x: Sequence[int], kernel: Sequence[int], geometry: Geometry
+    x: Sequence[int], kernel: Sequence[int], geometry: Geometry, dtype: Any = np.float32
 ) -> ByDevice[Convolution]:
     """How to convolve.
 
@@ -126,9 +129,12 @@ def convolution(
       x: shape of the input, NHWC.
       kernel: shape of the kernel, HWIO.
       geometry: the rest.
+      dtype: of the computation.
     """
-    cpu, gpu = _convolution_on_cpu(x, kernel, geometry), _convolution_on_gpu(kernel, geometry)
-    chosen = ByDevice(cpu, gpu, Convolution())
+    cpu = _convolution_on_cpu(x, kernel, geometry)
+    if compiler.traced_for_onednn():
+        cpu = _convolution_by_onednn(cpu, kernel, geometry, np.dtype(dtype).itemsize == 2)
+    chosen = ByDevice(cpu, _convolution_on_gpu(kernel, geometry), Convolution())
     return chosen.map(lambda ways: _applicable(ways, kernel, geometry))
 
 
@@ -170,6 +176,32 @@ def _convolution_on_cpu(x: Sequence[int], kernel: Sequence[int], geometry: Geome
         if min(channels, features) >= 16:
             kernel_gradient = "winograd"
     return Convolution(forward, input_gradient, kernel_gradient)
+
+
+def _convolution_by_onednn(
+    chosen: Convolution, kernel: Sequence[int], geometry: Geometry, half: bool
+) -> Convolution:
+    """What is best instead where XLA's convolutions are oneDNN's, in 16 bits on their own units."""
+    if chosen.forward == "dot":
+        return chosen
+    fewest, strided = min(kernel[2:]), geometry.strides != (1, 1)
+    if chosen.kernel_gradient == "canonical":
+        # As a convolution its kernel would be as large as a map and its channels the batch: in
+        # bfloat16, with two or four of them, oneDNN's result is wrong (JAX 0.12).
+        grouped = "widened" if half else "canonical"
+        chosen = chosen._replace(kernel_gradient="rows" if geometry.groups == 1 else grouped)
+    if not _dense(geometry):
+        return chosen
+    minimal = chosen.forward == "winograd"
+    if half or fewest < 128 or strided:
+        chosen = chosen._replace(forward="conv")
+    if minimal and (half or fewest < 128):
+        chosen = chosen._replace(input_gradient="canonical")
+    if half and strided:
+        chosen = chosen._replace(input_gradient="phases")
+    if half and (strided or fewest >= 128):
+        chosen = chosen._replace(kernel_gradient="rows")
+    return chosen
 
 
 def _winograd_pays(kernel: Sequence[int], geometry: Geometry, output: Pair) -> bool:

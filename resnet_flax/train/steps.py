@@ -16,7 +16,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from resnet_flax import sharding
+from resnet_flax import compiler, sharding
 from resnet_flax.compiler import Options
 from resnet_flax.evaluation.metrics import add
 from resnet_flax.models import lowering
@@ -208,12 +208,12 @@ def compile_steps(
       options: see `compiler.options`; programs that have some cannot be part of others.
     """
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    compiled_train = jax.jit(
+    compiled_train = compiler.jit(
         train,
+        options,
         in_shardings=(state_shardings, cut),
         out_shardings=(state_shardings, whole),
         donate_argnums=0,
-        compiler_options=options,
     )
     return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate, options)
 
@@ -226,12 +226,8 @@ def compile_eval(
 ) -> Callable[..., Sums]:
     """`eval_step` (its keywords bound) as a program over the mesh."""
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    return jax.jit(
-        evaluate,
-        in_shardings=(variable_shardings, cut, whole),
-        out_shardings=whole,
-        compiler_options=options,
-    )
+    inputs = (variable_shardings, cut, whole)
+    return compiler.jit(evaluate, options, in_shardings=inputs, out_shardings=whole)
 
 
 def compile_statistics(
@@ -242,11 +238,11 @@ def compile_statistics(
 ) -> Callable[..., Any]:
     """`statistics_step` (its keywords bound) as a program over the mesh."""
     whole, stats = sharding.replicated(mesh), state_shardings.batch_stats
-    return jax.jit(
+    return compiler.jit(
         function,
+        options,
         in_shardings=(state_shardings.params, sharding.over_batch(mesh), whole, stats),
         out_shardings=stats,
-        compiler_options=options,
     )
 
 
@@ -291,10 +287,7 @@ def compile_resident(
     steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
     inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
     compiled = partial(
-        jax.jit,
-        out_shardings=(state_shardings, whole),
-        donate_argnums=0,
-        compiler_options=options,
+        compiler.jit, options=options, out_shardings=(state_shardings, whole), donate_argnums=0
     )
 
     def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:

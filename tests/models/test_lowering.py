@@ -11,6 +11,7 @@ from flax import linen as nn
 from marks import long
 from variables import drawn
 
+from resnet_flax import compiler
 from resnet_flax.errors import UserError
 from resnet_flax.models import create_model, lowering, winograd
 from resnet_flax.models.conv import Pointwise, conv2d
@@ -566,6 +567,33 @@ def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features
     geometry = Geometry((strides, strides), ONE)
     x, kernel = (16, size, size, channels), (3, 3, channels, features)
     assert lowering.convolution(x, kernel, geometry).cpu == ways
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "features", "strides", "dtype", "ways"),
+    [
+        (56, 64, 64, 1, "float32", ("conv", "canonical", "winograd")),
+        (28, 128, 128, 1, "float32", ("winograd", "winograd", "winograd")),
+        (14, 256, 512, 2, "float32", ("conv", "taps", "taps")),
+        (2, 512, 512, 1, "float32", ("taps", "taps", "taps")),
+        (28, 128, 128, 1, "bfloat16", ("conv", "canonical", "rows")),
+        (56, 64, 64, 1, "bfloat16", ("conv", "canonical", "winograd")),
+        (14, 256, 512, 2, "bfloat16", ("conv", "phases", "rows")),
+        (32, 16, 16, 1, "bfloat16", ("conv", "canonical", "winograd")),
+        (8, 16, 16, 1, "float32", ("conv", "canonical", "rows")),
+    ],
+)
+def test_a_program_for_onednn_convolves_more(size, channels, features, strides, dtype, ways):
+    geometry = Geometry((strides, strides), ONE)
+    x, kernel = (16, size, size, channels), (3, 3, channels, features)
+    found = []
+    traced = compiler.jit(
+        lambda: found.append(lowering.convolution(x, kernel, geometry, dtype)), {"any": True}
+    )
+    traced.trace()
+    assert found[0].cpu == ways
+    assert found[0].gpu == lowering.convolution(x, kernel, geometry, dtype).gpu
+    assert not compiler.traced_for_onednn()
 
 
 @pytest.mark.usefixtures("x64")
