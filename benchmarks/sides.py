@@ -87,7 +87,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
 
         return call
 
-    options = compiler.options(jax.default_backend(), image_shape(network), training=False)
+    options = compiler.options(jax.default_backend(), image_shape(network), dtype, training=False)
 
     @functools.partial(compiler.jit, options=options)
     def predict(state: Any, images: Any) -> Any:

@@ -14,10 +14,15 @@ Options = dict[str, bool | str]
 
 # On x86 JAX's wheels hold oneDNN, Intel's library of convolutions and products. XLA leaves to it
 # what its other library, YNNPACK, does not take, which is to be sums alone.
+CUSTOM_CALL = "xla_cpu_experimental_onednn_custom_call"
 ONEDNN: Options = {
-    "xla_cpu_experimental_onednn_custom_call": True,
+    CUSTOM_CALL: True,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
 }
+
+# Seconds of compilation from which on JAX keeps a program. Of one with oneDNN it would try, and
+# warn of std::bad_alloc.
+KEPT_FROM = "jax_persistent_cache_min_compile_time_secs"
 
 _traced_for_onednn: ContextVar[bool] = ContextVar("traced_for_onednn", default=False)
 
@@ -27,8 +32,10 @@ LEAST = 32 * 32
 MOST = 64 * 64
 
 
-def options(platform: str, image_shape: Sequence[int], *, training: bool = True) -> Options | None:
-    """`compiler_options` for `jax.jit`, for a program that is worth being compiled anew each time.
+def options(
+    platform: str, image_shape: Sequence[int], dtype: Any, *, training: bool = True
+) -> Options | None:
+    """`compiler_options` for `jit`, for a program that is worth being compiled anew each time.
 
     On a CPU convolutions and products by oneDNN, with which networks train by a tenth (ResNet-18)
     to two fifths (ResNet-20) faster; docs/decisions.md. JAX cannot keep such programs between runs,
@@ -38,17 +45,19 @@ def options(platform: str, image_shape: Sequence[int], *, training: bool = True)
     Args:
       platform: that the program is for, see `jax.default_backend`.
       image_shape: height and width first.
-      training: whether the program is one of training, or inference alone.
+      dtype: of the computation.
+      training: whether the program is one of training (its evaluation too), or inference alone.
 
     Returns:
-      None where XLA's defaults are as good, or oneDNN is not there.
+      None where XLA's defaults are as good, or oneDNN or what it does is not there.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
     pixels = math.prod(image_shape[:2])
     pays = pixels >= LEAST and (training or pixels < MOST)
-    if platform != "cpu" or not pays or any(name in flags for name in ONEDNN):
+    said = any(name in os.environ.get("XLA_FLAGS", "") for name in ONEDNN)
+    if platform != "cpu" or not pays or said or not _does(np.dtype(dtype).name):
         return None
-    return dict(ONEDNN) if _has_onednn() else None
+    jax.config.update(KEPT_FROM, float("inf"))
+    return dict(ONEDNN)
 
 
 def jit(function: Callable[..., Any], options: Options | None, **keywords: Any) -> Any:
@@ -63,49 +72,47 @@ def jit(function: Callable[..., Any], options: Options | None, **keywords: Any) 
         return jax.jit(function, **keywords)
 
     @functools.wraps(function)
-    def traced(*arguments: Any) -> Any:
+    def traced(*arguments: Any, **named: Any) -> Any:
         token = _traced_for_onednn.set(True)
         try:
-            return function(*arguments)
+            return function(*arguments, **named)
         finally:
             _traced_for_onednn.reset(token)
 
-    # A partial has no name, and one that is wrapped has JAX look for one in vain.
-    named = function.func if isinstance(function, functools.partial) else function
-    traced.__name__ = named.__name__
+    # A partial has no name, for which JAX would take this function's.
+    whole = function.func if isinstance(function, functools.partial) else function
+    traced.__name__ = getattr(whole, "__name__", type(whole).__name__)
     return jax.jit(traced, compiler_options=options, **keywords)
 
 
 def traced_for_onednn() -> bool:
-    """Whether what is traced here is compiled for oneDNN."""
-    return _traced_for_onednn.get()
+    """Whether what is traced here is compiled for oneDNN, or all is, as XLA_FLAGS says."""
+    all_is = f"{CUSTOM_CALL}=true" in os.environ.get("XLA_FLAGS", "")
+    return all_is or _traced_for_onednn.get()
 
 
 @functools.cache
-def _has_onednn() -> bool:
-    """Whether XLA takes the options and its convolutions are oneDNN's then."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    # Such a program cannot be serialised: JAX would try, and warn of std::bad_alloc.
-    jax.config.update(name, float("inf"))
-    found = "__onednn" in _compiled(ONEDNN)
-    if not found:
-        jax.config.update(name, before)
-    return found
+def _does(dtype: str) -> bool:
+    """Whether XLA takes the options, and convolutions of this type are oneDNN's then.
 
-
-def _compiled(options: Options) -> str:
-    """A convolution as the CPU's compiler leaves it; empty where it does not take the options."""
-    x = jax.ShapeDtypeStruct((8, 32, 32, 16), np.float32)
-    kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), np.float32)
+    In bfloat16 they are only on processors that multiply it.
+    """
+    if dtype not in ("float32", "bfloat16"):  # no other was measured
+        return False
+    x = jax.ShapeDtypeStruct((8, 32, 32, 16), dtype)
+    kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), dtype)
 
     def convolve(x: Any, kernel: Any) -> Any:
-        form = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=form)
+        form, pad = ("NHWC", "HWIO", "NHWC"), ((1, 1), (1, 1))
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=form)
 
+    before = getattr(jax.config, KEPT_FROM)
+    jax.config.update(KEPT_FROM, float("inf"))
     try:
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            lowered = jax.jit(convolve, compiler_options=options).lower(x, kernel)
-            return lowered.compile().as_text() or ""
-    except jax.errors.JaxRuntimeError:
-        return ""
+            lowered = jax.jit(convolve, compiler_options=ONEDNN).lower(x, kernel)
+            return "__onednn" in (lowered.compile().as_text() or "")
+    except jax.errors.JaxRuntimeError:  # no such option, or no such value
+        return False
+    finally:
+        jax.config.update(KEPT_FROM, before)

@@ -32,12 +32,11 @@ needs_onednn = pytest.mark.skipif(not THERE, reason="this JAX holds no oneDNN")
 def asked_anew(monkeypatch):
     """Each test as a new process would; what it decides is not the next one's."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    compiler._has_onednn.cache_clear()
+    before = _least()
+    compiler._does.cache_clear()
     yield
-    compiler._has_onednn.cache_clear()
-    jax.config.update(name, before)
+    compiler._does.cache_clear()
+    jax.config.update(compiler.KEPT_FROM, before)
 
 
 def _least():
@@ -45,20 +44,20 @@ def _least():
 
 
 def test_where_it_pays():
-    found = compiler.options("cpu", CIFAR)
+    found = compiler.options("cpu", CIFAR, "float32")
     assert (found is not None) == THERE
-    assert compiler.options("cpu", PHOTOGRAPH) == found
-    assert compiler.options("cpu", CIFAR, training=False) == found
-    assert compiler.options("cpu", PHOTOGRAPH, training=False) is None
-    assert compiler.options("cpu", DIGIT) is None
-    assert compiler.options("gpu", CIFAR) is None
-    assert compiler.options("tpu", CIFAR) is None
+    assert compiler.options("cpu", PHOTOGRAPH, "float32") == found
+    assert compiler.options("cpu", CIFAR, "float32", training=False) == found
+    assert compiler.options("cpu", PHOTOGRAPH, "float32", training=False) is None
+    assert compiler.options("cpu", DIGIT, "float32") is None
+    assert compiler.options("gpu", CIFAR, "float32") is None
+    assert compiler.options("tpu", CIFAR, "float32") is None
 
 
 @pytest.mark.parametrize("name", compiler.ONEDNN)
 def test_what_the_user_says_goes_before(monkeypatch, name):
     monkeypatch.setenv("XLA_FLAGS", f"--{name}=")
-    assert compiler.options("cpu", CIFAR) is None
+    assert compiler.options("cpu", CIFAR, "float32") is None
 
 
 @pytest.mark.parametrize(
@@ -72,16 +71,41 @@ def test_what_the_user_says_goes_before(monkeypatch, name):
 def test_a_compiler_without_it_has_its_defaults_and_keeps_programs(monkeypatch, wrong):
     monkeypatch.setattr(compiler, "ONEDNN", wrong)
     before = _least()
-    assert compiler.options("cpu", CIFAR) is None
+    assert compiler.options("cpu", CIFAR, "float32") is None
     assert _least() == before < float("inf")
+
+
+def test_types_that_were_not_measured_have_the_defaults():
+    assert compiler.options("cpu", CIFAR, "float64") is None
+    assert compiler.options("cpu", CIFAR, "float16") is None
+
+
+def test_where_the_user_has_all_by_onednn_convolutions_are_chosen_for_it(monkeypatch):
+    assert not compiler.traced_for_onednn()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
+    assert compiler.traced_for_onednn()
+    assert compiler.options("cpu", CIFAR, "float32") is None
+
+
+def test_a_program_keeps_its_name_and_takes_arguments_by_name():
+    def add(a, b):
+        assert compiler.traced_for_onednn()
+        return a + b
+
+    program = compiler.jit(partial(add, b=1), {"xla_cpu_enable_fast_math": False})
+    assert program(a=1) == 2
+    assert "jit_add" in program.lower(1).as_text()
 
 
 @needs_onednn
 def test_small_images_programs_are_kept_still():
     before = _least()
-    compiler.options("cpu", DIGIT)
+    compiler.options("cpu", DIGIT, "float32")
     assert _least() == before
-    compiler.options("cpu", CIFAR)
+    compiler.options("cpu", CIFAR, "float32")
+    assert _least() == float("inf")
+    jax.config.update(compiler.KEPT_FROM, before)  # as `keep_compiled` may
+    compiler.options("cpu", CIFAR, "float32")
     assert _least() == float("inf")
 
 
@@ -90,7 +114,7 @@ def test_nothing_is_said_where_programs_would_be_kept(tmp_path):
     program = (
         "import jax, jax.numpy as jnp\n"
         "from resnet_flax import compiler\n"
-        "options = compiler.options('cpu', (32, 32, 3))\n"
+        "options = compiler.options('cpu', (32, 32, 3), 'float32')\n"
         "x = jnp.ones((1024, 1024))\n"
         "product = jax.jit(lambda x: x @ x, compiler_options=options)\n"
         "assert '__onednn' in product.lower(x).compile().as_text()\n"
@@ -161,6 +185,9 @@ SHAPES = [
     (7, 130, 34, 1, 3, 1, 1),
     (14, 256, 256, 1, 3, 1, 1),
     (14, 128, 128, 2, 3, 1, 1),
+    (8, 2, 16, 1, 7, 1, 1),
+    (8, 4, 16, 1, 7, 1, 1),
+    (32, 16, 4, 1, 3, 1, 1),
     (32, 16, 16, 1, 5, 1, 1),
     (32, 16, 16, 1, 3, 1, 2),
     (32, 32, 32, 1, 3, 8, 1),
@@ -192,8 +219,11 @@ def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
         shapes = (batch, size, size, channels), (k, k, channels // groups, features)
         x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
         dy = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), dtype)
-        options = compiler.options("cpu", CIFAR)
-        found = compiler.jit(partial(all_three, ours), options)(x, kernel, dy)
+        options = compiler.options("cpu", CIFAR, dtype)
+        program = compiler.jit(partial(all_three, ours), options).lower(x, kernel, dy).compile()
+        if options and groups == 1 and k > 1:  # small products are not handed over
+            assert "__onednn" in program.as_text()
+        found = program(x, kernel, dy)
         wide = (leaf.astype(jnp.float32) for leaf in (x, kernel, dy))
         for one, expected in zip(found, jax.jit(partial(all_three, plain))(*wide), strict=True):
             off = jnp.linalg.norm((one.astype(jnp.float32) - expected).ravel())

@@ -98,7 +98,7 @@ def _in_the_middle(
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
     shape = preprocessing.transform(source[0]["image"]).shape
     platform = mesh.devices.flat[0].platform
-    options = compiler.options(platform, shape, training=False)
+    options = compiler.options(platform, shape, model.dtype, training=False)
     step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare), options)
     with eval_batches(
         source,

@@ -204,7 +204,8 @@ def predict(
     variables = jax.device_put(network.variables, whole)
     shape = network.preprocessing.transform(source[0]["image"]).shape
     pixels = batch_size * _area(shape)
-    options = compiler.options(mesh.devices.flat[0].platform, shape, training=False)
+    platform = mesh.devices.flat[0].platform
+    options = compiler.options(platform, shape, network.model.dtype, training=False)
     kind = jax.tree.leaves(network.variables)[0].dtype
     log_p = np.full((len(source), network.model.num_classes), -np.inf, kind)
     label = np.zeros(len(source), np.int32)

@@ -2,7 +2,8 @@
 
 Parameters and results are the same whichever way (tests/models/test_lowering.py); time and memory
 are not. The choice falls when a program is lowered, so that compiling ahead for another device is
-right too. docs/decisions.md says what was measured.
+right too (whether a CPU's is for oneDNN, when it is traced). docs/decisions.md says what was
+measured.
 """
 
 import math
@@ -195,10 +196,10 @@ def _convolution_by_onednn(
     minimal = chosen.forward == "winograd"
     if half or fewest < 128 or strided:
         chosen = chosen._replace(forward="conv")
-    if minimal and (half or fewest < 128):
+    if minimal and fewest < 128:
         chosen = chosen._replace(input_gradient="canonical")
-    if half and strided:
-        chosen = chosen._replace(input_gradient="phases")
+    if half:
+        chosen = chosen._replace(input_gradient="phases" if strided else "canonical")
     if half and (strided or fewest >= 128):
         chosen = chosen._replace(kernel_gradient="rows")
     return chosen

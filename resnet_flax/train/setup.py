@@ -96,7 +96,7 @@ def compile_programs(
     )
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
-    options = compiler.options(mesh.devices.flat[0].platform, image_shape)
+    options = compiler.options(mesh.devices.flat[0].platform, image_shape, model.dtype)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
     return Programs(
         model,

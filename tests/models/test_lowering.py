@@ -578,6 +578,7 @@ def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features
         (2, 512, 512, 1, "float32", ("taps", "taps", "taps")),
         (28, 128, 128, 1, "bfloat16", ("conv", "canonical", "rows")),
         (56, 64, 64, 1, "bfloat16", ("conv", "canonical", "winograd")),
+        (2, 512, 512, 1, "bfloat16", ("conv", "canonical", "rows")),
         (14, 256, 512, 2, "bfloat16", ("conv", "phases", "rows")),
         (32, 16, 16, 1, "bfloat16", ("conv", "canonical", "winograd")),
         (8, 16, 16, 1, "float32", ("conv", "canonical", "rows")),
