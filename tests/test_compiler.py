@@ -156,8 +156,10 @@ def _step(programs):
 
 @needs_onednn
 def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
+    # In bfloat16 where the processor multiplies it.
+    dtypes = [d for d in ("float32", "bfloat16") if compiler.options("cpu", CIFAR, d)]
     found = {}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         found[dtype], loss, program = _step(_programs(dtype))
         assert "__onednn$convolution" in program
         with monkeypatch.context() as patched:
@@ -170,8 +172,10 @@ def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
         expected = found["float32", "own"]
         return jnp.linalg.norm(found[name] - expected) / jnp.linalg.norm(expected)
 
+    assert "float32" in dtypes
     assert off("float32") < 1e-5
-    assert off("bfloat16") < 1.5 * off(("bfloat16", "own"))  # as far as rounding takes either
+    if "bfloat16" in dtypes:
+        assert off("bfloat16") < 1.5 * off(("bfloat16", "own"))  # as far as rounding takes either
 
 
 # Height, input and output channels, strides, kernel, groups, dilation.

@@ -189,8 +189,8 @@ def _convolution_by_onednn(
     if chosen.kernel_gradient == "canonical":
         # As a convolution its kernel would be as large as a map and its channels the batch: in
         # bfloat16, with two or four of them, oneDNN's result is wrong (JAX 0.12).
-        grouped = "widened" if half else "canonical"
-        chosen = chosen._replace(kernel_gradient="rows" if geometry.groups == 1 else grouped)
+        rather = "rows" if geometry.groups == 1 else "widened"  # the same in 32 bits
+        chosen = chosen._replace(kernel_gradient=rather)
     if not _dense(geometry):
         return chosen
     minimal = chosen.forward == "winograd"
