@@ -25,6 +25,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from programs import batch_shapes, config_of_network, programs_of
 from sides import IN_ONE, classes_of, image_shape
 
@@ -116,7 +117,10 @@ def compiled(arguments: argparse.Namespace) -> Any:
             {name: examples[name] for name in ("image", "label")},
             jax.ShapeDtypeStruct((IN_ONE, batch), np.int32),
         )
-    with lowering.forced(**dict(way.split("=") for way in arguments.way)):
+    # Pallas asks what GPU it writes for.
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
+    there = use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+    with there, lowering.forced(**dict(way.split("=") for way in arguments.way)):
         return step.lower(state, *operands).compile()
 
 

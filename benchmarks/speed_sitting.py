@@ -39,7 +39,7 @@ LEADS = (
 PLANS: dict[str, list[tuple[str, int, str, str]]] = {
     "gpu": [
         ("resnet50", 256, "train", COMPILED),
-        ("cifar_resnet20", 128, "resident", "ours"),
+        ("cifar_resnet20", 128, "resident", "ours,ours:behind_3x3=apart"),
         *(("resnet50", 256, "train", f"ours,ours:{lead}") for lead in LEADS),
         ("resnet50", 256, "infer", COMPILED),
         ("resnet18", 256, "train", COMPILED),

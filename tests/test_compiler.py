@@ -89,11 +89,14 @@ def test_where_the_user_has_all_by_onednn_convolutions_are_chosen_for_it(monkeyp
 
 def test_a_program_keeps_its_name_and_takes_arguments_by_name():
     def add(a, b):
-        assert compiler.traced_for_onednn()
+        assert compiler.traced_for_one_gpu()
+        assert not compiler.traced_for_onednn()
         return a + b
 
-    program = compiler.jit(partial(add, b=1), {"xla_cpu_enable_fast_math": False})
+    options = compiler.Options({"xla_cpu_enable_fast_math": False}, one_gpu=True)
+    program = compiler.jit(partial(add, b=1), options)
     assert program(a=1) == 2
+    assert not compiler.traced_for_one_gpu()
     assert "jit_add" in program.lower(1).as_text()
 
 
@@ -116,7 +119,7 @@ def test_nothing_is_said_where_programs_would_be_kept(tmp_path):
         "from resnet_flax import compiler\n"
         "options = compiler.options('cpu', (32, 32, 3), 'float32')\n"
         "x = jnp.ones((1024, 1024))\n"
-        "product = jax.jit(lambda x: x @ x, compiler_options=options)\n"
+        "product = jax.jit(lambda x: x @ x, compiler_options=options.flags)\n"
         "assert '__onednn' in product.lower(x).compile().as_text()\n"
         "print(float(product(x).sum()))\n"
     )

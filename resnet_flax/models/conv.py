@@ -72,39 +72,39 @@ def _backward(geometry, ways, residuals, dy):  # type: ignore[no-untyped-def]
 _conv2d.defvjp(_forward, _backward)
 
 
-class Pointwise(NamedTuple):
-    """A 1x1 convolution that is not computed yet, as the normalisation behind it may do without.
+class Pending(NamedTuple):
+    """A convolution that is left to the normalisation behind it, which may do without its output.
 
     Attributes:
       x: the input `[b, h, w, c]`.
-      kernel: `[1, 1, c, o]`.
-      strides: step between output positions.
+      kernel: `[kh, kw, c, o]`, which is to be of the type of `x`.
+      geometry: the rest.
     """
 
     x: Array
     kernel: Array
-    strides: Pair
+    geometry: Geometry
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of the output, `[b, h2, w2, o]`."""
-        b, h, w, _ = self.x.shape
-        return b, -(-h // self.strides[0]), -(-w // self.strides[1]), self.kernel.shape[3]
+        h, w = lowering.output_size(self.x.shape, self.kernel.shape, self.geometry)
+        return len(self.x), h, w, self.kernel.shape[3]
 
     @property
     def behind(self) -> Behind:
         """What decides how it is normalised."""
-        _, h, w, features = self.shape
-        return Behind(h * w, self.kernel.shape[2], features, self.x.dtype)
+        _, h, w, _ = self.shape
+        return Behind(h * w, self.kernel.shape, self.geometry, self.x.dtype)
 
     def computed(self) -> Float[Array, "b h2 w2 o"]:
         """The output."""
-        return conv2d(self.x, self.kernel, self.strides)
+        return conv2d(self.x, self.kernel.astype(self.x.dtype), *self.geometry)
 
 
-def computed(x: Array | Pointwise) -> Array:
+def computed(x: Array | Pending) -> Array:
     """A map, computed if it was not yet."""
-    return x.computed() if isinstance(x, Pointwise) else x
+    return x.computed() if isinstance(x, Pending) else x
 
 
 class Conv(nn.Module):
@@ -136,13 +136,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], pending: bool = False
-    ) -> Float[Array, "b h2 w2 features"] | Pointwise:
+    ) -> Float[Array, "b h2 w2 features"] | Pending:
         """The convolution of `x`, computed in `dtype`.
 
         Args:
           x: feature maps.
           pending: leave it to the normalisation behind it where that may do without the output:
-            then a `Pointwise` is returned.
+            then it is returned as `Pending`.
         """
         channels = x.shape[-1]
         if channels % self.groups or self.features % self.groups:
@@ -157,18 +157,17 @@ class Conv(nn.Module):
         ph, pw = (
             self.dilation * (k - 1) // 2 if self.padding is None else self.padding for k in (h, w)
         )
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = x.astype(self.dtype)
         geometry = Geometry(
             (self.strides, self.strides),
             ((ph, ph), (pw, pw)),
             (self.dilation, self.dilation),
             self.groups,
         )
-        if pending and not self.use_bias and lowering.is_pointwise(kernel.shape, geometry):
-            later = Pointwise(x, kernel, geometry.strides)
-            if later.behind.may_join():
-                return later
-        y = conv2d(x, kernel, *geometry)
+        later = Pending(x, kernel, geometry)
+        if pending and not self.use_bias and later.behind.may_join():
+            return later
+        y = later.computed()
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)

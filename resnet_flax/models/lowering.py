@@ -86,11 +86,14 @@ class Normalisation(NamedTuple):
         and ReLU closed, 'free' makes zero of it and 'guided' no number.
       behind_1x1: with a 1x1 convolution before it: 'apart' one after the other; 'joined' its
         statistics and gradients from the convolution's input, see `pointwise`.
+      behind_3x3: with a 3x3 convolution before it: 'apart'; 'kernels' by kernels of our own, which
+        compute the convolution too where it keeps size and channels, see `kernels`.
     """
 
     statistics: str = "two_pass"
     fusion: str = "free"
     behind_1x1: str = "apart"
+    behind_3x3: str = "apart"
 
 
 class Pooling(NamedTuple):
@@ -115,6 +118,7 @@ WAYS = {
     "statistics": ("two_pass", "one_pass"),
     "fusion": ("free", "guided"),
     "behind_1x1": ("apart", "joined"),
+    "behind_3x3": ("apart", "kernels"),
     "pooling": ("native", "separable", "indexed"),
 }
 
@@ -277,45 +281,79 @@ def normalisation(behind: "Behind | None" = None, groups: int = 1) -> ByDevice[N
     """How to normalise.
 
     Args:
-      behind: what 1x1 convolution, if any.
+      behind: what convolution, if any.
       groups: of examples that are normalised by themselves.
     """
     plain, on_gpu = Normalisation(), Normalisation("one_pass", "guided")
     if behind is not None and _joining_pays(behind):
         on_gpu = on_gpu._replace(behind_1x1="joined")
+    if behind is not None and _kernels_pay(behind):
+        on_gpu = on_gpu._replace(behind_3x3="kernels")
     chosen = ByDevice(plain, on_gpu, plain).map(_wanted)
-    if behind is None or groups > 1:
-        return chosen.map(lambda way: way._replace(behind_1x1="apart"))
+    if behind is None or groups > 1 or not behind.pointwise:
+        chosen = chosen.map(lambda way: way._replace(behind_1x1="apart"))
+    if behind is None or groups > 1 or not _kernels_apply(behind):
+        chosen = chosen.map(lambda way: way._replace(behind_3x3="apart"))
     return chosen
 
 
 class Behind(NamedTuple):
-    """A 1x1 convolution that a normalisation stands behind.
+    """A convolution that a normalisation stands behind.
 
     Attributes:
       positions: of its output, in one image.
-      channels: of its input.
-      features: of its output.
+      kernel: shape of its kernel, HWIO.
+      geometry: the rest.
       dtype: of the computation.
     """
 
     positions: int
-    channels: int
-    features: int
+    kernel: Sequence[int]
+    geometry: Geometry
     dtype: Any
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is a matrix product at (some of) the positions."""
+        return is_pointwise(self.kernel, self.geometry)
+
     def may_join(self) -> bool:
-        """Whether the two are 'joined' on some device."""
-        return normalisation(self).any(lambda way: way.behind_1x1 == "joined")
+        """Whether the two are one operation on some device."""
+        plain = Normalisation()
+        return normalisation(self).any(
+            lambda way: (way.behind_1x1, way.behind_3x3) != (plain.behind_1x1, plain.behind_3x3)
+        )
 
 
 def _joining_pays(behind: Behind) -> bool:
+    channels, features = behind.kernel[2:]
     return (
-        behind.features >= 4 * behind.channels
+        behind.pointwise
+        and features >= 4 * channels
         # Products of channels by channels by features must be few beside those of positions.
-        and 4 * behind.positions >= behind.channels
+        and 4 * behind.positions >= channels
         # A GPU rounds products of float32 to TF32, and the output's mean is not the rounded one's.
         and np.dtype(behind.dtype).itemsize == 2
+    )
+
+
+def _kernels_apply(behind: Behind) -> bool:
+    return (
+        tuple(behind.kernel[:2]) == (3, 3)
+        and behind.geometry.padding == ((1, 1), (1, 1))
+        and _dense(behind.geometry)
+        and behind.kernel[3] in (16, 32, 64)
+        and behind.positions % 64 == 0  # that programs have equal shares
+    )
+
+
+def _kernels_pay(behind: Behind) -> bool:
+    return (
+        compiler.traced_for_one_gpu()  # of several each would be sent the whole batch
+        and _kernels_apply(behind)
+        and behind.positions <= 32 * 32  # larger maps were not measured
+        and np.dtype(behind.dtype).name == "bfloat16"
+        and compiler.has_triton()
     )
 
 

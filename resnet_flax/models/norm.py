@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import lowering
-from resnet_flax.models.conv import Pointwise, computed
+from resnet_flax.models.conv import Pending, computed
+from resnet_flax.models.conv_norm import normalize_3x3
 from resnet_flax.models.normalize import How, finish, normalize, relu
 from resnet_flax.models.pointwise import normalize_pointwise
 
@@ -18,7 +19,7 @@ Dtype = Any
 
 def activated(
     norm: nn.Module,
-    x: Float[Array, "b h w c"] | Pointwise,
+    x: Float[Array, "b h w c"] | Pending,
     train: bool,
     residual: Array | None = None,
 ) -> Float[Array, "b h w c"]:
@@ -74,7 +75,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"] | Pointwise,
+        x: Float[Array, "b h w c"] | Pending,
         train: bool,
         activate: bool = False,
         residual: Array | None = None,
@@ -97,7 +98,8 @@ class BatchNorm(nn.Module):
                 f"a batch of {b} does not divide into {self.groups} groups for batch "
                 "normalisation; choose a multiple of the groups as the batch size"
             )
-        behind = x.behind if isinstance(x, Pointwise) else None
+        behind = x.behind if isinstance(x, Pending) else None
+        n = b // self.groups * h * w
         how = How(
             self.groups,
             self.epsilon,
@@ -105,17 +107,18 @@ class BatchNorm(nn.Module):
             self.dtype,
             self.param_dtype,
             lowering.normalisation(behind, self.groups),
+            self.momentum,
+            n / max(n - 1, 1) if self.unbiased else 1.0,
         )
-        about = lax.stop_gradient(running_mean.value)
-        function: Any = normalize if behind is None else normalize_pointwise
-        y, mean, var = function(how, x, scale, bias, residual, about)
+        running = lax.stop_gradient((running_mean.value, running_var.value))
+        if isinstance(x, Pending) and not x.behind.pointwise:
+            (y, _, _), moved = normalize_3x3(how, x, scale, bias, residual, running)
+        else:
+            function: Any = normalize if behind is None else normalize_pointwise
+            y, mean, var = function(how, x, scale, bias, residual, running[0])
+            moved = how.moved(mean, var, running)
         if not self.is_initializing():
-            n = b // self.groups * h * w
-            correction = n / max(n - 1, 1) if self.unbiased else 1.0
-            keep = self.momentum
-            for running, now in ((running_mean, mean), (running_var, var * correction)):
-                new = keep * running.value + (1 - keep) * now.mean(0)
-                running.value = lax.stop_gradient(new)
+            running_mean.value, running_var.value = moved
         return y
 
 
@@ -141,7 +144,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b h w c"] | Pointwise,
+        x: Float[Array, "b h w c"] | Pending,
         train: bool,
         activate: bool = False,
         residual: Array | None = None,

@@ -23,7 +23,18 @@ def relu(x: Array) -> Array:
 
 
 class How(NamedTuple):
-    """What of a training normalisation is no array."""
+    """What of a training normalisation is no array.
+
+    Attributes:
+      groups: of examples, normalised by themselves.
+      epsilon: added to the variance.
+      activate: ReLU behind it.
+      dtype: of the output.
+      param_dtype: of parameters and statistics.
+      ways: how it is computed.
+      keep: what a running statistic keeps of itself.
+      correction: that a variance is multiplied by before it is averaged.
+    """
 
     groups: int
     epsilon: float
@@ -31,6 +42,21 @@ class How(NamedTuple):
     dtype: Any
     param_dtype: Any
     ways: ByDevice[Normalisation]
+    keep: float = 0.9
+    correction: float = 1.0
+
+    def moved(self, mean: Array, var: Array, running: tuple[Array, Array]) -> tuple[Array, Array]:
+        """The running statistics after a batch.
+
+        Args:
+          mean: `[groups, c]`, of the batch.
+          var: the same.
+          running: means and variances before, `[c]`.
+        """
+        pairs = zip(running, (mean, var * self.correction), strict=True)
+        found = (self.keep * old + (1 - self.keep) * now.mean(0) for old, now in pairs)
+        moved_mean, moved_var = (lax.stop_gradient(new) for new in found)
+        return moved_mean, moved_var
 
     def cut(self, x: Array) -> Array:
         """`[groups, b / groups, h, w, c]`, in the type that is computed in."""

@@ -25,8 +25,8 @@ from jax import lax
 from jaxtyping import Array
 
 from resnet_flax.models import lowering
-from resnet_flax.models.conv import Pointwise, conv2d
-from resnet_flax.models.lowering import Pair
+from resnet_flax.models.conv import Pending, conv2d
+from resnet_flax.models.lowering import Geometry, Pair
 from resnet_flax.models.normalize import (
     How,
     barrier,
@@ -42,7 +42,7 @@ EXACT = lax.Precision.HIGHEST
 
 def normalize_pointwise(
     how: How,
-    conv: Pointwise,
+    conv: Pending,
     scale: Array,
     bias: Array,
     residual: Array | None,
@@ -51,7 +51,8 @@ def normalize_pointwise(
     """`normalize` of a convolution's output."""
     if not how.ways.any(lambda way: way.behind_1x1 == "joined"):
         return normalize(how, conv.computed(), scale, bias, residual, about)
-    return _normalize(how, conv.strides, conv.x, conv.kernel, scale, bias, residual, about)
+    kernel = conv.kernel.astype(conv.x.dtype)
+    return _normalize(how, conv.geometry.strides, conv.x, kernel, scale, bias, residual, about)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -129,7 +130,7 @@ def _apart_gradients(how, strides, way, residuals, cotangents):  # type: ignore[
 
 def _joined(how, strides, way, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
     del about
-    wide, shape = how.param_dtype, Pointwise(x, kernel, strides).shape
+    wide, shape = how.param_dtype, Pending(x, kernel, Geometry(strides)).shape
     x, kernel = _positions(x, strides), kernel[0, 0]
     n, w = len(x), kernel.astype(wide)
     total = x.astype(wide).sum(0)

@@ -294,8 +294,10 @@ class Stem(nn.Module):
         else:
             layers = ((self.features, 7, 2) if self.kind == "imagenet" else (self.features, 3, 1),)
         for i, (width, side, strides) in enumerate(layers, start=1):
-            x = self.conv(width, (side, side), strides=strides, name=f"conv{i}")(x)
-            if self.last_norm or i < len(layers):
+            normed = self.last_norm or i < len(layers)
+            conv = self.conv(width, (side, side), strides=strides, name=f"conv{i}")
+            x = conv(x, pending=train and normed)
+            if normed:
                 x = activated(self.norm(name=f"norm{i}"), x, train)
         return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil")
 

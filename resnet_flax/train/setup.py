@@ -96,7 +96,8 @@ def compile_programs(
     )
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
-    options = compiler.options(mesh.devices.flat[0].platform, image_shape, model.dtype)
+    devices = list(mesh.devices.flat)
+    options = compiler.options(devices[0].platform, image_shape, model.dtype, devices=devices)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
     return Programs(
         model,

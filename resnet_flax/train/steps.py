@@ -128,7 +128,7 @@ def statistics_step(
     fresh = model.clone(norm_momentum=0.0)  # which keeps nothing of what was before
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
     # In one pass a variance would be taken about these zeros, and lose digits far from them.
-    with lowering.forced(statistics="two_pass", behind_1x1="apart"):
+    with lowering.forced(statistics="two_pass", behind_1x1="apart", behind_3x3="apart"):
         _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
     return jax.tree.map(jnp.add, total, updated["batch_stats"])
 

@@ -14,7 +14,7 @@ from variables import drawn
 from resnet_flax import compiler
 from resnet_flax.errors import UserError
 from resnet_flax.models import create_model, lowering, winograd
-from resnet_flax.models.conv import Pointwise, conv2d
+from resnet_flax.models.conv import Pending, conv2d
 from resnet_flax.models.lowering import ByDevice, Geometry
 from resnet_flax.models.norm import BatchNorm
 from resnet_flax.models.normalize import How, normalize
@@ -218,7 +218,7 @@ def test_normalisation_behind_1x1(fusion, strides, relu, with_residual):
     residual = residual if with_residual else None
 
     def run(behind_1x1, x, kernel, scale, bias, residual):
-        pending = Pointwise(x, kernel, strides)
+        pending = Pending(x, kernel, Geometry(strides))
         way = lowering.Normalisation("two_pass", fusion, behind_1x1)
         others = way._replace(behind_1x1="joined" if behind_1x1 == "apart" else "apart")
         ways = ByDevice(way, others, others)  # so that no device's way is that of all
@@ -268,7 +268,7 @@ def test_gradients_behind_1x1_add_up_in_bfloat16():
 
         def run(x):
             with lowering.forced(behind_1x1=way):
-                pending = Pointwise(x, kernel.astype(dtype), (1, 1))
+                pending = Pending(x, kernel.astype(dtype), Geometry((1, 1)))
                 how = _how(False, pending)
                 return normalize_pointwise(how, pending, one, 0 * one, None, 0 * one)[0]
 
@@ -290,7 +290,7 @@ def test_second_derivatives_behind_1x1():
         def function(*operands):
             with lowering.forced(behind_1x1=way):
                 x, kernel, residual, scale, bias = operands
-                pending = Pointwise(x, kernel, (2, 2))
+                pending = Pending(x, kernel, Geometry((2, 2)))
                 how = _how(True, pending)
                 y, mean, var = normalize_pointwise(how, pending, scale, bias, residual, 0 * bias)
             return (y**3).sum() + (mean * var).sum()
@@ -314,7 +314,7 @@ def test_what_a_1x1_convolution_makes_is_not_kept():
             for kernel in kernels:
                 with lowering.forced(behind_1x1=way):
                     about = jnp.zeros(kernel.shape[-1])
-                    pending = Pointwise(x, kernel, (1, 1))
+                    pending = Pending(x, kernel, Geometry((1, 1)))
                     how = _how(True, pending)
                     y, _, _ = normalize_pointwise(how, pending, about + 1, about, None, about)
                 x = y[..., :5]
@@ -329,7 +329,7 @@ def test_what_a_1x1_convolution_makes_is_not_kept():
 
 def test_what_stands_behind_1x1_is_decided_by_device_and_shape():
     def joined(side, channels, features, groups=1, dtype=jnp.bfloat16):
-        behind = lowering.Behind(side**2, channels, features, dtype)
+        behind = lowering.Behind(side**2, (1, 1, channels, features), Geometry(), dtype)
         ways = lowering.normalisation(behind, groups)
         found = [way.behind_1x1 == "joined" for way in (ways.cpu, ways.gpu, ways.tpu)]
         assert groups > 1 or behind.may_join() == any(found)
@@ -589,7 +589,8 @@ def test_a_program_for_onednn_convolves_more(size, channels, features, strides, 
     x, kernel = (16, size, size, channels), (3, 3, channels, features)
     found = []
     traced = compiler.jit(
-        lambda: found.append(lowering.convolution(x, kernel, geometry, dtype)), {"any": True}
+        lambda: found.append(lowering.convolution(x, kernel, geometry, dtype)),
+        compiler.Options(dict(compiler.ONEDNN)),
     )
     traced.trace()
     assert found[0].cpu == ways
