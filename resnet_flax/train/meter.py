@@ -14,6 +14,8 @@ from resnet_flax.errors import UserError
 from resnet_flax.train.feed import Feed
 from resnet_flax.train.writers import Writers
 
+RATES = 1000  # learning rates that are computed at a time
+
 
 class Meter:
     """Reads steps' sums when the next ones are under way, so that the device never waits.
@@ -34,6 +36,7 @@ class Meter:
         self._sums = {"loss": 0.0, "errors": 0.0, "count": 0.0}
         self._clock: float | None = None
         self._images = self._waited = 0.0
+        self._rates: dict[int, float] = {}
 
     def add(self, step: int, n: int, sums: Any) -> None:
         """Takes the sums of `n` steps just dispatched from `step`; reads those of before."""
@@ -90,7 +93,7 @@ class Meter:
                 "error": self._sums["errors"] / count,
                 "grad_norm": sums["grad_norm"],
                 "param_norm": sums["param_norm"],
-                "learning_rate": float(self._schedule(step - 1)),
+                "learning_rate": self._learning_rate(step),
                 "images_per_second": round(speed, 1),
                 # Of the time, so much for batches: the devices may have been at work all the same.
                 "data_wait": round(min(waited, 1.0), 4),
@@ -99,6 +102,19 @@ class Meter:
             self._sums = dict.fromkeys(self._sums, 0.0)
         left = (self._steps - step) * sums["count"] / speed if speed else None
         self._writers.terminal.trained(step, record, left)
+
+    def _learning_rate(self, step: int) -> float:
+        """Of a step, looked up.
+
+        Computed there and then, it would wait on the device for the steps that are under way, and
+        the next would not follow them at once.
+        """
+        if step not in self._rates:
+            ahead = range(step, step + RATES * self._every, self._every)
+            steps = np.array([*(n for n in ahead if n < self._steps), self._steps])
+            rates = np.asarray(jax.vmap(self._schedule)(steps - 1))
+            self._rates = dict(zip(steps.tolist(), rates.tolist(), strict=True))
+        return self._rates[step]
 
 
 def diverged(step: int, figures: str) -> UserError:

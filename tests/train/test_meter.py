@@ -1,0 +1,54 @@
+"""Records of training on the host."""
+
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from resnet_flax.train.meter import RATES, Meter
+from resnet_flax.train.writers import Writers, read_metrics
+
+
+class NoFeed:
+    """Has waited for nothing."""
+
+    most, waited = 100, 0.0
+
+    def advance(self, state, step, n):
+        """Never asked."""
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        optax.constant_schedule(0.5),
+        optax.join_schedules(
+            [optax.constant_schedule(0.01), optax.piecewise_constant_schedule(0.1, {1000: 0.1})],
+            [400],
+        ),
+        optax.cosine_decay_schedule(0.1, 2 * RATES + 77),
+    ],
+)
+def test_learning_rates_are_computed_many_at_a_time(schedule, tmp_path):
+    """Each alone would wait on a GPU for the steps that were dispatched before it."""
+    calls, start, steps = [], 5, 2 * RATES + 77
+
+    def counted(step):
+        calls.append(1)
+        return schedule(step)
+
+    config = ml_collections.ConfigDict({"log": {"every": 1}, "steps": steps})
+    with Writers(tmp_path, start, steps, tensorboard=False, bar=False, silent=False) as writers:
+        meter = Meter(config, counted, writers, NoFeed())
+        for first in range(start, steps, NoFeed.most):
+            n = min(NoFeed.most, steps - first)
+            names = "loss", "errors", "count", "grad_norm", "param_norm"
+            meter.add(first, n, dict.fromkeys(names, np.ones(n)))
+        meter.read()
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [record["step"] for record in records] == list(range(start + 1, steps + 1))
+    expected = [float(schedule(record["step"] - 1)) for record in records]
+    found = [record["learning_rate"] for record in records]
+    np.testing.assert_allclose(found, expected, 1e-6, atol=1e-8)  # float32's rounding of 0.1
+    assert len(calls) == 3
