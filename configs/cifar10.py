@@ -5,10 +5,11 @@
 Variants, with the paper's test error in percent: resnet20 (8.75), resnet32 (7.51), resnet44
 (7.17), resnet56 (6.97), resnet110 (6.61 ± 0.16, n=5; best 6.43), resnet1202 (7.93), plain20,
 plain32, plain44, plain56 (in figure 6), plain110 (above 60). Each takes 64,000 steps of 128, 164
-epochs. Ours have not been trained to the end yet: README's table has what was.
+epochs. Of ours resnet20 was trained to the end, in bfloat16 (--config.model.dtype=bfloat16): 8.52.
 
-Hardware: one GPU or TPU chip; the images stay on it. Hours on one have not been measured. Two CPU
-cores train resnet20 at 310 images a second, which would be 7 hours; others in proportion to depth.
+Hardware: one GPU or TPU chip; the images stay on it. On one H200 that took resnet20 two and a half
+minutes with start and evaluations. Two CPU cores train it at 310 images a second, which would be 7
+hours; others in proportion to depth.
 
 `resnet20_quick` (any variant with `_quick`) is six epochs on a one-cycle schedule, for a machine
 without an accelerator: 20 minutes on two CPU cores, error of resnet20 15.00 ± 0.23 (n=2).

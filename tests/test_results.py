@@ -138,6 +138,35 @@ def test_speed_is_what_the_docs_say(monkeypatch):
         assert line in said
 
 
+def test_a_gpu_trains_as_fast_as_was_aimed_for():
+    rows = json.loads((ROOT / "results" / "train_step.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    gpu = [row for row in rows if "H200" in row["device"]]
+    newest = {(row["network"], row["what"]): row["sides"] for row in gpu}
+    resnet50 = newest["resnet50", "train"]
+    assert min(resnet50["torch_compile:default"]["ours_by_this"]) > 1.2
+    rate = statistics.median(resnet50["ours"]["images_per_second"])
+    assert rate > 7940  # MLPerf 4.0's, per GPU
+    assert f"| {rate:,.0f}; " in readme
+    rate = statistics.median(newest["cifar_resnet20", "resident"]["ours"]["images_per_second"])
+    seconds = 64_000 * 128 / rate
+    assert seconds < 60
+    assert f"{rate:,.0f}, so 64,000 steps in {seconds:.1f} s" in readme
+
+
+def test_what_was_run_of_table_6_is_in_the_readme():
+    runs = json.loads((ROOT / "results" / "table6.json").read_text())
+    (row,) = [row for row in TARGETS["table6"].rows if row.name == "ResNet-20"]
+    (run,) = of_row(runs, row)
+    assert run["changed"] == ["model.dtype=bfloat16"]
+    assert run["curve"]["test"][-1] == [64_000, run["error"]["top-1"]]
+    assert run["error"]["top-1"] < 9.5
+    assert (
+        f"| {run['error']['top-1']:.2f} % (852 of 10,000; seed 0, n = 1) |"
+        in (ROOT / "README.md").read_text()
+    )
+
+
 def test_a_start_from_the_cache_takes_seconds():
     seconds = json.loads((ROOT / "results" / "start.json").read_text())["seconds"]
     assert max(seconds["digits_warm"]) < 10
