@@ -233,6 +233,7 @@ def test_programs_of_one_hopper_gpu_know_it():
     assert not one_gpu(())
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_a_gpu_program_has_them_and_another_has_not():
     operands, running = _operands(2, 8, 16, 16, 1, True, jnp.bfloat16)
     singles = [leaf.astype(jnp.float32) for leaf in operands[1:4]]
