@@ -25,7 +25,7 @@ def normalize_3x3(
     running: Pair,
 ) -> tuple[tuple[Array, Array, Array], Pair]:
     """`normalize` of a convolution's output, and the running mean and variance after it."""
-    if not how.ways.any(lambda way: way.behind_3x3 == "kernels"):
+    if not conv.x.size or not how.ways.any(lambda way: way.behind_3x3 == "kernels"):
         found = normalize(how, conv.computed(), scale, bias, residual, running[0])
         return found, how.moved(*found[1:], running)
     return _normalize(how, conv.geometry, conv.x, conv.kernel, scale, bias, residual, running)

@@ -47,6 +47,7 @@ GRADIENTS = {16: Tile(64, 2, 4), 32: Tile(128, 2), 64: Tile(128, 8)}
 SUM = {16: Tile(512, 4), 32: Tile(256, 4), 64: Tile(128, 4)}
 APPLY = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 8)}
 MOST = 512  # programs that leave shares of a sum, where that is possible
+ADDED_UP = 8192  # elements of shares that a program holds at a time
 
 
 class Norm(NamedTuple):
@@ -467,9 +468,14 @@ def _at(start, rows, c):  # type: ignore[no-untyped-def]
 def _added_up(shares, c):  # type: ignore[no-untyped-def]
     """The sum of what programs found, `[programs * c]`."""
     programs = shares.shape[0] // c
-    some = 1 << (programs - 1).bit_length()
-    there = jnp.broadcast_to((_iota(some) < programs)[:, None], (some, c))
-    return triton.load(shares.at[_at(0, some, c)], mask=there, other=0).sum(0)
+    some = min(1 << (programs - 1).bit_length(), ADDED_UP // c)
+
+    def more(turn: Any, found: Array) -> Array:
+        there = jnp.broadcast_to((turn * some + _iota(some) < programs)[:, None], (some, c))
+        at = _at(turn * some, some, c)
+        return found + triton.load(shares.at[at], mask=there, other=0).sum(0)
+
+    return _times(-(-programs // some), more, jnp.zeros((c,), shares.dtype))
 
 
 def _put(ref, value, condition):  # type: ignore[no-untyped-def]

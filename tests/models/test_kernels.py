@@ -94,6 +94,7 @@ def test_programs_that_take_several_turns_and_shares_of_no_power_of_two(monkeypa
         monkeypatch.setattr(kernels, name, {16: kernels.Tile(64, 4)})
     for batch, most, programs in ((7, 512, 7), (16, 8, 8), (16, 5, 4)):
         monkeypatch.setattr(kernels, "MOST", most)
+        monkeypatch.setattr(kernels, "ADDED_UP", 16 * (8 if most == 512 else 2))
         assert kernels._cut(64 * batch, kernels.SUM[16])[1] == programs
         operands, running = _operands(batch, 8, 16, 16, 1, True)
         apart, ours = (
