@@ -113,13 +113,12 @@ def _convolution_gradients(geometry: Geometry, x: Array, kernel: Array, dz: Arra
 def _by_kernels(how, geometry, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
     from resnet_flax.models import kernels
 
-    norm, about = _norm(how), running[0]
     if _ours(geometry, kernel):
-        z, shares = kernels.convolve(x, kernel, about, how.param_dtype)
+        z, shares = kernels.convolve(x, kernel, running[0], how.param_dtype)
     else:
         z = _convolved(geometry, x, kernel)
-        shares = kernels.sums(z, about, how.param_dtype)
-    y, moments, moved = kernels.normalize(norm, z, shares, running, scale, bias, residual)
+        shares = kernels.sums(z, running[0], how.param_dtype)
+    y, moments, moved = kernels.normalize(how, z, shares, running, scale, bias, residual)
     return y, moments, z, moved
 
 
@@ -128,10 +127,10 @@ def _gradients_by_kernels(  # type: ignore[no-untyped-def]
 ):
     from resnet_flax.models import kernels
 
-    norm, masked = _norm(how), signs is not None
-    passed, sums, products = kernels.sum_gradients(norm, dy, z, moments, scale, bias, signs)
+    masked = signs is not None
+    passed, sums, products = kernels.sum_gradients(how, dy, z, moments, scale, bias, signs)
     dz, slopes = kernels.through_norm(
-        norm, passed, masked, z, sums, products, moments, scale, bias, dmoments
+        how, passed, masked, z, sums, products, moments, scale, bias, dmoments
     )
     if _ours(geometry, kernel):
         dx, dkernel = kernels.gradients(x, kernel, dz, how.param_dtype)
@@ -144,10 +143,3 @@ def _gradients_by_kernels(  # type: ignore[no-untyped-def]
 def _ours(geometry: Geometry, kernel: Array) -> bool:
     """Whether there is a kernel for the convolution too, as for most of a network's."""
     return geometry.strides == (1, 1) and kernel.shape[2] == kernel.shape[3]
-
-
-def _norm(how: How) -> Any:
-    from resnet_flax.models import kernels
-
-    types = how.dtype, how.param_dtype
-    return kernels.Norm(how.epsilon, how.activate, *types, how.keep, how.correction)

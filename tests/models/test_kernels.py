@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from variables import drawn
 
 from resnet_flax import compiler, create_model
-from resnet_flax.models import kernels, lowering
+from resnet_flax.models import kernel_parts, kernels, lowering
 from resnet_flax.models.conv import Pending
 from resnet_flax.models.conv_norm import normalize_3x3
 from resnet_flax.models.lowering import Behind, ByDevice, Geometry
@@ -91,11 +91,11 @@ def test_the_same_as_one_after_the_other(shape, relu, residual):
 def test_programs_that_take_several_turns_and_shares_of_no_power_of_two(monkeypatch):
     # 7 images of 8x8: 7 tiles of 64 positions; of 16 images' 16 tiles programs take 2 or 4.
     for name in ("CONVOLVE", "GRADIENTS", "SUM", "APPLY"):
-        monkeypatch.setattr(kernels, name, {16: kernels.Tile(64, 4)})
+        monkeypatch.setattr(kernels, name, {16: kernel_parts.Tile(64, 4)})
     for batch, most, programs in ((7, 512, 7), (16, 8, 8), (16, 5, 4)):
-        monkeypatch.setattr(kernels, "MOST", most)
-        monkeypatch.setattr(kernels, "ADDED_UP", 16 * (8 if most == 512 else 2))
-        assert kernels._cut(64 * batch, kernels.SUM[16])[1] == programs
+        monkeypatch.setattr(kernel_parts, "MOST", most)
+        monkeypatch.setattr(kernel_parts, "ADDED_UP", 16 * (8 if most == 512 else 2))
+        assert kernel_parts.cut(64 * batch, kernels.SUM[16])[1] == programs
         operands, running = _operands(batch, 8, 16, 16, 1, True)
         apart, ours = (
             _gradients(partial(_run, way, 1, True, running), *operands)
