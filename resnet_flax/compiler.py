@@ -56,7 +56,7 @@ def options(
     training: bool = True,
     devices: Sequence[Any] = (),
 ) -> Options | None:
-    """`compiler_options` for `jit`, for a program that is worth being compiled anew each time.
+    """What `jit` is told of a program beyond XLA's defaults.
 
     On a CPU convolutions and products by oneDNN, with which networks train by a tenth (ResNet-18)
     to two fifths (ResNet-20) faster; docs/decisions.md. JAX cannot keep such programs between runs,

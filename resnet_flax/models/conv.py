@@ -95,7 +95,8 @@ class Pending(NamedTuple):
     def behind(self) -> Behind:
         """What decides how it is normalised."""
         _, h, w, _ = self.shape
-        return Behind(h * w, self.kernel.shape, self.geometry, self.x.dtype)
+        types = self.x.dtype, len(self.x), self.kernel.dtype
+        return Behind(h * w, self.kernel.shape, self.geometry, *types)
 
     def computed(self) -> Float[Array, "b h2 w2 o"]:
         """The output."""

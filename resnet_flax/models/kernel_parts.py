@@ -152,7 +152,7 @@ def pair(ref, c):  # type: ignore[no-untyped-def]
 
 
 def put_pair(ref, first, second, condition):  # type: ignore[no-untyped-def]
-    """As `_put`, `[2 * c]`."""
+    """As `put`, `[2 * c]`."""
     at, there = iota(first.shape[0]), jnp.broadcast_to(condition, first.shape)
     triton.store(ref.at[at], first, mask=there)
     triton.store(ref.at[first.shape[0] + at], second, mask=there)

@@ -2,8 +2,8 @@
 
 Parameters and results are the same whichever way (tests/models/test_lowering.py); time and memory
 are not. The choice falls when a program is lowered, so that compiling ahead for another device is
-right too (whether a CPU's is for oneDNN, when it is traced). docs/decisions.md says what was
-measured.
+right too (whether a CPU's is for oneDNN and a GPU's for it alone, when it is traced).
+docs/decisions.md says what was measured.
 """
 
 import math
@@ -305,12 +305,16 @@ class Behind(NamedTuple):
       kernel: shape of its kernel, HWIO.
       geometry: the rest.
       dtype: of the computation.
+      batch: images.
+      parameters: their type.
     """
 
     positions: int
     kernel: Sequence[int]
     geometry: Geometry
     dtype: Any
+    batch: int = 1
+    parameters: Any = np.float32
 
     @property
     def pointwise(self) -> bool:
@@ -351,8 +355,12 @@ def _kernels_pay(behind: Behind) -> bool:
     return (
         compiler.traced_for_one_gpu()  # of several each would be sent the whole batch
         and _kernels_apply(behind)
-        and behind.positions <= 32 * 32  # larger maps were not measured
+        # 32x32 of 16 channels, 16x16 of 32, 8x8 of 64: others were not measured, and beyond that or
+        # this batch a program takes several turns, for which shared memory does not suffice.
+        and behind.positions * behind.kernel[3] ** 2 <= 2**18
+        and behind.batch <= 256
         and np.dtype(behind.dtype).name == "bfloat16"
+        and np.dtype(behind.parameters).name == "float32"
         and compiler.has_triton()
     )
 

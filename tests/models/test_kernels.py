@@ -203,6 +203,9 @@ def test_what_they_are_chosen_for(monkeypatch):
             _behind(features=128),
             _behind(dtype=jnp.float32),
             _behind(dtype=jnp.float16),
+            _behind()._replace(batch=257),  # does not compile: shared memory
+            _behind()._replace(parameters=jnp.bfloat16),
+            _behind(16, 64, 64),
             _behind(28),
             _behind(size=1),
             _behind(size=7),
