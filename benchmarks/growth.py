@@ -165,7 +165,8 @@ def main() -> int:
         work(*json.loads(arguments.point))
         return 0
 
-    from resnet_flax.provenance import provenance, read_json, write_json
+    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime.storage import read_json, write_json
 
     rows = read_json(arguments.out) or []
     for axis in arguments.axes.split(","):

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--hlo", type=Path, metavar="FILE")
     arguments = parser.parse_args()
 
-    from resnet_flax.provenance import write_json
+    from resnet_flax.runtime.storage import write_json
 
     about = surroundings()
     dtype = arguments.dtype or ("float32" if "cpu" in about["device"] else "bfloat16")

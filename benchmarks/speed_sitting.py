@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--figure", type=Path, metavar="FILE")
     arguments = parser.parse_args()
 
-    from resnet_flax.provenance import read_json, write_json
+    from resnet_flax.runtime.storage import read_json, write_json
 
     start = time.monotonic()
     about = surroundings()

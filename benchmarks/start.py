@@ -71,7 +71,8 @@ def main() -> None:
             cold.append(first_step(arguments.data_dir, cache))
             warm.append(first_step(arguments.data_dir, cache))
 
-    from resnet_flax.provenance import provenance, write_json
+    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime.storage import write_json
 
     seconds = {"resnet152_compiles": deep, "digits_cold": cold, "digits_warm": warm}
     rounded = {name: [round(value, 1) for value in values] for name, values in seconds.items()}

@@ -287,7 +287,7 @@ def main() -> int:
     if arguments.what == "resident" and any(not name.startswith("ours") for name in sides):
         parser.error("only ours has data that lies on the device; give --sides=ours")
 
-    from resnet_flax.provenance import read_json, write_json
+    from resnet_flax.runtime.storage import read_json, write_json
 
     about = surroundings()
     dtype = arguments.dtype or ("float32" if "cpu" in about["device"] else "bfloat16")

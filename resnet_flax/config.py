@@ -94,6 +94,18 @@ SCHEMA: dict[str, Key] = {
     "data.eval_split": Key("test", "split whose error is reported, or 'holdout'", None, True),
     "data.eval_batch_size": Key(0, "0 for batch_size", _NOT_NEGATIVE, True),
     "data.workers": Key(0, "reader processes; 0 reads in threads", _NOT_NEGATIVE, True),
+    "data.timeout": Key(
+        300.0,
+        "seconds to wait for a batch before the run is saved and ends; 0: no limit",
+        _NOT_NEGATIVE,
+        True,
+    ),
+    "data.accept_changes": Key(
+        False,
+        "continue a run though its images or classes are no longer those that it began with",
+        None,
+        True,
+    ),
     "data.crop": Key(
         "none",
         "from a photograph to a training image: none, jitter (the paper's) or random_resized",
@@ -345,8 +357,12 @@ def _check_data(flat: dict[str, Any]) -> None:
         )
 
 
-def conflicts(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> dict[str, tuple]:
+def conflicts(
+    config: ml_collections.ConfigDict, saved: dict[str, Any], besides: tuple[str, ...] = ()
+) -> dict[str, tuple]:
     """Keys that must not but do differ from a saved config: `{key: (saved, now)}`.
+
+    Those of `besides` may.
 
     A key that the saved config lacks, since it was written before the key existed, counts as
     its default.
@@ -355,7 +371,7 @@ def conflicts(config: ml_collections.ConfigDict, saved: dict[str, Any]) -> dict[
     return {
         key: (then.get(key, entry.default), now[key])
         for key, entry in SCHEMA.items()
-        if not entry.resume_safe and then.get(key, entry.default) != now[key]
+        if not entry.resume_safe and key not in besides and then.get(key, entry.default) != now[key]
     }
 
 

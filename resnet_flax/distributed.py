@@ -93,7 +93,7 @@ def _initialize(who: str, seconds: int, **settings: Any) -> None:
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
-    # Else JAX takes SIGTERM away from `train.interrupt`, which stops all at the same step.
+    # Else JAX takes SIGTERM away from `runtime.signals`, which stops all at the same step.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**settings, initialization_timeout=seconds + 60)
@@ -117,12 +117,19 @@ def wait() -> None:
         _gather(np.array(0))
 
 
-def check_same(values: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None:
+def check_same(
+    values: Mapping[str, Any],
+    besides: tuple[str, ...] = (),
+    what: str = "config",
+    compare: str = "what --print_config says",
+) -> None:
     """Raises UserError, in every process, where not all have the same values.
 
     Args:
       values: JSON.
       besides: keys that may differ.
+      what: the values are.
+      compare: what a user can compare to see how they differ.
     """
     if jax.process_count() == 1:
         return
@@ -133,8 +140,7 @@ def check_same(values: Mapping[str, Any], besides: tuple[str, ...] = ()) -> None
     if other:
         raise UserError(
             f"process {', '.join(map(str, other))} of {jax.process_count()} was started with "
-            "another config than process 0 (compare what --print_config says on each); start all "
-            "with the same"
+            f"another {what} than process 0 (compare {compare} on each); start all with the same"
         )
 
 

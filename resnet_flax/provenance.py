@@ -1,7 +1,6 @@
 """Where a measured number comes from, beside it in its file."""
 
 import importlib.metadata
-import json
 import platform
 import subprocess
 from pathlib import Path
@@ -44,19 +43,3 @@ def _git(*arguments: str) -> str:
     if ask("ls-files", "--error-unmatch", here.name) is None:
         return ""
     return ask(*arguments) or ""
-
-
-def write_json(path: Path, result: Any) -> None:
-    """Writes a result where people and tests read it; what was there is whole until it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    part.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """What was written; None where nothing is, or nothing that can be read."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -9,8 +9,9 @@ import ml_collections
 
 from resnet_flax.config import flatten, resolve
 from resnet_flax.provenance import provenance
-from resnet_flax.train.interrupt import Interruption
+from resnet_flax.runtime.signals import Interruption
 from resnet_flax.train.loop import Stopped, train
+from resnet_flax.train.outputs import claimed
 
 
 def sweep(
@@ -32,14 +33,15 @@ def sweep(
       they come from.
     """
     errors, losses = {}, {}
-    for seed in seeds:
-        one = config.copy_and_resolve_references()
-        one.seed = seed
-        result = train(one, workdir / f"seed{seed}", stop)
-        if stop is not None and stop.signal:  # too late for that run, not for the next
-            raise Stopped(f"stopped by {stop.signal.name} behind seed {seed}", stop.signal)
-        errors[str(seed)] = round(100 * result.error, 4)
-        losses[str(seed)] = round(result.loss, 6)
+    with claimed(workdir):
+        for seed in seeds:
+            one = config.copy_and_resolve_references()
+            one.seed = seed
+            result = train(one, workdir / f"seed{seed}", stop)
+            if stop is not None and stop.signal:  # too late for that run, not for the next
+                raise Stopped(f"stopped by {stop.signal.name} behind seed {seed}", stop.signal)
+            errors[str(seed)] = round(100 * result.error, 4)
+            losses[str(seed)] = round(result.loss, 6)
     values = list(errors.values())
     # Neither the seed, which differs, nor where the data lies on this machine.
     apart = ("seed", "data.data_dir")

@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 # their own. A module imports only what is of an inner row, or of its own row and package.
 LAYERS = (
     ("errors",),
-    ("compile_cache", "compiler", "distributed", "memory", "provenance"),
+    ("compile_cache", "compiler", "distributed", "memory", "provenance", "runtime"),
     (
         "config",
         "sharding",
@@ -23,7 +23,15 @@ LAYERS = (
         "train.optim",
         "train.state",
     ),
-    ("train.steps", "train.norms", "train.checkpoint", "train.interrupt", "train.writers"),
+    (
+        "train.steps",
+        "train.norms",
+        "train.checkpoint",
+        "train.checkpoint_files",
+        "train.digests",
+        "train.quiet",
+        "train.writers",
+    ),
     ("weights",),
     ("evaluation",),
     ("train",),

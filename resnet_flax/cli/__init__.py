@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from resnet_flax.errors import UserError, closest
+from resnet_flax.runtime.terminal import leave_quietly, say
 
 VERBS = {
     "data": "check or prepare a data set",
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # `| head` has seen enough
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        return _fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+        return fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
 
 
 def _run(arguments: list[str]) -> int:
@@ -91,7 +92,8 @@ def _run(arguments: list[str]) -> int:
     return status
 
 
-def _fail(message: str) -> int:
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+def fail(message: str) -> int:
+    """Says what was wrong; returns the exit status."""
+    say(f"error: {message}", sys.stderr)
+    leave_quietly()
     return 2

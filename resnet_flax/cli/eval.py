@@ -21,7 +21,8 @@ def main(argv: Sequence[str]) -> int:
     from resnet_flax.evaluation.labels import as_outputs
     from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
     from resnet_flax.evaluation.protocols import Network
-    from resnet_flax.provenance import provenance, write_json
+    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime.storage import write_json
     from resnet_flax.weights.loading import open_pretrained
 
     keep_compiled()

@@ -6,7 +6,7 @@ from typing import Any
 
 from resnet_flax.cli import Parser
 from resnet_flax.errors import UserError
-from resnet_flax.train.interrupt import Interruption
+from resnet_flax.runtime.signals import Interruption
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,7 +7,8 @@ from resnet_flax.cli import Parser
 from resnet_flax.cli.train import parse, stoppable
 from resnet_flax.config import config_name
 from resnet_flax.errors import UserError
-from resnet_flax.train.interrupt import Interruption
+from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,15 +24,15 @@ def main(argv: Sequence[str]) -> int:
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
     def run(stop: Interruption) -> None:
-        from resnet_flax.provenance import write_json
+        from resnet_flax.runtime.storage import write_json
         from resnet_flax.sweep import sweep
 
         result = sweep(config, seeds, workdir, stop)
         if arguments.out:
             write_json(Path(arguments.out), result)
-            print(f"result: {arguments.out}")
+            say(f"result: {arguments.out}")
         spread = "" if result["std"] is None else f" ± {result['std']:.2f}"
-        print(
+        say(
             f"{result['split']} error: {result['mean']:.2f}{spread} % "
             f"(n = {result['n']}, highest {result['max']:.2f})"
         )

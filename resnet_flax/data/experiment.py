@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from resnet_flax.data import augment
-from resnet_flax.data.sources import Source, hold_out, in_memory, open_source
+from resnet_flax.data.sources import Source, hold_out, open_source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 
 
@@ -25,8 +25,6 @@ def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
         eval_source = open_source(
             data.source, data.eval_split, data.data_dir, train_source.class_names
         )
-    if data.in_memory or data.resident:
-        train_source, eval_source = in_memory(train_source), in_memory(eval_source)
     return train_source, eval_source
 
 

@@ -2,17 +2,14 @@
 
 import contextlib
 import dataclasses
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 
 from resnet_flax.data.order import Order
+from resnet_flax.data.readers import reading
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
@@ -104,6 +101,8 @@ def train_batches(
     host: int = 0,
     hosts: int = 1,
     workers: int = 0,
+    timeout: float = 0.0,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Iterator[Batch]]:
     """This host's shares of the global batches `start`, `start + 1`, ... without end.
 
@@ -119,6 +118,8 @@ def train_batches(
       host: number of this host.
       hosts: number of all hosts.
       workers: reader processes; 0 reads in threads of this one.
+      timeout: see `readers.reading`.
+      interrupted: see `readers.reading`.
 
     Yields:
       An iterator over dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask`
@@ -132,7 +133,7 @@ def train_batches(
     shares = TrainShares(
         source, order, transform or TrainTransform(), batch_size, host, hosts, start
     )
-    with _reading(shares, workers) as batches:
+    with reading(shares, workers, timeout=timeout, interrupted=interrupted) as batches:
         yield batches
 
 
@@ -145,6 +146,8 @@ def eval_batches(
     host: int = 0,
     hosts: int = 1,
     workers: int = 0,
+    timeout: float = 0.0,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Iterator[Batch]]:
     """This host's shares of the global batches that hold every example once, in order.
 
@@ -155,13 +158,15 @@ def eval_batches(
       host: number of this host.
       hosts: number of all hosts.
       workers: reader processes; 0 reads in threads of this one.
+      timeout: see `readers.reading`.
+      interrupted: see `readers.reading`.
 
     Yields:
       An iterator over batches as `train_batches` yields; `mask` is false for what fills up the
       last one.
     """
     shares = EvalShares(source, transform or EvalTransform(), batch_size, host, hosts)
-    with _reading(shares, workers) as batches:
+    with reading(shares, workers, timeout=timeout, interrupted=interrupted) as batches:
         yield batches
 
 
@@ -179,34 +184,8 @@ def eval_examples(
     Yields:
       An iterator over dicts of the example's entries and its `index`.
     """
-    with _reading(Examples(source, transform), workers) as examples:
+    with reading(Examples(source, transform), workers) as examples:
         yield examples
-
-
-@contextlib.contextmanager
-def _reading(
-    shares: TrainShares | EvalShares | Examples, workers: int
-) -> Iterator[Iterator[Batch]]:
-    # An element is mostly a batch, so a few ahead are enough.
-    threads = 2 if workers else max(2, os.cpu_count() or 2)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    dataset = grain.MapDataset.source(shares).to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_interrupts
-        )
-    batches = iter(dataset)
-    try:
-        yield batches
-    finally:
-        batches.close()
-
-
-def _leave_interrupts(*_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the main one decides what to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _generator(seed: int, position: int) -> np.random.Generator:

@@ -42,6 +42,7 @@ class FolderSource:
     def __init__(self, directory: Path, class_names: tuple[str, ...]) -> None:
         self._directory, self.class_names = directory, class_names
         self._files: list[str] = []
+        sizes: list[int] = []
         labels: list[int] = []
         known = {name: label for label, name in enumerate(class_names)}
         for name in _directories(directory):
@@ -50,15 +51,17 @@ class FolderSource:
                     f"{directory / name} is a class that the training images lack"
                     f"{closest(name, known)}; remove it, or add it there"
                 )
-            files = list(_images(directory / name))
-            if not files:
+            images = list(_images(directory / name))
+            if not images:
                 raise UserError(
                     f"{directory / name} holds no image ({', '.join(IMAGES)}); add some, or "
                     "remove it"
                 )
-            self._files += [f"{name}/{file}" for file in files]
-            labels += [known[name]] * len(files)
+            self._files += [f"{name}/{file}" for file, _ in images]
+            sizes += [size for _, size in images]
+            labels += [known[name]] * len(images)
         self._labels = np.array(labels, np.int32)
+        self._sizes = np.array(sizes, np.int64)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -66,6 +69,11 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self._directory / self._files[index]
         return {"image": load(path, str(path), 3), "label": self._labels[index]}
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """`CLASS/NAME` and size in bytes of each image."""
+        return list(zip(self._files, self._sizes.tolist(), strict=True))
 
 
 class ArraySource:
@@ -116,14 +124,14 @@ class Share:
     """
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
-        self._source, self._indices = source, indices
+        self.source, self._indices = source, indices
         self.class_names = source.class_names
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._source[int(self._indices[index])]
+        return self.source[int(self._indices[index])]
 
 
 def hold_out(source: Source, share: float) -> tuple[Source, Source]:
@@ -208,31 +216,41 @@ def _open_folder(directory: Path, split: str, names: tuple[str, ...]) -> Source:
 
 
 def _directories(directory: Path) -> list[str]:
-    return [name for name in _entries(directory) if (directory / name).is_dir()]
+    return [entry.name for entry in _entries(directory) if entry.is_dir()]
 
 
-def _entries(directory: Path) -> list[str]:
-    """Names in a directory, in alphabetical order, without hidden ones."""
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    """What is in a directory, in alphabetical order, without what is hidden."""
     try:
-        names = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+        with os.scandir(directory) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{directory} cannot be read: {error.strerror}") from error
-    for name in names:
-        if not name.isprintable():  # bytes that are no UTF-8 as well, which nothing can write
+    entries = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in entries:
+        if not entry.name.isprintable():  # bytes that are no UTF-8 as well, which nothing can write
             raise UserError(
-                f"{directory} has a file or directory of the name {name!a}, which cannot be "
+                f"{directory} has a file or directory of the name {entry.name!a}, which cannot be "
                 "shown; rename it"
             )
-    return names
+    return entries
 
 
-def _images(directory: Path) -> Iterator[str]:
-    """Image files in a directory and those below it, relative to it, in alphabetical order."""
-    for name in _entries(directory):
-        if (directory / name).is_dir():
-            yield from (f"{name}/{file}" for file in _images(directory / name))
-        elif name.lower().endswith(IMAGES):
-            yield name
+def _images(directory: Path) -> Iterator[tuple[str, int]]:
+    """Image files in a directory and those below it, relative to it, in alphabetical order.
+
+    Yields:
+      The name and the size in bytes, 0 where that cannot be told, as of a broken link.
+    """
+    for entry in _entries(directory):
+        if entry.is_dir():
+            inner = _images(directory / entry.name)
+            yield from ((f"{entry.name}/{file}", size) for file, size in inner)
+        elif entry.name.lower().endswith(IMAGES):
+            try:
+                yield entry.name, entry.stat().st_size
+            except OSError:
+                yield entry.name, 0
 
 
 def splits_of(name: str, data_dir: str = "") -> tuple[str, ...]:

@@ -2,12 +2,16 @@
 
 import contextlib
 import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError, closest, first_line
+from resnet_flax.runtime.terminal import say
 
 # Data sets that this package can prepare by itself, from other packages' data.
 EMBEDDED = ("digits",)
@@ -31,10 +35,13 @@ class TfdsSource:
         channels: int,
         labels: tuple[str, str] = ("label", ""),
         labelled: int | None = None,
+        version: Mapping[str, Any] | None = None,
     ) -> None:
         self._name, self._split, self._channels = name, split, channels
         self._label, self._accepted = labels
         self.class_names, self.labelled = class_names, labelled
+        # What identifies the data, see `fingerprint.take`.
+        self.version = dict(version or {})
 
     def __len__(self) -> int:
         return len(self._split)
@@ -94,12 +101,29 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
             features["image"].shape[-1],
             labels[:2],
             labels[2].get(split) if labels[1] else len(examples),
+            _version(builder, split),
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(
             f"{name} has no split {split!r}, or none with examples "
             f"(it has {', '.join(builder.info.splits)})"
         ) from error
+
+
+def _version(builder: Any, split: str) -> dict[str, Any]:
+    """What identifies the data of a split: the set's name and version, and its files.
+
+    Their names and sizes stand for checksums, of which a prepared set has none.
+    """
+    files: dict[str, int] = {}
+    for name, info in builder.info.splits.items():
+        if name in re.findall(r"\w+", split) or split == "all":
+            files |= {Path(file).name: Path(file).stat().st_size for file in info.filepaths}
+    config = builder.builder_config.name if builder.builder_config else ""
+    return {
+        "set": "/".join(filter(None, (builder.name, config, str(builder.version)))),
+        "files": files,
+    }
 
 
 def _builder(dataset: str, data_dir: str) -> Any:
@@ -155,7 +179,7 @@ def prepare(dataset: str, data_dir: str = "") -> str:
     import resnet_flax.data.digits  # noqa: F401  registers the builder
 
     builder = _builder(dataset, data_dir)
-    print(f"preparing {dataset} in {builder.data_dir}", flush=True)
+    say(f"preparing {dataset} in {builder.data_dir}")
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # "Unknown size (download: Unknown ..."

@@ -249,12 +249,13 @@ def load(file: Any, name: str, channels: int) -> Image.Image:
       UserError: it is truncated or no image.
     """
     try:
-        image: Image.Image = Image.open(file)
-        if image.mode.startswith("I;16"):  # to 8 bits; Pillow's own conversion clips
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise ValueError(f"numbers of mode {image.mode}, not grey levels of 8 or 16 bits")
-        return image.convert("L" if channels == 1 else "RGB")
+        image: Image.Image
+        with Image.open(file) as image:
+            if image.mode.startswith("I;16"):  # to 8 bits; Pillow's own conversion clips
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode in ("I", "F"):
+                raise ValueError(f"numbers of mode {image.mode}, not grey levels of 8 or 16 bits")
+            return image.convert("L" if channels == 1 else "RGB")
     except OSError as error:
         if error.errno:  # of the file system, not of what is in the file
             raise UserError(f"{name} cannot be read: {error.strerror}") from error

@@ -14,7 +14,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import configured_model
 from resnet_flax.models.summary import native_size, summarize
 from resnet_flax.paper.targets import Target
-from resnet_flax.provenance import read_json
+from resnet_flax.runtime.storage import read_json
 
 # Floating-point operations a second that a device sustains in training. Measured is the CPU's:
 # 250 images of 32 x 32 a second through ResNet-20 on two cores.

@@ -17,8 +17,10 @@ from resnet_flax.evaluation.protocols import Network
 from resnet_flax.paper.planning import Training
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.targets import Row, Target
-from resnet_flax.provenance import provenance, read_json, write_json
-from resnet_flax.train.interrupt import Interruption
+from resnet_flax.provenance import provenance
+from resnet_flax.runtime import terminal
+from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.storage import read_json, write_json
 from resnet_flax.train.loop import Stopped
 from resnet_flax.train.loop import train as train_network
 from resnet_flax.train.writers import read_metrics
@@ -34,7 +36,7 @@ def run(
     changed: Sequence[str] = (),
     data_dir: str = "",
     batch_size: int = 100,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = terminal.say,
 ) -> None:
     """Trains and evaluates what is missing, and writes what is there after each.
 

@@ -18,8 +18,20 @@ from resnet_flax.train.state import TrainState
 
 
 @contextmanager
-def open_feed(run: Run, config: ml_collections.ConfigDict, start: int) -> Iterator["Feed"]:
-    """What takes the steps of a run, from the step `start`."""
+def open_feed(
+    run: Run,
+    config: ml_collections.ConfigDict,
+    start: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator["Feed"]:
+    """What takes the steps of a run, from the step `start`.
+
+    Args:
+      run: what `config` was made into.
+      config: see there.
+      start: the first step.
+      interrupted: asked while waiting for a batch, see `readers.reading`.
+    """
     data = config.data
     if data.resident:
         order = Order(len(run.train_source), config.seed, data.repeats)
@@ -38,6 +50,8 @@ def open_feed(run: Run, config: ml_collections.ConfigDict, start: int) -> Iterat
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=data.workers,
+        timeout=data.timeout,
+        interrupted=interrupted,
     ) as batches:
         yield Streaming(run.programs.train_step, batches, run.mesh)
 
@@ -49,10 +63,12 @@ class Feed(Protocol):
     Attributes:
       most: steps that it can take at a time.
       waited: seconds that it has waited for batches from the host so far.
+      error: why this process, one of several, hands in shares of batches that do not count.
     """
 
     most: int
     waited: float
+    error: Exception | None
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
         """Takes `n` steps from `step`; returns the state after them and the sums of each."""
@@ -69,13 +85,30 @@ class Streaming:
     ) -> None:
         self._train_step, self._batches, self._mesh = train_step, batches, mesh
         self.waited = 0.0
+        self.error: Exception | None = None
+        self._newest: Batch | None = None
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
         """See `Feed`; the batches come in the order of steps."""
         began = time.monotonic()
-        batch = next(self._batches)
+        batch = self._next()
         self.waited += time.monotonic() - began
         return self._train_step(state, sharding.put_batch(batch, self._mesh))
+
+    def _next(self) -> Batch:
+        if jax.process_count() == 1:
+            return next(self._batches)
+        # The others wait for this process's share, see `steps.unless_incomplete`.
+        if self.error is None:
+            try:
+                self._newest = next(self._batches)
+                return self._newest
+            except Exception as error:
+                if self._newest is None:
+                    raise
+                self.error = error
+        assert self._newest is not None
+        return {**self._newest, "mask": np.zeros_like(self._newest["mask"])}
 
 
 class Resident:
@@ -101,6 +134,7 @@ class Resident:
     ) -> None:
         self.most = most
         self.waited = 0.0
+        self.error: Exception | None = None
         self._steps, self._order, self._mesh = steps, order, mesh
         self._batch_size = batch_size
         self._data = sharding.put_whole({"image": source.images, "label": source.labels}, mesh)

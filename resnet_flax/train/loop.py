@@ -1,6 +1,7 @@
 """The training loop: read this to learn what a run does."""
 
-import json
+import contextlib
+import dataclasses
 import math
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,18 +12,19 @@ import jax
 import ml_collections
 
 from resnet_flax import distributed
-from resnet_flax.config import conflicts, flatten, resolve
+from resnet_flax.config import flatten, resolve
 from resnet_flax.data.pipeline import eval_batches
+from resnet_flax.data.readers import WaitInterrupted
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
-from resnet_flax.provenance import provenance, read_json, write_json
+from resnet_flax.runtime.signals import Interruption
 from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.curves import draw_curves
-from resnet_flax.train.feed import open_feed
-from resnet_flax.train.interrupt import Interruption
-from resnet_flax.train.meter import Meter, diverged
+from resnet_flax.train.feed import Feed, open_feed
+from resnet_flax.train.meter import DivergedError, IncompleteError, Meter
+from resnet_flax.train.outputs import claimed, note_session, report
 from resnet_flax.train.recompute import recompute_statistics
+from resnet_flax.train.resume import restore_or_init
 from resnet_flax.train.setup import Run, build
 from resnet_flax.train.state import TrainState
 from resnet_flax.train.writers import Record, Writers
@@ -43,6 +45,48 @@ class Stopped(Exception):  # noqa: N818  no error
         self.signal = signal
 
 
+@dataclasses.dataclass
+class Position:
+    """Where a run is.
+
+    Attributes:
+      state: after `step` steps.
+      step: see there.
+      saved: the step of the newest checkpoint that is, or is being, written.
+      averaged: whether `eval.recompute_bn` is done, or not asked for.
+    """
+
+    state: TrainState
+    step: int
+    saved: int
+    averaged: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What the loop works with, from its first step to its last.
+
+    Attributes:
+      run: what the config was made into.
+      config: see `resnet_flax.config`.
+      workdir: of the run.
+      checkpoints: saves.
+      writers: of records and to the terminal.
+      feed: takes the steps.
+      meter: reads what they gave.
+      stop: hears signals.
+    """
+
+    run: Run
+    config: ml_collections.ConfigDict
+    workdir: Path
+    checkpoints: Checkpoints
+    writers: Writers
+    feed: Feed
+    meter: Meter
+    stop: Interruption
+
+
 def train(
     config: ml_collections.ConfigDict, workdir: str | Path, stop: Interruption | None = None
 ) -> Result:
@@ -50,8 +94,9 @@ def train(
 
     Args:
       config: an experiment, see `resnet_flax.config`.
-      workdir: made where it is not there. Gets checkpoints/, metrics.jsonl, tensorboard/,
-        config.json, sittings.json, curves.png and, at the end, result.json.
+      workdir: made where it is not there; one run at a time can be in it. Gets checkpoints/,
+        metrics.jsonl, tensorboard/, config.json, sittings.json, curves.png and, at the end,
+        result.json.
       stop: a context already entered, for who wants signals of before this call heard too.
 
     Returns:
@@ -59,68 +104,146 @@ def train(
 
     Raises:
       UserError: the config, the data, the workdir or the devices do not fit, the disk is full,
-        or the loss is not finite.
-      Stopped: SIGTERM or SIGINT came; the state is saved.
+        an image cannot be read, or the loss is not finite. What was trained is saved, unless it is
+        that which is not finite.
+      Stopped: a signal came (`runtime.signals`); the state is saved.
     """
     config, workdir = resolve(config), Path(workdir)
     with ExitStack() as stack:
         stop = stack.enter_context(Interruption()) if stop is None else stop
         run = build(config)
-        distributed.check_same(flatten(config), besides=("data.data_dir", "log.progress"))
-        if distributed.is_first():
-            _prepare_workdir(workdir)
-        distributed.wait()
+        besides = ("data.data_dir", "data.source", "log.progress")
+        distributed.check_same(flatten(config), besides)
+        distributed.check_same(run.about["data"], what="data set", compare="its files")
+        stack.enter_context(claimed(workdir))
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         )
-        state, start, notes = _restore_or_init(run, config, checkpoints, workdir)
-        log = config.log
+        begin = restore_or_init(run, config, checkpoints, workdir)
         writers = stack.enter_context(
             Writers(
                 workdir,
-                start,
+                begin.step,
                 config.steps,
-                tensorboard=log.tensorboard,
-                bar=log.progress,
+                tensorboard=config.log.tensorboard,
+                bar=config.log.progress,
                 silent=not distributed.is_first(),
             )
         )
-        for note in [_introduction(run, config, state), *run.notes, *notes]:
+        for note in [_introduction(run, config, begin.state), *run.notes, *begin.notes]:
             writers.terminal.say(note)
         if distributed.is_first():
-            _note_sitting(workdir, start, config.steps)
-        feed = stack.enter_context(open_feed(run, config, start))
+            note_session(workdir, begin.step, config.steps, begin.changes)
+        feed = stack.enter_context(open_feed(run, config, begin.step, _asked(stop)))
         meter = Meter(config, run.programs.schedule, writers, feed)
-        result, saved = None, start  # step 0 is made anew faster than it is read
-        step = before = start
-        while True:
-            checkpoints.poll()
-            # Evaluate, save, next batch, step, log: always in this order, so that a run that
-            # goes on from a checkpoint does what the uninterrupted one does after saving it.
-            last = step == config.steps
-            if last and step != saved and config.eval.recompute_bn:
-                state = recompute_statistics(run, config, state)
-            if last or _due(step, config.eval.every):
-                with meter.paused():
-                    result = _evaluate(run, config, state, step, writers, stop)
-            signal = _agreed(stop, before, step)
-            if step != saved and (last or signal or _due(step, config.checkpoint.every)):
-                with meter.paused():  # which raises where the state is not finite
-                    checkpoints.save(step, state, run.about)
-                saved = step
-            if signal and not (last and result):
-                checkpoints.wait()
-                raise Stopped(_how_to_go_on(signal.name, step, workdir), signal)
-            if last:
-                break
-            n = min(feed.most, _until_due(step, config))
-            state, sums = feed.advance(state, step, n)
-            meter.add(step, n, sums)
-            before, step = step, step + n
-    assert result is not None
+        session = Session(run, config, workdir, checkpoints, writers, feed, meter, stop)
+        # Step 0 is made again faster than it is read.
+        at = Position(begin.state, begin.step, begin.step, begin.averaged)
+        try:
+            result = _loop(session, at)
+        except Exception as error:
+            raise _saved_on_the_way_out(session, at, error) from error
     if distributed.is_first():
-        _report(config, workdir, result, trained=start < config.steps)
+        new = begin.step < config.steps or bool(begin.changes)
+        title = f"{_network(config)} on {config.data.source}"
+        report(config, title, workdir, result, new=new)
     return result
+
+
+def _loop(session: Session, at: Position) -> Result:
+    """Takes the steps that are left.
+
+    Always in this order: save, evaluate, next batch, step, log. So a run that goes on from a
+    checkpoint does what the uninterrupted one does after saving it; nothing that was trained waits
+    for an evaluation, which may fail; and an evaluation that was broken off is made again.
+    """
+    run, config, checkpoints, stop = session.run, session.config, session.checkpoints, session.stop
+    before = at.step
+    known = session.writers.has(_record_name(config), at.step)
+    evaluated = at.step if distributed.largest(int(known)) else None
+    while True:
+        checkpoints.poll()
+        last = at.step == config.steps
+        signal = _agreed(stop, before, at.step)
+        try:
+            if last and not at.averaged and not signal:
+                at.state = recompute_statistics(run, config, at.state, _asked(stop))
+                at.averaged, at.saved = True, -1
+            if last or signal or _due(at.step, config.checkpoint.every):
+                _save(session, at)
+            if signal:
+                checkpoints.wait()
+                raise Stopped(_how_to_go_on(signal.name, at.step, session.workdir), signal)
+            if last or (_due(at.step, config.eval.every) and evaluated != at.step):
+                with session.meter.paused():
+                    result = _evaluate(session, at)
+                evaluated = at.step
+            if last:
+                return result
+            n = min(session.feed.most, _until_due(at.step, config))
+            at.state, sums = session.feed.advance(at.state, at.step, n)
+            before, at.step = at.step, at.step + n
+            session.meter.add(before, n, sums)
+        except WaitInterrupted:
+            continue  # a signal came while we waited for data: save and stop
+
+
+def _save(session: Session, at: Position) -> None:
+    """Saves the state where that is not done; raises DivergedError where it is not finite."""
+    if at.step == at.saved:
+        return
+    with session.meter.paused():
+        # The records first: after a power failure none may be missing of before the checkpoint.
+        session.writers.sync()
+        about = {**session.run.about, "averaged": at.averaged}
+        session.checkpoints.save(at.step, at.state, about)
+    at.saved = at.step
+
+
+def _saved_on_the_way_out(session: Session, at: Position, error: Exception) -> Exception:
+    """What to raise where the loop raised `error`: it, and where that which was trained is.
+
+    An image that cannot be read, a reader that was killed, a full disk, a fault of this program:
+    the state of the steps so far is as good as before.
+    """
+    if isinstance(error, IncompleteError):  # in all processes, at the same step
+        at.step = error.step
+        session.meter.forget()
+        error = session.feed.error or UserError(
+            f"another process could not read its share of the batch of step {at.step + 1} and says "
+            "why"
+        )
+    elif isinstance(error, Stopped | DivergedError) or jax.process_count() > 1:
+        return error
+    elif isinstance(error, OSError):
+        name = error.filename or f"a file in {session.workdir}"
+        error = UserError(f"{name} cannot be used: {error.strerror or error}")
+    try:
+        _save_whatever_happened(session, at)
+    except DivergedError:
+        return error
+    except UserError as failed:
+        return UserError(f"{error}; besides, {failed}")
+    if at.saved <= 0:
+        return error
+    where = f"step {at.saved} is saved in {session.workdir}, the same command goes on from there"
+    if isinstance(error, UserError):
+        return UserError(f"{error} ({where})")
+    error.add_note(where)
+    return error
+
+
+def _save_whatever_happened(session: Session, at: Position) -> None:
+    """Saves the state, though records may not be writable or a step may have broken off."""
+    with contextlib.suppress(OSError):
+        session.meter.read()
+        session.writers.sync()
+    lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(at.state))
+    if at.step != at.saved and not lost:
+        about = {**session.run.about, "averaged": at.averaged}
+        session.checkpoints.save(at.step, at.state, about)
+        at.saved = at.step
+    session.checkpoints.wait()
 
 
 def _introduction(run: Run, config: ml_collections.ConfigDict, state: TrainState) -> str:
@@ -140,6 +263,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
+def _asked(stop: Interruption) -> Any:
+    """Whether to stop waiting for data; never one of several processes alone."""
+    return lambda: stop.signal is not None and jax.process_count() == 1
+
+
 def _agreed(stop: Interruption, before: int, step: int) -> Signals | None:
     """The signal to follow: all processes at the same step, so every now and then."""
     if jax.process_count() == 1:
@@ -156,65 +284,19 @@ def _until_due(step: int, config: ml_collections.ConfigDict) -> int:
     return min([config.steps - step, *(n - step % n for n in every)])
 
 
-def _prepare_workdir(workdir: Path) -> None:
-    """Finds out now, not after hours, that the workdir cannot be written."""
-    try:
-        for directory in (workdir, workdir / "checkpoints"):
-            directory.mkdir(parents=True, exist_ok=True)
-            probe = directory / ".writable"
-            probe.write_text("yes")
-            probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the workdir {workdir}: {error.strerror} ({error.filename}); give "
-            "one that can be written as --workdir"
-        ) from error
+def _record_name(config: ml_collections.ConfigDict) -> str:
+    """What records of evaluations are of: those of training are of "train"."""
+    split = config.data.eval_split
+    return "train (evaluated)" if split == "train" else split
 
 
-def _restore_or_init(
-    run: Run, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
-) -> tuple[TrainState, int, list[str]]:
-    """The state to start from, its step, and what the user should know about it."""
+def _evaluate(session: Session, at: Position) -> Result:
+    """Evaluates and records the result.
 
-    def accept(meta: dict[str, Any]) -> None:
-        different = conflicts(config, meta["config"])
-        if different:
-            listed = ", ".join(f"{k} is {b!r} but was {a!r}" for k, (a, b) in different.items())
-            raise UserError(
-                f"{workdir} holds a run of another config: {listed}; "
-                "give another --workdir, or the config that the run began with"
-            )
-        if meta["step"] > config.steps:
-            raise UserError(
-                f"{workdir} holds a run of {meta['step']} steps, more than steps={config.steps}; "
-                "give another --workdir, or as many steps"
-            )
-
-    target = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(run.programs.init, config.seed),
-        run.programs.shardings,
-    )
-    restored = checkpoints.restore_newest(target, accept)
-    if distributed.is_first():
-        (workdir / "config.json").write_text(json.dumps(flatten(config), indent=2) + "\n")
-    if restored is None:
-        return run.programs.init(config.seed), 0, []
-    state, meta, notes = restored
-    step = meta["step"]
-    word = "is finished" if step == config.steps else "goes on"
-    return state, step, [*notes, f"{workdir} {word} at step {step} of {config.steps}"]
-
-
-def _evaluate(
-    run: Run,
-    config: ml_collections.ConfigDict,
-    state: TrainState,
-    step: int,
-    writers: Writers,
-    stop: Interruption,
-) -> Result | None:
-    """Evaluates and records the result; None where a signal came before the end."""
+    Raises:
+      WaitInterrupted: a signal came before the end.
+    """
+    run, config, writers = session.run, session.config, session.writers
     source, size = run.eval_source, config.data.eval_batch_size or config.batch_size
     number = -(-len(source) // size)
     with eval_batches(
@@ -224,10 +306,12 @@ def _evaluate(
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=config.data.workers,
+        timeout=config.data.timeout,
+        interrupted=_asked(session.stop),
     ) as batches:
         progress = evaluate(
             run.programs.eval_step,
-            state.variables,
+            at.state.variables,
             batches,
             run.mesh,
             source,
@@ -236,64 +320,30 @@ def _evaluate(
         for done, result in enumerate(progress, start=1):
             if result is None:
                 writers.terminal.evaluating(done, number)
-                if stop.signal and jax.process_count() == 1:
-                    return None
+                if _asked(session.stop)():
+                    raise WaitInterrupted
     assert result is not None
     if not math.isfinite(result.loss):
-        raise diverged(step, f"evaluation loss {result.loss}")
-    split = config.data.eval_split
-    # The records of training are of "train".
-    name = "train (evaluated)" if split == "train" else split
+        raise UserError(
+            f"the evaluation at step {at.step} gave a loss of {result.loss}, though training's is "
+            "finite: the running statistics of batch normalisation are of no use; begin again in "
+            "another --workdir with a lower optim.learning_rate or a longer optim.warmup_steps, or "
+            "train on without evaluations by --config.eval.every=0"
+        )
     record: Record = {
-        "split": name,
-        "step": step,
+        "split": _record_name(config),
+        "step": at.step,
         "loss": result.loss,
         "error": result.error,
         "top5_error": result.top5_error,
         "count": result.count,
     }
-    if not writers.has(name, step):  # as it is when the run was finished
+    if not writers.has(record["split"], at.step):  # as it is when the run was finished
         writers.write(record)
-    writers.terminal.evaluated(step, record)
+    writers.terminal.evaluated(at.step, record)
     return result
 
 
 def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
     saved = f"which is saved in {workdir}" if step else "before the first"
     return f"stopped by {signal} at step {step}, {saved}; run the same command again to go on"
-
-
-def _note_sitting(workdir: Path, start: int, steps: int) -> None:
-    """Notes with what this part of the run is trained, before anything of that can change."""
-    path = workdir / "sittings.json"
-    if start < steps:
-        before = read_json(path) if start else None
-        write_json(path, [*(before or []), {"from_step": start, **provenance()}])
-
-
-def _report(
-    config: ml_collections.ConfigDict, workdir: Path, result: Result, *, trained: bool
-) -> None:
-    finished = {
-        "split": config.data.eval_split,
-        "step": config.steps,
-        "errors": result.errors,
-        "count": result.count,
-        "top5_error": result.top5_error,
-        "loss": result.loss,
-    }
-    path = workdir / "result.json"
-    known = read_json(path) or {}
-    # What a finished run left says with which commit and device it was trained: that stays, though
-    # an evaluation elsewhere may differ by a rounding.
-    if trained or any(known.get(key) != finished[key] for key in ("split", "step", "count")):
-        sittings = read_json(workdir / "sittings.json") or [provenance()]
-        about = {key: value for key, value in sittings[-1].items() if key != "from_step"}
-        earlier = {"sittings": sittings} if len(sittings) > 1 else {}
-        write_json(path, {**finished, **about, **earlier, "config": flatten(config)})
-    curves = workdir / "curves.png"
-    draw_curves(workdir / "metrics.jsonl", curves, f"{_network(config)} on {config.data.source}")
-    print(f"curves: {curves}")
-    print(f"checkpoints: {workdir / 'checkpoints'}")
-    error = f"{config.data.eval_split} error: {100 * result.error:.2f} %"
-    print(f"{error} ({result.errors} of {result.count}, loss {result.loss:.4f})", flush=True)

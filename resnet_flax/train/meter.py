@@ -14,6 +14,23 @@ from resnet_flax.errors import UserError
 from resnet_flax.train.feed import Feed
 from resnet_flax.train.writers import Writers
 
+
+class DivergedError(UserError):
+    """Loss, gradients, parameters or running statistics are not finite."""
+
+
+class IncompleteError(Exception):
+    """A process, of several, could not read its share of a batch.
+
+    Attributes:
+      step: the state is that after so many steps, see `steps.unless_incomplete`.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"no whole batch for step {step + 1}")
+        self.step = step
+
+
 RATES = 1000  # learning rates that are computed at a time
 
 
@@ -31,6 +48,7 @@ class Meter:
         self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers, feed: Feed
     ) -> None:
         self._every, self._steps = config.log.every, config.steps
+        self._batch_size = config.batch_size
         self._schedule, self._writers, self._feed = schedule, writers, feed
         self._pending: tuple[int, int, Any] | None = None
         self._sums = {"loss": 0.0, "errors": 0.0, "count": 0.0}
@@ -48,11 +66,16 @@ class Meter:
         """Waits for the newest steps and reads their sums; records follow where they are due.
 
         Raises:
-          UserError: loss, gradients or parameters are not finite.
+          DivergedError: loss, gradients, parameters or running statistics are not finite.
+          IncompleteError: see there.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._take(*pending)
+
+    def forget(self) -> None:
+        """Leaves unread what was not read yet."""
+        self._pending = None
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -78,6 +101,8 @@ class Meter:
             self._step(start + i + 1, row, self._images / elapsed, waited)
 
     def _step(self, step: int, sums: dict[str, float], speed: float, waited: float) -> None:
+        if sums["count"] < self._batch_size:
+            raise IncompleteError(step - 1)
         if not all(map(math.isfinite, sums.values())):
             norms = ", ".join(f"{name} {sums[name]:.4g}" for name in sums if name.endswith("norm"))
             raise diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
@@ -117,9 +142,9 @@ class Meter:
         return self._rates[step]
 
 
-def diverged(step: int, figures: str) -> UserError:
+def diverged(step: int, figures: str) -> DivergedError:
     """What is said where a step gave something that is not finite."""
-    return UserError(
+    return DivergedError(
         f"training diverged at step {step} ({figures}); no checkpoint holds that step or a later "
         "one; start anew in another --workdir with a lower optim.learning_rate or a longer "
         "optim.warmup_steps"

@@ -1,6 +1,7 @@
 """Batch normalisation's statistics after the last step."""
 
 import dataclasses
+from collections.abc import Callable
 from itertools import islice
 
 import jax
@@ -15,11 +16,20 @@ from resnet_flax.train.state import TrainState
 
 
 def recompute_statistics(
-    run: Run, config: ml_collections.ConfigDict, state: TrainState
+    run: Run,
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """The state with batch normalisation's statistics as a strict average over training batches.
 
     Of the batches that would come next. He et al. evaluate so: the notes of their released models.
+
+    Args:
+      run: what `config` was made into.
+      config: see there.
+      state: after the last step.
+      interrupted: asked while waiting for a batch, see `readers.reading`.
     """
     number = config.eval.recompute_bn
     total = jax.tree.map(jnp.zeros_like, state.batch_stats)
@@ -33,6 +43,8 @@ def recompute_statistics(
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=config.data.workers,
+        timeout=config.data.timeout,
+        interrupted=interrupted,
     ) as batches:
         for i, batch in enumerate(islice(batches, number)):
             step = np.int32(config.steps + i)

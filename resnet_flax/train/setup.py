@@ -10,9 +10,10 @@ import numpy as np
 
 from resnet_flax import compiler, sharding
 from resnet_flax.config import flatten
-from resnet_flax.data import statistics
+from resnet_flax.data import fingerprint, statistics
+from resnet_flax.data.check import check_examples
 from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
-from resnet_flax.data.sources import Source
+from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet, configured_model
@@ -27,6 +28,7 @@ from resnet_flax.train.steps import (
     eval_step,
     statistics_step,
     train_step,
+    unless_incomplete,
 )
 
 
@@ -94,6 +96,8 @@ def compile_programs(
         gather=sharding.gather(shardings.params, mesh),
         norm=norm_over(mesh),
     )
+    if jax.process_count() > 1:
+        train = partial(unless_incomplete, train=train)
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
     devices = list(mesh.devices.flat)
@@ -122,6 +126,7 @@ class Run(NamedTuple):
       eval_transform: of an image, on the host.
       programs: on the devices.
       about: what checkpoints carry beside the state.
+      files: of a folder, names and sizes of the images of "train" and "eval".
       notes: what the user should know about the config.
     """
 
@@ -132,6 +137,7 @@ class Run(NamedTuple):
     eval_transform: EvalTransform
     programs: Programs
     about: dict[str, Any]
+    files: dict[str, fingerprint.Files]
     notes: list[str]
 
 
@@ -144,10 +150,15 @@ def build(config: ml_collections.ConfigDict) -> Run:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batches(config, mesh.size)
     data = config.data
-    train_source, eval_source = open_splits(data)
+    opened = dict(zip(("train", "eval"), open_splits(data), strict=True))
+    if not len(opened["train"]):
+        raise UserError(f"the split {data.train_split!r} of {data.source} has no example")
     train_transform, eval_transform = make_transforms(data)
-    image_shape = eval_transform(train_source[0]["image"]).shape
+    image_shape = eval_transform(opened["train"][0]["image"]).shape
     _check_channels(config, image_shape[-1])
+    _check_evaluation(config, opened["eval"], eval_transform, image_shape)
+    keep = data.in_memory or data.resident
+    train_source, eval_source = (in_memory(one) if keep else one for one in opened.values())
     if data.resident and config.batch_size > len(train_source):
         raise UserError(
             f"batch_size={config.batch_size} is more than the {len(train_source)} training examples"
@@ -161,6 +172,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     about = {
         "config": flatten(config),
         "class_names": list(train_source.class_names),
+        "data": {name: fingerprint.take(source) for name, source in opened.items()},
         "preprocessing": {
             "image_shape": list(image_shape),
             "mean": list(data.mean),
@@ -177,6 +189,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
         eval_transform,
         programs,
         about,
+        {name: fingerprint.listing(source) for name, source in opened.items()},
         _notes(config, programs.model),
     )
 
@@ -218,6 +231,24 @@ def _check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
                 f"{name} {size} does not divide over {devices} devices; it must be a multiple "
                 f"of {devices}, such as {max(1, round(size / devices)) * devices}"
             )
+
+
+def _check_evaluation(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    transform: EvalTransform,
+    image_shape: tuple[int, ...],
+) -> None:
+    """Raises UserError where an evaluation would fail, which may be hours from now."""
+    split = config.data.eval_split
+    check_examples(source, transform, split)
+    shape = transform(source[0]["image"]).shape
+    whole = 3 if config.data.pixel_mean else 1
+    if shape[-whole:] != image_shape[-whole:]:
+        raise UserError(
+            f"the images of the split {split!r} are of {list(shape)} (height, width, channels), "
+            f"those of {config.data.train_split!r} of {list(image_shape)}; give a split that fits"
+        )
 
 
 def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:

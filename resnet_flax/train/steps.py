@@ -103,6 +103,24 @@ def train_step(
     return new_state, sums
 
 
+def unless_incomplete(
+    state: TrainState, batch: Batch, *, train: Callable[..., tuple[TrainState, Sums]]
+) -> tuple[TrainState, Sums]:
+    """A training step that changes nothing where an example does not count.
+
+    Of several processes one may fail to read its share of a batch. It then hands in a share whose
+    `mask` is false; all learn so from the sum `count`, and can save the state before that step.
+
+    Args:
+      state: before the step.
+      batch: see `train_step`.
+      train: `train_step`, its keywords bound.
+    """
+    new, sums = train(state, batch)
+    complete = batch["mask"].all()
+    return jax.tree.map(partial(jnp.where, complete), new, state), sums
+
+
 def _added(function: Callable[..., Any], batch: Any, parts: int, run: int) -> Any:
     """The sum of a function's values on parts of a batch, one part at a time."""
 

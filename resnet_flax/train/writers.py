@@ -3,8 +3,12 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
+
+from resnet_flax.runtime import storage
+from resnet_flax.runtime.terminal import Unfailing
 
 Record = dict[str, Any]
 
@@ -23,9 +27,7 @@ class MetricsFile:
     def __init__(self, path: Path, start: int) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= start]
         self._written = {(record["split"], record["step"]) for record in kept}
-        scratch = path.with_suffix(".new")
-        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(scratch, path)
+        storage.write(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", buffering=1)  # a line at a time: survives a kill
 
     def has(self, split: str, step: int) -> bool:
@@ -36,6 +38,53 @@ class MetricsFile:
         """Appends a record, which has `split` and `step`."""
         self._written.add((record["split"], record["step"]))
         self._file.write(json.dumps(record) + "\n")
+
+    def sync(self) -> None:
+        """Returns when what was written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class EventFile:
+    """TensorBoard's form of the same records.
+
+    Each is in the file when `write` returns: tensorboardX's `SummaryWriter` has a thread write
+    them, which a process that is killed takes along.
+
+    Args:
+      directory: made where it is not there; gets one file more.
+      start: the step that the run goes on from: TensorBoard drops what is of later ones.
+    """
+
+    def __init__(self, directory: Path, start: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        storage.make_directory(directory)
+        self._directory, self._event = directory, Event
+        self._file = EventsWriter(str(directory / "events"))
+        begun = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(wall_time=time.time(), step=start + 1, session_log=begun))
+        self._file.flush()
+
+    def write(self, record: Record) -> None:
+        """Appends the numbers of a record."""
+        from tensorboardX.summary import scalar
+
+        for name, value in record.items():
+            if name not in ("split", "step"):
+                summary = scalar(f"{record['split']}/{name}", value)
+                event = self._event(wall_time=time.time(), step=record["step"], summary=summary)
+                self._file.write_event(event)
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when what was written is on the disk."""
+        storage.sync_tree(self._directory)
 
     def close(self) -> None:
         """Closes the file."""
@@ -64,14 +113,23 @@ class Terminal:
       total: steps of the run.
       start: the step it goes on from.
       bar: whether a bar is wanted.
-      file: written to.
+      file: written to; where it cannot be, that is noted once in `log` and the run goes on.
+      log: see there.
     """
 
-    def __init__(self, total: int, start: int, bar: bool, file: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        bar: bool,
+        file: TextIO | None = None,
+        log: Path | None = None,
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._file = sys.stdout if file is None else file
+        output: Any = Unfailing(sys.stdout if file is None else file, log)
+        self._file: TextIO = output
         self._total = total
         self._progress: Progress | None = None
         if bar and self._file.isatty():
@@ -160,25 +218,24 @@ class Writers:
         bar: bool,
         silent: bool = False,
     ) -> None:
-        self._metrics = None if silent else MetricsFile(workdir / "metrics.jsonl", start)
-        self._events = None
+        self._files: list[MetricsFile | EventFile] = []
+        self._metrics: MetricsFile | None = None
         self._nowhere = open(os.devnull, "w") if silent else None  # noqa: SIM115  closed on exit
+        if not silent:
+            self._metrics = MetricsFile(workdir / "metrics.jsonl", start)
+            self._files.append(self._metrics)
         if tensorboard and not silent:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        self.terminal = Terminal(total, start, bar, self._nowhere)
+            self._files.append(EventFile(workdir / "tensorboard", start))
+        self.terminal = Terminal(total, start, bar, self._nowhere, workdir / "terminal.log")
 
     def __enter__(self) -> "Writers":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.terminal.close()
-        for file in (self._metrics, self._nowhere):
+        for file in (*self._files, self._nowhere):
             if file is not None:
                 file.close()
-        if self._events is not None:
-            self._events.close()
 
     def has(self, split: str, step: int) -> bool:
         """Whether there is a record of this split and step already."""
@@ -186,10 +243,10 @@ class Writers:
 
     def write(self, record: Record) -> None:
         """To metrics.jsonl and TensorBoard."""
-        if self._metrics is not None:
-            self._metrics.write(record)
-        if self._events is not None:
-            for name, value in record.items():
-                if name not in ("split", "step"):
-                    self._events.add_scalar(f"{record['split']}/{name}", value, record["step"])
-            self._events.flush()
+        for file in self._files:
+            file.write(record)
+
+    def sync(self) -> None:
+        """Returns when all records so far are on the disk."""
+        for file in self._files:
+            file.sync()

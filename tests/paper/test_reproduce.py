@@ -29,7 +29,7 @@ from resnet_flax.paper.planning import trainings
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.table import summary, table
 from resnet_flax.paper.targets import TARGETS, Row, Target
-from resnet_flax.train.interrupt import Interruption
+from resnet_flax.runtime.signals import Interruption
 from resnet_flax.weights.loading import open_pretrained
 
 SHORT = (

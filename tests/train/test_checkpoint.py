@@ -15,15 +15,10 @@ import pytest
 
 from resnet_flax import create_model, sharding
 from resnet_flax.errors import UserError
-from resnet_flax.train import checkpoint
-from resnet_flax.train.checkpoint import (
-    SUMS,
-    Checkpoints,
-    DamagedError,
-    digests,
-    read_meta,
-    read_state,
-)
+from resnet_flax.train import quiet
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.checkpoint_files import SUMS, DamagedError, read_meta, read_state
+from resnet_flax.train.digests import digests
 from resnet_flax.train.state import init_state
 
 ABOUT = {"config": {"steps": 3}, "class_names": ["a", "b"], "preprocessing": {}}
@@ -91,8 +86,23 @@ def test_nothing_saved_nothing_restored(tmp_path, target):
     assert not (tmp_path / "checkpoints").exists()
 
 
+# Orbax's own notes, written when the files' digests are: nobody reads them.
+NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, None])
+def test_orbax_s_notes_may_be_lost(saved, state, target, content):
+    for file in [step / name for step in saved.iterdir() for name in NOTES]:
+        file.unlink() if content is None else file.write_bytes(content)
+    assert _restore(saved, target)[1]["step"] == 3
+    with Checkpoints(saved, keep=2) as checkpoints:
+        checkpoints.save(4, state, ABOUT)
+    assert Checkpoints(saved, keep=2).steps() == [4, 3]
+    assert _restore(saved, target)[2] == []
+
+
 def test_any_flipped_byte_is_found_and_named(saved, target):
-    files = [file for file in (saved / "3").rglob("*") if file.is_file()]
+    files = [f for f in (saved / "3").rglob("*") if f.is_file() and f.name not in NOTES]
     sizes = [file.stat().st_size for file in files]
     rng = random.Random(0)
     for n in range(120):
@@ -165,7 +175,7 @@ def test_what_is_refused_is_left_alone(saved, target):
 
 
 def test_a_format_from_the_future_is_refused(saved, target, monkeypatch):
-    monkeypatch.setattr("resnet_flax.train.checkpoint.FORMAT", 0)
+    monkeypatch.setattr("resnet_flax.train.checkpoint_files.FORMAT", 0)
     with pytest.raises(UserError, match="is of format 1, this version of resnet_flax reads up to"):
         _restore(saved, target)
 
@@ -237,7 +247,7 @@ def async_serialize_from_host():  # its name in Orbax
 def test_parts_of_a_failed_save_that_never_began_say_nothing():
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("default")
-        checkpoint._silence_stores()
+        quiet.silence_stores()
         async_serialize_from_host()
         gc.collect()
     assert [str(warning.message) for warning in heard] == []

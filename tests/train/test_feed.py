@@ -17,7 +17,7 @@ from resnet_flax.data.experiment import Prepare
 from resnet_flax.data.order import Order
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sources import ArraySource
-from resnet_flax.train.checkpoint import read_meta
+from resnet_flax.train.checkpoint_files import read_meta
 from resnet_flax.train.feed import Resident, Streaming
 from resnet_flax.train.loop import train
 from resnet_flax.train.optim import make_optimizer

@@ -23,8 +23,9 @@ from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.models.conv import conv2d
-from resnet_flax.train.checkpoint import SUMS, Checkpoints, read_meta, read_state
-from resnet_flax.train.interrupt import Interruption
+from resnet_flax.runtime.signals import Interruption
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.checkpoint_files import SUMS, read_meta, read_state
 from resnet_flax.train.loop import Stopped, train
 from resnet_flax.train.setup import build
 from resnet_flax.train.writers import read_metrics
@@ -292,16 +293,16 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, r
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-def test_an_evaluation_that_is_not_finite_is_divergence(config, tmp_path, monkeypatch):
+def test_an_evaluation_that_is_not_finite_ends_the_run_after_saving(config, tmp_path, monkeypatch):
     # Running statistics can be useless where the batch's are not.
     monkeypatch.setattr(
         "resnet_flax.train.loop.evaluate",
         lambda *_: iter([Result(360, 0.9, 0.5, float("nan"), 0.1, (360,), (324,))]),
     )
-    with pytest.raises(UserError, match=r"diverged at step 4 \(evaluation loss nan"):
+    with pytest.raises(UserError, match=r"evaluation at step 4 gave a loss of nan, .*is saved in"):
         train(config, tmp_path / "run")
     assert _records(tmp_path / "run", "test") == set()
-    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps() == []
+    assert Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps() == [4]
 
 
 def test_a_signal_before_the_first_step_is_heard(config, tmp_path):

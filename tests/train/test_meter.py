@@ -12,7 +12,7 @@ from resnet_flax.train.writers import Writers, read_metrics
 class NoFeed:
     """Has waited for nothing."""
 
-    most, waited = 100, 0.0
+    most, waited, error = 100, 0.0, None
 
     def advance(self, state, step, n):
         """Never asked."""
@@ -38,7 +38,7 @@ def test_learning_rates_are_computed_many_at_a_time(schedule, tmp_path):
         calls.append(1)
         return schedule(step)
 
-    config = ml_collections.ConfigDict({"log": {"every": 1}, "steps": steps})
+    config = ml_collections.ConfigDict({"log": {"every": 1}, "steps": steps, "batch_size": 1})
     with Writers(tmp_path, start, steps, tensorboard=False, bar=False, silent=False) as writers:
         meter = Meter(config, counted, writers, NoFeed())
         for first in range(start, steps, NoFeed.most):

@@ -1,0 +1,162 @@
+"""What a data set is, wherever it lies: taken when a run begins, compared when it goes on."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_flax.data.sources import FolderSource, Share, Source
+from resnet_flax.data.tfds_source import TfdsSource
+from resnet_flax.runtime import storage
+
+Files = dict[str, int]
+# Of each kind of difference so many are named.
+NAMED = 3
+
+
+def take(source: Source) -> dict[str, Any]:
+    """The fingerprint of a source, as a checkpoint holds it.
+
+    Of a folder the names and sizes of its images, of a TFDS set its version and the names and
+    sizes of its files. Neither the place nor the time of a file is part of it, nor what is in the
+    images: one that is exchanged for another of as many bytes is not noticed.
+
+    Args:
+      source: as `open_source` opened it, or a part of such a one.
+
+    Returns:
+      JSON: `kind`, `count` of examples, `class_names`; of a folder `classes`, the count of images
+      and a digest for each class; of a TFDS set `set` and `files`.
+    """
+    while isinstance(source, Share):
+        source = source.source
+    names = list(source.class_names)
+    found: dict[str, Any] = {"count": len(source), "class_names": names}
+    if isinstance(source, FolderSource):
+        return {"kind": "folder", **found, "classes": _classes(source.files)}
+    if isinstance(source, TfdsSource):
+        return {"kind": "tfds", **found, **source.version}
+    return {"kind": type(source).__name__, **found}
+
+
+def _classes(files: Sequence[tuple[str, int]]) -> dict[str, list[Any]]:
+    """For each class its number of images and a digest of their names and sizes."""
+    counts: dict[str, int] = {}
+    hashes: dict[str, Any] = {}
+    for file, size in files:
+        name, _, image = file.partition("/")
+        counts[name] = counts.get(name, 0) + 1
+        hashes.setdefault(name, hashlib.sha256()).update(f"{image}\0{size}\n".encode())
+    return {name: [counts[name], digest.hexdigest()[:16]] for name, digest in hashes.items()}
+
+
+def listing(source: Source) -> Files:
+    """Names and sizes of a folder's images; empty for other sources."""
+    while isinstance(source, Share):
+        source = source.source
+    return dict(source.files) if isinstance(source, FolderSource) else {}
+
+
+def write_listings(path: Path, listings: dict[str, Files]) -> None:
+    """Writes the listings of splits, from which `differences` names images."""
+    storage.write(path, gzip.compress(json.dumps(listings).encode(), mtime=0))
+
+
+def read_listings(path: Path) -> dict[str, Files]:
+    """What `write_listings` wrote; empty where that is not there, or damaged."""
+    try:
+        found = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, ValueError, EOFError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def differences(
+    before: dict[str, Any], now: dict[str, Any], listed: Files, files: Files
+) -> list[str]:
+    """What differs between two fingerprints, each in a few words; empty where they are the same.
+
+    Args:
+      before: as a checkpoint holds it.
+      now: as `take` takes it.
+      listed: the images of then, where they are known.
+      files: the images of now.
+
+    Returns:
+      At most a few dozen words a kind of difference: classes, then files, then counts.
+    """
+    if before == now:
+        return []
+    if before.get("kind") != now["kind"]:
+        return [f"it is of kind {now['kind']} and was of kind {before.get('kind')}"]
+    found, both = _class_differences(before, now)
+    if before.get("set") != now.get("set"):
+        found.append(f"it is {now.get('set')} and was {before.get('set')}")
+    if now["kind"] == "tfds":
+        found += _file_differences(before.get("files", {}), now["files"])
+    elif now["kind"] == "folder":
+        changed = [c for c in both if before["classes"].get(c) != now["classes"].get(c)]
+        # A listing of another moment than the checkpoint's says nothing of it.
+        if changed and listed and _classes(list(listed.items())) == before["classes"]:
+            found += _file_differences(_of(changed, listed), _of(changed, files))
+        else:
+            found += [
+                _count_difference(name, before["classes"], now["classes"]) for name in changed
+            ]
+    if before["count"] != now["count"]:
+        found.append(f"there are {now['count']:,} examples and were {before['count']:,}")
+    return found or ["its fingerprint is another"]
+
+
+def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between the classes, and those that are the same."""
+    then, names = before["class_names"], now["class_names"]
+    gone = [name for name in then if name not in names]
+    new = [name for name in names if name not in then]
+    found = []
+    for name in list(gone):
+        same = before.get("classes", {}).get(name)
+        called = [other for other in new if same and now["classes"].get(other) == same]
+        if called:
+            found.append(f"class {name} is called {called[0]} now")
+            gone.remove(name)
+            new.remove(called[0])
+    found += [f"class{_es(gone)} {_list(gone)} went"] if gone else []
+    found += [f"class{_es(new)} {_list(new)} came"] if new else []
+    if not found and then != names:
+        found.append("its classes are in another order")
+    return found, [name for name in names if name in then]
+
+
+def _file_differences(before: Files, now: Files) -> list[str]:
+    gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
+    other = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    kinds = ((gone, "went"), (new, "came"), (other, "changed"))
+    return [
+        f"{len(names)} file{_s(names)} {what}: {_list(names)}" for names, what in kinds if names
+    ]
+
+
+def _count_difference(name: str, before: dict[str, list[Any]], now: dict[str, list[Any]]) -> str:
+    then, there = before.get(name, [0])[0], now.get(name, [0])[0]
+    if then == there:
+        return f"images of class {name} have other names or sizes"
+    return f"class {name} has {there:,} image{_s(range(there))} and had {then:,}"
+
+
+def _of(classes: Sequence[str], files: Files) -> Files:
+    return {name: size for name, size in files.items() if name.partition("/")[0] in classes}
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + ", ..." * (len(names) > NAMED)
+
+
+def _s(things: Any) -> str:
+    return "s" * (len(things) != 1)
+
+
+def _es(things: Any) -> str:
+    return "es" * (len(things) != 1)

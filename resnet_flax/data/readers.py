@@ -1,0 +1,208 @@
+"""Readers of batches: a thread of ours over Grain's threads or processes.
+
+Grain itself waits for ever, for a reader that is frozen as for a disk that hangs, and its
+processes end by the signals that a terminal or SLURM sends to all of a job. Here the loop waits in
+the main thread, which hears signals and counts the seconds.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from typing import Any
+
+import grain
+from absl import flags
+
+from resnet_flax.errors import UserError
+from resnet_flax.runtime.signals import SIGNALS
+
+# Seconds that readers get to end by themselves, and between two looks at them while waiting.
+GRACE, LOOK = 5.0, 0.1
+# How Grain calls its processes.
+_NAME = "grain-process-prefetch"
+# Threads that were left in a read that does not end.
+_stuck: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+class WaitInterrupted(Exception):  # noqa: N818  no error
+    """Whoever waited for a batch was asked to stop."""
+
+
+@contextlib.contextmanager
+def reading(
+    examples: Any,
+    workers: int,
+    *,
+    timeout: float = 0.0,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Iterator[Iterator[Any]]:
+    """The elements of a sequence in order, read ahead.
+
+    Args:
+      examples: with `__len__` and `__getitem__`; for `workers`, it can be pickled.
+      workers: reader processes; 0 reads in threads of this one.
+      timeout: seconds to wait for an element; 0 for no limit.
+      interrupted: asked while waiting.
+
+    Yields:
+      An iterator. It raises UserError where a reader was killed or nothing comes in time,
+      `WaitInterrupted` where `interrupted`, and what reading raised. Leaving the context ends the
+      readers.
+    """
+    reader = _Reader(examples, workers, timeout, interrupted)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def stuck() -> bool:
+    """Whether a thread is left in a read that does not end: Python would wait for it to exit."""
+    return any(thread.is_alive() for thread in _stuck)
+
+
+class _Reader:
+    def __init__(
+        self, examples: Any, workers: int, timeout: float, interrupted: Callable[[], bool]
+    ) -> None:
+        self._examples, self._workers = examples, workers
+        self._timeout, self._interrupted = timeout, interrupted
+        self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(1)
+        self._closed = threading.Event()
+        self._processes: set[Any] = set()
+        self._before = _grain_processes()
+        self._ended: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, name="reader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> "_Reader":
+        return self
+
+    def __next__(self) -> Any:
+        since = time.monotonic()
+        while self._ended is None:
+            try:
+                element, self._ended = self._queue.get(timeout=LOOK)
+            except queue.Empty:
+                self._look(time.monotonic() - since)
+            else:
+                if self._ended is None:
+                    return element
+        code = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(self._ended))
+        if code:
+            raise _died(int(code[1])) from self._ended
+        raise self._ended
+
+    def close(self) -> None:
+        """Ends the readers, after a while those too that do not end by themselves."""
+        self._closed.set()
+        self._thread.join(GRACE)
+        for process in self._started():
+            process.kill()
+        self._thread.join(GRACE)
+        if self._thread.is_alive():
+            _stuck.add(self._thread)
+
+    def _look(self, waited: float) -> None:
+        self._check_processes()
+        if self._interrupted():
+            raise WaitInterrupted
+        if self._timeout and waited > self._timeout:
+            raise UserError(
+                f"no batch came within data.timeout={self._timeout:g} seconds; a reader is frozen, "
+                "or the disk or network that the data is on does not answer: mend that, or set "
+                "data.timeout higher (0 for no limit)"
+            )
+
+    def _started(self) -> set[Any]:
+        """The processes that Grain started for this reader, as far as they were seen."""
+        self._processes |= _grain_processes() - self._before
+        return self._processes
+
+    def _check_processes(self) -> None:
+        """Raises UserError where one was ended by a signal, as it is when memory runs out."""
+        for process in self._started():
+            if process.exitcode and not self._closed.is_set():
+                raise _died(process.exitcode)
+
+    def _read(self) -> None:
+        """Reads ahead; the body of the thread."""
+        try:
+            _block_signals()
+            batches = iter(self._dataset())
+            try:
+                while not self._closed.is_set():
+                    self._put((next(batches), None))
+            finally:
+                batches.close()
+        except BaseException as error:
+            self._put((None, error))
+
+    def _put(self, item: Any) -> None:
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=LOOK)
+                break
+
+    def _dataset(self) -> Any:
+        # An element is mostly a batch, so a few ahead are enough.
+        threads = 2 if self._workers else max(2, os.cpu_count() or 2)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        dataset = grain.MapDataset.source(self._examples).to_iter_dataset(options)
+        if not self._workers:
+            return dataset
+        if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
+            flags.FLAGS.mark_as_parsed()
+        return dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=self._workers),
+            worker_init_fn=functools.partial(_begin_worker, os.getpid()),
+        )
+
+
+def _died(code: int) -> UserError:
+    if code < 0:
+        return UserError(
+            f"a reader process was ended by {signal.Signals(-code).name}, as the kernel does where "
+            "memory runs out; use fewer data.workers, or none"
+        )
+    return UserError(f"a reader process ended with status {code}; what it printed says why")
+
+
+def _grain_processes() -> set[Any]:
+    return {p for p in multiprocessing.active_children() if p.name.startswith(_NAME)}
+
+
+def _block_signals() -> None:
+    """Keeps `SIGNALS` from this thread, and so from the processes and threads that it starts.
+
+    A terminal, SLURM and Kubernetes send them to all processes of a job; the main one decides.
+    Ignoring them would begin too late: a process takes seconds until it runs anything of ours.
+    """
+    if sys.platform == "win32":
+        return
+    # Before Python's own helper, which cleans up shared memory; starting it lets SIGINT and
+    # SIGTERM through again.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _begin_worker(parent: int, *_: int) -> None:
+    """What a reader process begins with: it ends with its parent, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -1,0 +1,1 @@
+"""About the process and its machine: files, locks, the terminal."""

@@ -1,0 +1,137 @@
+"""Where a run begins: at its newest checkpoint, if that is of the same experiment and data."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from resnet_flax import distributed
+from resnet_flax.config import conflicts, flatten
+from resnet_flax.data import fingerprint
+from resnet_flax.errors import UserError
+from resnet_flax.runtime import storage
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.setup import Run
+from resnet_flax.train.state import TrainState
+
+# In a workdir: the names and sizes of the images of a folder.
+LISTINGS = "data_files.json.gz"
+
+
+class Start(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+      state: to go on from.
+      step: of it.
+      averaged: whether `eval.recompute_bn` is done, or not asked for.
+      changes: in the data since, which the user accepts.
+      notes: what the user should know.
+    """
+
+    state: TrainState
+    step: int
+    averaged: bool
+    changes: list[str]
+    notes: list[str]
+
+
+def restore_or_init(
+    run: Run, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
+) -> Start:
+    """Restores the newest whole checkpoint, or makes the state before the first step.
+
+    Raises:
+      UserError: the workdir holds a run of another config or, unless `data.accept_changes`, of
+        other data.
+    """
+    changes: list[str] = []
+
+    def accept(meta: dict[str, Any]) -> None:
+        changes[:] = _changes(run, config, meta, workdir)
+        _check_config(config, meta, workdir)
+        _check_data(run, config, meta, workdir, changes)
+
+    target = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(run.programs.init, config.seed),
+        run.programs.shardings,
+    )
+    restored = checkpoints.restore_newest(target, accept)
+    if distributed.is_first():
+        storage.write_json(workdir / "config.json", flatten(config))
+        if any(run.files.values()):
+            fingerprint.write_listings(workdir / LISTINGS, run.files)
+    if restored is None:
+        return Start(run.programs.init(config.seed), 0, not config.eval.recompute_bn, [], [])
+    state, meta, notes = restored
+    step = meta["step"]
+    word = "is finished" if step == config.steps else "goes on"
+    notes = [*notes, f"{workdir} {word} at step {step} of {config.steps}"]
+    if changes:
+        notes.append(f"warning: the data changed, as accepted: {'; '.join(changes)}")
+    averaged = not config.eval.recompute_bn
+    if step == config.steps:
+        averaged = averaged or meta.get("averaged", True)
+    return Start(state, step, averaged, changes, notes)
+
+
+def _check_config(config: ml_collections.ConfigDict, meta: dict[str, Any], workdir: Path) -> None:
+    # What the data is, its fingerprint says; where it lies, may differ.
+    different = conflicts(config, meta["config"], ("data.source",) if "data" in meta else ())
+    if different:
+        listed = ", ".join(f"{k} is {b!r} but was {a!r}" for k, (a, b) in different.items())
+        raise UserError(
+            f"{workdir} holds a run of another config: {listed}; "
+            "give another --workdir, or the config that the run began with"
+        )
+    if meta["step"] > config.steps:
+        raise UserError(
+            f"{workdir} holds a run of {meta['step']} steps, more than steps={config.steps}; "
+            "give another --workdir, or as many steps"
+        )
+
+
+def _changes(
+    run: Run, config: ml_collections.ConfigDict, meta: dict[str, Any], workdir: Path
+) -> list[str]:
+    """What differs between the data of a checkpoint and that of now."""
+    now = run.about["data"]
+    # Before there were fingerprints, checkpoints had the names of the classes.
+    names = {"kind": now["train"]["kind"], "class_names": meta["class_names"]}
+    saved = meta.get("data") or {"train": {**now["train"], **names}}
+    listed = fingerprint.read_listings(workdir / LISTINGS)
+    same_split = flatten(meta["config"]).get("data.eval_split") == config.data.eval_split
+    found: dict[str, None] = {}  # in order, each once: both splits may be of one source
+    for split, described in (("train", "training"), ("eval", "evaluation")):
+        if split in saved and (split == "train" or same_split):
+            before = listed.get(split, {})
+            for one in fingerprint.differences(saved[split], now[split], before, run.files[split]):
+                found[f"of the {described} images, {one}"] = None
+    return list(found)
+
+
+def _check_data(
+    run: Run,
+    config: ml_collections.ConfigDict,
+    meta: dict[str, Any],
+    workdir: Path,
+    changes: list[str],
+) -> None:
+    if not changes:
+        return
+    listed = "; ".join(changes)
+    was, classes = len(meta["class_names"]), len(run.about["class_names"])
+    if was != classes:
+        raise UserError(
+            f"{workdir} was trained on other data: {listed}; its network tells {was} classes "
+            f"apart and there are {classes} now: bring back the data that the run began with, or "
+            "give another --workdir"
+        )
+    if not config.data.accept_changes:
+        raise UserError(
+            f"{workdir} was trained on other data: {listed}; bring back the data that the run "
+            "began with, give another --workdir, or go on with what is there now by "
+            "--config.data.accept_changes=true"
+        )

@@ -1,0 +1,257 @@
+"""Whatever ends a run, what was trained is saved."""
+
+import errno
+import json
+import os
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from photographs import folder_run, make_folder
+
+from resnet_flax.errors import UserError
+from resnet_flax.train import loop
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.checkpoint_files import read_meta
+from resnet_flax.train.loop import train
+from resnet_flax.train.writers import read_metrics
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder of images, and the digests of a run on it that nothing disturbed."""
+    folder = make_folder(tmp_path_factory.mktemp("photographs") / "images")
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train(folder_run(folder), workdir)
+    return folder, _digests(workdir)
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy of that folder, to be damaged."""
+    return shutil.copytree(whole[0], tmp_path / "images")
+
+
+@pytest.fixture
+def config(folder):
+    return folder_run(folder)
+
+
+def _steps(workdir):
+    return Checkpoints(workdir / "checkpoints", keep=1).steps()
+
+
+def _digests(workdir):
+    return read_meta(workdir / "checkpoints" / str(_steps(workdir)[0]))["digests"]
+
+
+def _goes_on(config, workdir, whole):
+    """Runs the same command again; the same bits as if nothing had happened."""
+    result = train(config, workdir)
+    assert _steps(workdir)[0] == config.steps
+    assert _digests(workdir) == whole[1]
+    records = [(r["split"], r["step"]) for r in read_metrics(workdir / "metrics.jsonl")]
+    assert len(records) == len(set(records))
+    return result
+
+
+def _after(monkeypatch, calls, action):
+    """Does something before a call of `Feed.advance`, counted from 0."""
+    from resnet_flax.train.feed import Streaming
+
+    advance, count = Streaming.advance, iter(range(1000))
+
+    def advance_or(self, *arguments):
+        if next(count) == calls:
+            action()
+        return advance(self, *arguments)
+
+    monkeypatch.setattr(Streaming, "advance", advance_or)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another size", "removed"])
+def test_an_evaluation_image_damaged_during_the_run(
+    config, folder, tmp_path, whole, monkeypatch, damage
+):
+    from PIL import Image
+
+    image = folder / "val" / "green" / "003.png"
+    good = image.read_bytes()
+
+    def spoil():
+        if damage == "truncated":
+            image.write_bytes(good[:40])
+        elif damage == "removed":
+            image.unlink()
+        else:
+            Image.new("RGB", (9, 8)).save(image)
+
+    _after(monkeypatch, 5, spoil)
+    with pytest.raises(UserError, match=r"003.png|not of one size") as error:
+        train(config, tmp_path / "run")
+    assert f"(step 12 is saved in {tmp_path / 'run'}, the same command goes on" in str(error.value)
+    assert _steps(tmp_path / "run") == [12]
+    image.write_bytes(good)
+    monkeypatch.undo()
+    assert _goes_on(config, tmp_path / "run", whole).count == 24
+
+
+def test_a_training_image_removed_during_the_run(config, folder, tmp_path, whole, monkeypatch):
+    images = list((folder / "train").rglob("*.png"))
+    aside = tmp_path / "aside"
+    _after(monkeypatch, 4, lambda: shutil.move(folder / "train", aside))
+    with pytest.raises(UserError, match=r"No such file or directory \(step \d+ is saved in"):
+        train(config, tmp_path / "run")
+    assert 4 <= _steps(tmp_path / "run")[0] < 12
+    shutil.move(aside, folder / "train")
+    assert all(image.exists() for image in images)
+    monkeypatch.undo()
+    _goes_on(config, tmp_path / "run", whole)
+
+
+def test_a_failure_between_two_evaluations_repeats_the_one_that_is_missing(
+    config, folder, tmp_path, monkeypatch, whole
+):
+    config.eval.every = 4
+    evaluate = loop.evaluate
+
+    def fail(*_):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(MemoryError) as error:
+        train(config, tmp_path / "run")
+    assert "step 4 is saved" in error.value.__notes__[0]
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    _goes_on(config, tmp_path / "run", whole)
+    records = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in records if r["split"] == "val"] == [4, 8, 12]
+
+
+def test_an_evaluation_is_not_repeated_that_was_made(config, tmp_path, monkeypatch):
+    config.eval.every = config.checkpoint.every = 4
+    calls, evaluate = [], loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
+    _after(monkeypatch, 6, lambda: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")  # as if killed instead
+    train(config, tmp_path / "run")
+    assert len(calls) == 3
+
+
+def test_records_that_cannot_be_written(config, tmp_path, whole, monkeypatch):
+    from resnet_flax.train.writers import MetricsFile
+
+    write = MetricsFile.write
+
+    def full(self, record):
+        if record["step"] == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, record)
+
+    monkeypatch.setattr(MetricsFile, "write", full)
+    with pytest.raises(UserError, match=r"a file in .* No space left on device \(step [67] is sav"):
+        train(config, tmp_path / "run")
+    monkeypatch.undo()
+    assert _steps(tmp_path / "run")[0] in (6, 7)
+    _goes_on(config, tmp_path / "run", whole)
+
+
+def test_a_state_that_is_not_finite_is_not_saved_on_the_way_out_either(
+    config, tmp_path, monkeypatch
+):
+    config.optim.learning_rate = 1e38
+    config.optim.schedule = "constant"
+    _after(monkeypatch, 5, lambda: (_ for _ in ()).throw(UserError("an image is damaged")))
+    with pytest.raises(UserError):
+        train(config, tmp_path / "run")
+    for step in _steps(tmp_path / "run"):
+        assert step < 3
+
+
+def test_a_step_that_broke_off_has_no_state_to_save(config, tmp_path, monkeypatch):
+    from resnet_flax.train.feed import Streaming
+
+    advance, count = Streaming.advance, iter(range(1000))
+
+    def broken(self, state, step, n):
+        if next(count) == 5:
+            for leaf in jax.tree.leaves(state):
+                leaf.delete()
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        return advance(self, state, step, n)
+
+    monkeypatch.setattr(Streaming, "advance", broken)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        train(config, tmp_path / "run")
+    assert _steps(tmp_path / "run") == []
+
+
+def test_statistics_that_cannot_be_averaged(config, folder, tmp_path, monkeypatch):
+    config.eval.recompute_bn = 3
+    averaged = tmp_path / "averaged"
+    result = train(config, averaged)
+    average = loop.recompute_statistics
+
+    def fail(*_):
+        raise UserError("an image is damaged")
+
+    monkeypatch.setattr(loop, "recompute_statistics", fail)
+    with pytest.raises(UserError, match=r"an image is damaged \(step 12 is saved in"):
+        train(config, tmp_path / "run")
+    assert not read_meta(tmp_path / "run" / "checkpoints" / "12")["averaged"]
+    assert _digests(tmp_path / "run") != _digests(averaged)
+    monkeypatch.setattr(loop, "recompute_statistics", average)
+    assert train(config, tmp_path / "run") == result
+    assert _digests(tmp_path / "run") == _digests(averaged)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["12"]
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "another size", "grey size"])
+def test_the_evaluation_split_is_looked_at_before_the_first_step(config, folder, tmp_path, kind):
+    from PIL import Image
+
+    image = folder / "val" / "red" / "007.png"
+    if kind == "empty":
+        shutil.rmtree(folder / "val")
+        (folder / "val").mkdir()
+        expected = "the split 'val' has no example"
+    elif kind == "truncated":
+        image.write_bytes(image.read_bytes()[:50])
+        expected = "in the split 'val', .*007.png cannot be decoded"
+    elif kind == "another size":
+        Image.new("RGB", (9, 8)).save(image)
+        expected = r"in the split 'val', example 0 is of \[8, 8, 3\] .* and example 23 of \[8, 9, 3"
+    else:
+        config.data.pixel_mean, config.data.mean = True, (0.0,)
+        for path in (folder / "val").rglob("*.png"):
+            Image.new("RGB", (9, 9)).save(path)
+        expected = r"the images of the split 'val' are of \[9, 9, 3\] .*those of 'train' of \[8, 8"
+    with pytest.raises(UserError, match=expected):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_curves_that_cannot_be_drawn_lose_no_result(config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("resnet_flax.train.outputs.draw_curves", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        train(config, tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["count"] == 24
+    assert _steps(tmp_path / "run") == [12]
+
+
+def test_all_of_a_small_split_is_looked_at_and_a_sample_of_a_large_one():
+    from resnet_flax.data.check import SAMPLE, SMALL, check_examples
+    from resnet_flax.data.sources import ArraySource
+
+    for number, count in ((SMALL, SMALL), (SMALL + 1, SAMPLE)):
+        seen = []
+        source = ArraySource(np.zeros((number, 1, 1, 1), np.uint8), np.zeros(number, int), ["a"])
+        check_examples(source, lambda image, seen=seen: seen.append(1) or image, "test")
+        assert len(seen) == count
