@@ -190,10 +190,15 @@ def _block_signals() -> None:
     """
     if sys.platform == "win32":
         return
-    # Before Python's own helper, which cleans up shared memory; starting it lets SIGINT and
-    # SIGTERM through again.
+    # Before Python's own helper, which removes the shared memory that is left; starting it lets
+    # SIGINT and SIGTERM through again.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    resource_tracker.ensure_running()
+    # It would say that some was left: what was read ahead when a run ended.
+    sys.warnoptions.append("ignore:resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove("ignore:resource_tracker")
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

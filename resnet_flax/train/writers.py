@@ -65,11 +65,12 @@ class EventFile:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         storage.make_directory(directory)
-        self._directory, self._event = directory, Event
+        self._event = Event
         self._file = EventsWriter(str(directory / "events"))
         begun = SessionLog(status=SessionLog.START)
         self._file.write_event(Event(wall_time=time.time(), step=start + 1, session_log=begun))
         self._file.flush()
+        storage.sync_directory(directory)
 
     def write(self, record: Record) -> None:
         """Appends the numbers of a record."""
@@ -83,8 +84,8 @@ class EventFile:
         self._file.flush()
 
     def sync(self) -> None:
-        """Returns when what was written is on the disk."""
-        storage.sync_tree(self._directory)
+        """Returns when what was written is on the disk, as tensorboardX's `flush` does."""
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""

@@ -1,0 +1,172 @@
+"""A run goes on with the data that it began with, or says what changed."""
+
+import json
+import shutil
+
+import pytest
+from photographs import folder_run, make_folder
+
+from resnet_flax.errors import UserError
+from resnet_flax.train import checkpoint
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.checkpoint_files import read_meta
+from resnet_flax.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder of images and a finished run on it."""
+    directory = tmp_path_factory.mktemp("finished")
+    folder = make_folder(directory / "images")
+    config = folder_run(folder)
+    config.steps = 8
+    return folder, directory / "run", train(config, directory / "run")
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "images")
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    return shutil.copytree(finished[1], tmp_path / "run")
+
+
+@pytest.fixture
+def config(folder):
+    config = folder_run(folder)
+    config.steps = 8
+    return config
+
+
+def _all(workdir):
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_the_same_data_elsewhere_goes_on(config, folder, workdir, finished, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    config.data.source = "folder:./images/"
+    assert train(config, workdir) == finished[2]
+    config.steps = 10
+    assert train(config, workdir).count == 24
+
+
+def _rename(folder):
+    for split in ("train", "val"):
+        (folder / split / "green").rename(folder / split / "a_green")
+
+
+def test_a_renamed_class_is_named_and_nothing_is_touched(config, folder, workdir):
+    _rename(folder)
+    before = _all(workdir)
+    expected = (
+        "was trained on other data: of the training images, class green is called a_green now; "
+        "of the evaluation images, class green is called a_green now; bring back the data .* by "
+        "--config.data.accept_changes=true"
+    )
+    with pytest.raises(UserError, match=expected):
+        train(config, workdir)
+    assert _all(workdir) == before
+
+
+def test_accepted_changes_are_recorded(config, folder, workdir, finished, capsys):
+    _rename(folder)
+    config.data.accept_changes = True
+    # The labels of two classes are exchanged now, which is why it is asked for.
+    assert train(config, workdir).errors > finished[2].errors
+    assert "warning: the data changed, as accepted: of the training images" in (
+        capsys.readouterr().out
+    )
+    config.steps = 10
+    train(config, workdir)
+    sessions = json.loads((workdir / "sittings.json").read_text())
+    assert "class green is called a_green now" in sessions[-1]["data_changes"][0]
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["sittings"] == sessions
+    # From then on the changed data is the run's.
+    config.data.accept_changes = False
+    train(config, workdir)
+    _rename_back(folder)
+    with pytest.raises(UserError, match="class a_green is called green now"):
+        train(config, workdir)
+
+
+def _rename_back(folder):
+    for split in ("train", "val"):
+        (folder / split / "a_green").rename(folder / split / "green")
+
+
+@pytest.mark.parametrize("accept", [False, True])
+def test_an_added_class_is_no_damaged_checkpoint(config, folder, workdir, accept):
+    shutil.copytree(folder / "train" / "red", folder / "train" / "pink")
+    config.data.accept_changes = accept
+    with pytest.raises(UserError, match=r"class pink came; .* tells 3 classes apart .* are 4 now"):
+        train(config, workdir)
+    assert not (workdir / "damaged").exists()
+    assert Checkpoints(workdir / "checkpoints", keep=1).steps() == [8]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda f: (f / "train/red/001.png").unlink(), "training images, 1 file went: red/001.png"),
+        (
+            lambda f: shutil.copy(f / "val/red/001.png", f / "val/red/100.png"),
+            "evaluation images, 1 file came: red/100.png",
+        ),
+        (
+            lambda f: shutil.copy(f / "train/red/001.png", f / "train/red/002.png"),
+            "training images, 1 file changed: red/002.png",
+        ),
+    ],
+)
+def test_images_exchanged_removed_or_added_are_named(config, folder, workdir, change, expected):
+    change(folder)
+    with pytest.raises(UserError, match=expected):
+        train(config, workdir)
+
+
+def test_another_evaluation_split_is_no_change_of_the_data(config, workdir):
+    config.data.eval_split = "train"
+    assert train(config, workdir).count == 48
+
+
+def test_another_kind_of_data_is_named(config, workdir, data_dir):
+    config.data.source, config.data.data_dir = "tfds:digits", data_dir
+    config.data.eval_split = "test"
+    with pytest.raises(UserError, match="it is of kind tfds and was of kind folder"):
+        train(config, workdir)
+
+
+def test_a_checkpoint_from_before_there_were_fingerprints(
+    config, folder, workdir, finished, monkeypatch
+):
+    """Its classes are compared, and its config's data."""
+    shutil.rmtree(workdir)
+    save = Checkpoints.save
+
+    def without(self, step, state, about):
+        kept = {name: about[name] for name in ("config", "class_names", "preprocessing")}
+        save(self, step, state, kept)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", without)
+    assert train(config, workdir) == finished[2]
+    assert "data" not in read_meta(workdir / "checkpoints" / "8")
+    assert train(config, workdir) == finished[2]
+    config.data.source += "/"
+    with pytest.raises(UserError, match=r"another config: data.source is"):
+        train(config, workdir)
+    config.data.source = config.data.source[:-1]
+    _rename(folder)
+    with pytest.raises(UserError, match=r"class green went; .*class a_green came"):
+        train(config, workdir)
+
+
+def test_a_whole_checkpoint_of_another_network_is_not_called_damaged(config, workdir, monkeypatch):
+    """As where another version of the package makes another network of the same config."""
+    monkeypatch.setattr("resnet_flax.train.resume.conflicts", lambda *_: {})
+    config.model.axes = config.model.axes.replace("16", "32")
+    with pytest.raises(UserError, match=r"is whole, but of another network or optimiser: batch_s"):
+        train(config, workdir)
+    assert not (workdir / "damaged").exists()

@@ -1,0 +1,339 @@
+"""Real signals and terminals: what ends a job, and what takes its output away."""
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from experiments import ROOT, TINY
+from marks import long
+
+from resnet_flax.data import readers
+from resnet_flax.runtime.signals import Interruption
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.writers import read_metrics
+
+FLAGS = (
+    "--config.model.name=cifar_resnet8",
+    f"--config.model.axes={TINY}",
+    "--config.optim.warmup_steps=10",
+    "--config.eval.every=0",
+    "--config.checkpoint.every=0",
+    "--config.log.every=5",
+    "--config.log.tensorboard=false",
+)
+READERS = (
+    "--config.data.resident=false",
+    "--config.data.in_memory=false",
+    "--config.data.workers=2",
+    "--config.steps_per_dispatch=1",
+)
+
+
+@pytest.fixture
+def start(data_dir, tmp_path):
+    """Starts train.py in a session of its own; `shell` has it as $RUN."""
+    started = []
+
+    def begin(*flags, shell="", steps=20_000, **keywords):
+        flags = (*FLAGS, f"--config.steps={steps}", f"--workdir={tmp_path / 'run'}", *flags)
+        command = [sys.executable, "train.py", f"--config.data.data_dir={data_dir}", *flags]
+        environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+        if shell:
+            run = " ".join(f"'{part}'" for part in command)
+            command = ["bash", "-c", shell.replace("$RUN", run)]
+        keywords = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **keywords}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, start_new_session=True, text=True, **keywords
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        for pid in [process.pid, *_below(process.pid)]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.communicate()
+
+
+def _below(pid):
+    """Processes that a process started, and these in turn."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *_below(child)]
+    return found
+
+
+def _readers(pid):
+    def is_reader(child):
+        try:
+            return "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+        except OSError:
+            return False
+
+    return [child for child in _below(pid) if is_reader(child)]
+
+
+def _records(workdir):
+    return [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
+
+
+def _wait(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _saved(workdir):
+    steps = Checkpoints(workdir / "checkpoints", keep=1).steps()
+    assert len(steps) == 1
+    records = _records(workdir)
+    assert not records or steps[0] >= records[-1]
+    return steps[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, long(signal.SIGINT)])
+def test_a_signal_to_a_pipeline_saves_though_tee_is_gone_first(start, tmp_path, number):
+    process = start(shell=f"$RUN 2>&1 | tee {tmp_path}/log; exit ${{PIPESTATUS[0]}}")
+    _wait(lambda: _records(tmp_path / "run"), process)
+    tee = next(p for p in _below(process.pid) if Path(f"/proc/{p}/comm").read_text() == "tee\n")
+    os.kill(tee, signal.SIGKILL)
+    before = _records(tmp_path / "run")[-1]
+    _wait(lambda: _records(tmp_path / "run")[-1] > before + 20, process)
+    (trainer,) = (p for p in _below(process.pid) if "train.py" in _command(p))
+    os.kill(trainer, number)
+    assert process.wait(60) == 128 + number
+    _saved(tmp_path / "run")
+    assert "cannot be written (Broken pipe)" in (tmp_path / "run" / "terminal.log").read_text()
+
+
+def _command(pid):
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@pytest.mark.parametrize("what", ["full", long("closed")])
+def test_a_run_whose_output_cannot_be_written_is_finished(start, tmp_path, what):
+    if what == "full":
+        with open("/dev/full", "w") as full:
+            process = start(steps=60, stdout=full, stderr=full)
+    else:
+        process = start(steps=60)
+        process.stdout.close()
+        process.stderr.close()
+    assert process.wait(120) == 0
+    assert _saved(tmp_path / "run") == 60
+    assert (tmp_path / "run" / "result.json").exists()
+    assert (tmp_path / "run" / "terminal.log").exists()
+
+
+@pytest.mark.parametrize("how", ["hung up", long("nohup")])
+def test_a_terminal_that_is_closed(start, tmp_path, how):
+    ours, theirs = pty.openpty()
+    keywords = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    # A session leader, whose terminal this becomes, as a shell's job is.
+    control = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    control += "os.execvp(sys.argv[1], sys.argv[1:])"
+    run = f'bash -c "exec nohup $RUN > {tmp_path}/out 2>&1"' if how == "nohup" else "$RUN"
+    shell = f"exec {sys.executable} -c '{control}' {run}"
+    process = start("--config.log.every=1", shell=shell, steps=400, **keywords)
+    os.close(theirs)
+
+    def drawn():
+        os.set_blocking(ours, False)
+        with contextlib.suppress(OSError):  # nothing there, or nobody writes
+            os.read(ours, 100_000)
+        return _records(tmp_path / "run")
+
+    _wait(drawn, process)
+    os.close(ours)
+    if how == "nohup":
+        assert process.wait(120) == 0
+        assert _saved(tmp_path / "run") == 400
+    else:
+        assert process.wait(120) == 128 + signal.SIGHUP
+        assert _saved(tmp_path / "run") < 400
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
+def test_other_signals_that_ask_to_end_are_heard(number):
+    with Interruption() as stop:
+        for _ in range(2):  # a terminal sends SIGHUP twice; SIGTERM follows SLURM's SIGUSR1
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == number
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_acts_as_always():
+    with Interruption() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_sighup_stays_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGTERM, "readers start"),
+        long(signal.SIGHUP, "readers start"),
+        long(signal.SIGTERM, "training"),
+        long(signal.SIGINT, "training"),
+        long(signal.SIGUSR1, "evaluation"),
+    ],
+)
+def test_a_signal_to_the_group_with_readers(start, tmp_path, number, moment):
+    every = "--config.eval.every=40" if moment == "evaluation" else "--config.eval.every=0"
+    process = start(*READERS, every)
+    if moment == "readers start":
+        _wait(lambda: _readers(process.pid), process)
+    elif moment == "training":
+        _wait(lambda: _records(tmp_path / "run"), process)
+    else:
+        _wait(lambda: 40 in _records(tmp_path / "run"), process)
+        _wait(lambda: len(_readers(process.pid)) > 2, process)
+    children = _readers(process.pid)
+    os.killpg(process.pid, number)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, (out, error)
+    assert error.startswith(f"stopped by {signal.Signals(number).name} at step ")
+    assert len(error.splitlines()) == 1
+    if moment != "readers start":
+        _saved(tmp_path / "run")
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def _segments():
+    return {path.name for path in Path("/dev/shm").glob("psm_*")}
+
+
+@pytest.mark.long
+def test_readers_end_with_a_run_that_is_killed(start, tmp_path):
+    before = _segments()
+    process = start(*READERS)
+    _wait(lambda: _records(tmp_path / "run"), process)
+    children = _below(process.pid)
+    assert len(children) == 3  # two readers, and Python's helper that removes shared memory
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(_is_running(child) for child in children) or _segments() - before:
+        assert time.monotonic() < deadline, (children, _segments() - before)
+        time.sleep(0.1)
+
+
+def _is_running(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, long(signal.SIGSTOP)])
+def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp_path, number):
+    process = start(*READERS, "--config.data.timeout=20")
+    _wait(lambda: _records(tmp_path / "run"), process)
+    os.kill(_readers(process.pid)[0], number)
+    out, error = process.communicate(timeout=90)
+    assert process.returncode == 2, (out, error)
+    step = _saved(tmp_path / "run")
+    reason = {
+        signal.SIGKILL: "a reader process was ended by SIGKILL, as the kernel does where memory",
+        signal.SIGSTOP: "no batch came within data.timeout=20 seconds; a reader is frozen",
+    }[number]
+    assert error.startswith(f"error: {reason}")
+    assert f"(step {step} is saved in {tmp_path / 'run'}, the same command goes on" in error
+    assert len(error.splitlines()) == 1
+
+
+class Hanging:
+    """Examples of which one is never read."""
+
+    def __init__(self, at, event):
+        self._at, self._event = at, event
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        if index == self._at:
+            self._event.wait()
+        return index
+
+
+def test_waiting_has_a_limit_and_hears_that_it_is_to_end(monkeypatch):
+    import threading
+
+    from resnet_flax.errors import UserError
+
+    monkeypatch.setattr(readers, "GRACE", 0.1)
+    event, asked = threading.Event(), []
+    with readers.reading(Hanging(3, event), 0, timeout=0.5) as elements:
+        assert [next(elements) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(UserError, match=r"no batch came within data.timeout=0.5 seconds"):
+            next(elements)
+    assert readers.stuck()
+    with readers.reading(Hanging(0, event), 0, interrupted=lambda: bool(asked)) as elements:
+        asked.append(1)
+        with pytest.raises(readers.WaitInterrupted):
+            next(elements)
+    event.set()
+    deadline = time.monotonic() + 10
+    while readers.stuck():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_after_its_end_a_reader_goes_on_saying_so():
+    with readers.reading(range(3), 0) as elements:
+        assert list(elements) == [0, 1, 2]
+        assert list(elements) == []
+
+
+@pytest.mark.long
+def test_a_run_whose_disk_hangs_ends_in_time(start, tmp_path):
+    from photographs import make_folder
+
+    folder = make_folder(tmp_path / "images")
+    process = start(
+        f"--config.data.source=folder:{folder}",
+        "--config.data.eval_split=val",
+        "--config.data.resident=false",
+        "--config.data.in_memory=false",
+        "--config.steps_per_dispatch=1",
+        "--config.batch_size=8",
+        "--config.data.timeout=3",
+    )
+    _wait(lambda: _records(tmp_path / "run"), process)
+    for image in (folder / "train" / "red").iterdir():
+        image.unlink()
+        os.mkfifo(image)  # which nobody ever writes: opening it waits
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 2, (out, error)
+    assert error.startswith("error: no batch came within data.timeout=3 seconds")
+    _saved(tmp_path / "run")
