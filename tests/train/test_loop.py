@@ -1,6 +1,7 @@
 """Runs from beginning to end, broken off in every way, and what is said of bad input."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,7 +24,9 @@ from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.models.conv import conv2d
+from resnet_flax.runtime.lock import Lock
 from resnet_flax.runtime.signals import Interruption
+from resnet_flax.sweep import sweep
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.checkpoint_files import SUMS, read_meta, read_state
 from resnet_flax.train.loop import Stopped, train
@@ -313,6 +316,16 @@ def test_a_signal_before_the_first_step_is_heard(config, tmp_path):
             with pytest.raises(Stopped, match="by SIGINT at step 0, before the first"):
                 train(config, tmp_path / "run", stop)
     train(config, tmp_path / "run")
+
+
+def test_a_second_run_or_sweep_in_a_workdir_is_refused(config, tmp_path):
+    with Lock(tmp_path):
+        with pytest.raises(UserError, match=f"in use by a run that process {os.getpid()} on"):
+            train(config, tmp_path)
+        with pytest.raises(UserError, match=f"in use by a run that process {os.getpid()} on"):
+            sweep(config, [0], tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert not (tmp_path / "seed0").exists()
 
 
 def test_file_digests_follow_a_save_at_once(config, tmp_path):

@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from experiments import TINY
+from photographs import make_folder
 
 from resnet_flax import distributed
 from resnet_flax.errors import UserError
+from resnet_flax.runtime.lock import Lock
+from resnet_flax.train.checkpoint_files import read_meta
 from resnet_flax.train.writers import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -210,3 +214,57 @@ def test_one_process_asks_nobody():
     assert distributed.largest(7) == 7
     distributed.wait()
     distributed.check_same({"a": 1})
+
+
+@pytest.mark.long
+def test_an_image_that_one_process_cannot_read_loses_nothing(together, tmp_path):
+    folder = make_folder(tmp_path / "images", train=64)
+    flags = (
+        f"--config.data.source=folder:{folder}",
+        "--config.data.eval_split=val",
+        "--config.data.in_memory=false",
+        "--config.data.resident=false",
+        "--config.steps_per_dispatch=1",
+        "--config.data.eval_batch_size=8",
+        "--config.checkpoint.every=0",
+        "--config.eval.every=0",
+        "--config.steps=400",
+        f"--config.model.axes={TINY}",
+    )
+    _ended(together(2, *flags, f"--workdir={tmp_path / 'whole'}"))
+    image = folder / "train" / "red" / "000.png"
+    good = image.read_bytes()
+    processes = together(2, *flags, f"--workdir={tmp_path / 'run'}")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    image.write_bytes(good[:50])
+    errors = [error for _, error in _ended(processes, status=2)]
+    (step,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert 8 <= step < 400
+    for error in errors:
+        assert f"(step {step} is saved in {tmp_path / 'run'}, the same command goes" in error
+        assert "Traceback" not in error
+    assert sum("000.png cannot be decoded" in error for error in errors) == 1
+    assert (
+        sum(
+            f"another process could not read its share of the batch of step {step + 1}" in error
+            for error in errors
+        )
+        == 1
+    )
+    image.write_bytes(good)
+    _ended(together(2, *flags, f"--workdir={tmp_path / 'run'}"))
+    digests = [
+        read_meta(tmp_path / name / "checkpoints" / "400")["digests"] for name in ("whole", "run")
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.long
+def test_all_processes_hear_that_the_workdir_is_in_use(together, tmp_path):
+    with Lock(tmp_path):
+        printed = _ended(together(2, f"--workdir={tmp_path}"), status=2)
+    assert f"in use by a run that process {os.getpid()} on" in printed[0][1]
+    assert f"process 0 cannot use the workdir {tmp_path}; it says why" in printed[1][1]
