@@ -32,6 +32,10 @@ _UNFINISHED = ocp.path.atomicity.TMP_DIR_SUFFIX
 _REPLACED = ".replaced"
 
 
+class SaveError(UserError):
+    """A checkpoint could not be saved; the message says why and which one is left."""
+
+
 class Checkpoints:
     """The checkpoints of one run: asynchronous saves, the newest `keep` kept.
 
@@ -58,7 +62,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
-        except UserError:
+        except SaveError:
             if kind is None:  # the error under way matters more than this one
                 raise
         finally:
@@ -79,7 +83,7 @@ class Checkpoints:
           about: JSON that is saved beside it.
 
         Raises:
-          UserError: this save or the one before failed; its leavings are removed.
+          SaveError: this save or the one before failed; its leavings are removed.
         """
         self.wait()
         self._check_room(step, state)
@@ -100,7 +104,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the save under way is on the disk; raises UserError where it failed."""
+        """Returns when the save under way is on the disk; raises SaveError where it failed."""
         if self._manager is None or self._saving is None:
             return
         try:
@@ -195,7 +199,7 @@ class Checkpoints:
             self._saving = step
             raise self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    def _failed(self, error: Exception) -> UserError:
+    def _failed(self, error: Exception) -> SaveError:
         """Removes what a failed save left behind, and says what happened."""
         step, self._saving = self._saving, None
         for entry in self.directory.glob(f"{step}.*"):
@@ -204,7 +208,7 @@ class Checkpoints:
         self._bring_back()
         left = [n for n in self.steps() if n != step]
         on = f"the newest whole one is of step {left[0]}" if left else "there is none yet"
-        return UserError(
+        return SaveError(
             f"cannot save the checkpoint of step {step} in {self.directory}: {reason(error)}; "
             f"make room or mend it and run the same command again ({on})"
         )

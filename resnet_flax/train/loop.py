@@ -19,7 +19,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
 from resnet_flax.runtime.signals import Interruption
-from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.checkpoint import Checkpoints, SaveError
 from resnet_flax.train.feed import Feed, open_feed
 from resnet_flax.train.meter import DivergedError, IncompleteError, Meter
 from resnet_flax.train.outputs import claimed, note_session, report
@@ -218,15 +218,19 @@ def _saved_on_the_way_out(session: Session, at: Position, error: Exception) -> E
     elif isinstance(error, OSError):
         name = error.filename or f"a file in {session.workdir}"
         error = UserError(f"{name} cannot be used: {error.strerror or error}")
+    if isinstance(error, SaveError):
+        at.saved = -1  # it is not; once more
     try:
         _save_whatever_happened(session, at)
     except DivergedError:
         return error
-    except UserError as failed:
-        return UserError(f"{error}; besides, {failed}")
-    if at.saved <= 0:
+    except SaveError as failed:
+        known = isinstance(error, SaveError)  # the disk is as full as before
+        return error if known else UserError(f"{error}; besides, {failed}")
+    saved = session.checkpoints.steps()
+    if not saved:
         return error
-    where = f"step {at.saved} is saved in {session.workdir}, the same command goes on from there"
+    where = f"step {saved[0]} is saved in {session.workdir}, the same command goes on from there"
     if isinstance(error, UserError):
         return UserError(f"{error} ({where})")
     error.add_note(where)

@@ -159,6 +159,43 @@ def test_records_that_cannot_be_written(config, tmp_path, whole, monkeypatch):
     _goes_on(config, tmp_path / "run", whole)
 
 
+def test_a_disk_that_is_full_is_said_once(config, tmp_path, monkeypatch):
+    from resnet_flax.train import checkpoint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_sums", full)
+    with pytest.raises(UserError) as error:
+        train(config, tmp_path / "run")
+    assert str(error.value).count("cannot save the checkpoint of step 12") == 1
+    assert "is saved in" not in str(error.value)
+    # Besides another error, it is said too.
+    monkeypatch.setattr(loop, "recompute_statistics", full)
+    config.eval.recompute_bn = 2
+    with pytest.raises(UserError, match=r"No space left on device; besides, cannot save the check"):
+        train(config, tmp_path / "other")
+
+
+def test_a_save_that_fails_is_tried_once_more(config, tmp_path, monkeypatch, whole):
+    from resnet_flax.train import checkpoint
+
+    write, count = checkpoint.write_sums, iter(range(1000))
+
+    def full_at_first(path):
+        if next(count) == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path)
+
+    monkeypatch.setattr(checkpoint, "write_sums", full_at_first)
+    config.checkpoint.every = 5
+    with pytest.raises(UserError, match=r"the checkpoint of step 5 .* \(step \d+ is saved in"):
+        train(config, tmp_path / "run")
+    assert _steps(tmp_path / "run")[0] >= 5
+    config.checkpoint.every = 0
+    _goes_on(config, tmp_path / "run", whole)
+
+
 def test_a_state_that_is_not_finite_is_not_saved_on_the_way_out_either(
     config, tmp_path, monkeypatch
 ):
