@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_flax import sharding
+from resnet_flax import compiler, sharding
 from resnet_flax.config import load_config, override, resolve
 from resnet_flax.train.setup import Programs, compile_programs
 
@@ -72,3 +72,8 @@ def noise(batch: int, shape: Shape, classes: int) -> dict[str, Any]:
         "label": rng.integers(0, classes, batch).astype(np.int32),
         "mask": np.ones(batch, bool),
     }
+
+
+def for_one_gpu(function: Any) -> Any:
+    """`jax.jit` of a function as for a program on the one GPU that kernels were measured on."""
+    return compiler.jit(function, compiler.Options({}, one_gpu=True))

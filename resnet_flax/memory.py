@@ -33,8 +33,9 @@ def start_anew(keep: bool = False) -> None:
     changes = settings(keep)
     if not changes or not _is_the_program():
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as it is where it was closed
+            stream.flush()
     # A program that cannot be started so goes on as it is.
     with contextlib.suppress(OSError):
         environment = {**os.environ, **changes}

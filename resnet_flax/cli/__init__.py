@@ -1,15 +1,17 @@
 """The command line: `resnet-flax VERB`, one module a verb, imported when it is called."""
 
 import argparse
-import errno
 import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from resnet_flax.errors import UserError, closest
+from resnet_flax.runtime import terminal
+from resnet_flax.runtime.storage import OF_THE_MACHINE
 from resnet_flax.runtime.terminal import leave_quietly, say
 
 VERBS = {
@@ -21,21 +23,6 @@ VERBS = {
     "summary": "show one network layer by layer",
     "sweep": "train one config with several seeds and report mean and deviation",
     "train": "train a network, or go on training it",
-}
-
-# Of the user's machine, not of this program.
-_DISK = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
 }
 
 
@@ -65,18 +52,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(arguments)
+        status = _run(arguments)
     except UserError as error:
-        return fail(str(error))
+        status = fail(str(error))
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        status = 128 + signal.SIGINT
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        status = 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in OF_THE_MACHINE:
             raise
-        return fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+        status = fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+    except Exception:
+        if not _stuck():
+            raise
+        say(traceback.format_exc(), sys.stderr)
+        status = 1
+    if _stuck():
+        os._exit(status)
+    return status
+
+
+def _stuck() -> bool:
+    """Whether Python would wait for ever before it ends: for a read or a write that does not."""
+    readers = sys.modules.get("resnet_flax.data.readers")  # Grain, if it is there, takes seconds
+    return terminal.stuck() or (readers is not None and readers.stuck())
 
 
 def _run(arguments: list[str]) -> int:

@@ -1,10 +1,9 @@
 """`resnet-flax train`: also what train.py runs."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-from resnet_flax.cli import Parser, fail
+from resnet_flax.cli import Parser
 from resnet_flax.config import SCHEMA, config_name, flatten, load_config, override, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.runtime.signals import Interruption
@@ -72,25 +71,17 @@ def stoppable(run: Callable[[Interruption], None]) -> int:
     """
     with Interruption() as stop:
         from resnet_flax.compile_cache import keep_compiled
-        from resnet_flax.data import readers
         from resnet_flax.train.loop import Stopped
 
         keep_compiled()
-        status = 0
         try:
             run(stop)
         except Stopped as stopped:
             say(stopped, sys.stderr)
-            status = 128 + stopped.signal
-        except UserError as error:
-            if not readers.stuck():
-                raise
-            status = fail(str(error))
-        leave_quietly()
-        if readers.stuck():
-            # Python would wait for a thread whose read does not end; all is saved and said.
-            os._exit(status)
-    return status
+            return 128 + stopped.signal
+        finally:
+            leave_quietly()
+    return 0
 
 
 def parse(parser: Parser, argv: Sequence[str]):  # type: ignore[no-untyped-def]

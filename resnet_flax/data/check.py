@@ -1,11 +1,11 @@
 """What is found out about a data set before it is needed."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 
@@ -13,13 +13,40 @@ from resnet_flax.errors import UserError
 SMALL, SAMPLE = 1000, 256
 
 
-def check_examples(source: Source, transform: Callable[[Any], np.ndarray], split: str) -> None:
+class _Shapes:
+    """Shapes of a split's transformed images."""
+
+    def __init__(self, source: Source, transform: Any, split: str, indices: np.ndarray) -> None:
+        self._source, self._transform = source, transform
+        self._split, self._indices = split, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> tuple[int, ...]:
+        try:
+            image = self._source[int(self._indices[index])]["image"]
+            return self._transform(image).shape
+        except UserError as error:
+            raise UserError(f"in the split {self._split!r}, {error}") from error
+
+
+def check_examples(
+    source: Source,
+    transform: Callable[[Any], np.ndarray],
+    split: str,
+    patience: Patience = PATIENT,
+) -> tuple[int, ...]:
     """Reads examples as an evaluation would, so that it does not fail hours later.
 
     Args:
       source: the split.
       transform: makes them of one size, see `transforms.EvalTransform`.
       split: what to call it.
+      patience: see `readers.reading`.
+
+    Returns:
+      The shape of a transformed image.
 
     Raises:
       UserError: there is no example, one cannot be read or decoded, or they differ in size.
@@ -29,15 +56,8 @@ def check_examples(source: Source, transform: Callable[[Any], np.ndarray], split
         raise UserError(f"the split {split!r} has no example; give another, or add some")
     count = number if number <= SMALL else SAMPLE
     indices = np.unique(np.linspace(0, number - 1, count).round().astype(int))
-
-    def shape(index: int) -> tuple[int, ...]:
-        try:
-            return transform(source[index]["image"]).shape
-        except UserError as error:
-            raise UserError(f"in the split {split!r}, {error}") from error
-
-    with ThreadPoolExecutor() as pool:
-        shapes = list(pool.map(shape, map(int, indices)))
+    with reading(_Shapes(source, transform, split, indices), 0, patience) as found:
+        shapes = list(found)
     for index, other in zip(indices, shapes, strict=True):
         if other != shapes[0]:
             raise UserError(
@@ -45,3 +65,4 @@ def check_examples(source: Source, transform: Callable[[Any], np.ndarray], split
                 f"width, channels) and example {index} of {list(other)}; set data.size, with "
                 "data.crop for training, to make them of one size"
             )
+    return shapes[0]

@@ -1,9 +1,9 @@
 """What a data set is, wherever it lies: taken when a run begins, compared when it goes on."""
 
 import gzip
-import hashlib
 import json
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,28 @@ NAMED = 3
 def take(source: Source) -> dict[str, Any]:
     """The fingerprint of a source, as a checkpoint holds it.
 
-    Of a folder the names and sizes of its images, of a TFDS set its version and the names and
-    sizes of its files. Neither the place nor the time of a file is part of it, nor what is in the
-    images: one that is exchanged for another of as many bytes is not noticed.
+    Of a folder the names and sizes of its images and what is in the first one of each class, of a
+    TFDS set its version and the names and sizes of its files. Neither the place nor the time of a
+    file is part of it, nor what is in the other images: one that is exchanged for another of as
+    many bytes is not noticed.
 
     Args:
       source: as `open_source` opened it, or a part of such a one.
 
     Returns:
-      JSON: `kind`, `count` of examples, `class_names`; of a folder `classes`, the count of images
-      and a digest for each class; of a TFDS set `set` and `files`.
+      JSON: `kind`, `count` of examples, `class_names`; of a folder `classes`, for each its count
+      of images, a digest of their names and sizes, and one of its first image; of a TFDS set `set`
+      and `files`.
     """
     while isinstance(source, Share):
         source = source.source
     names = list(source.class_names)
     found: dict[str, Any] = {"count": len(source), "class_names": names}
     if isinstance(source, FolderSource):
-        return {"kind": "folder", **found, "classes": _classes(source.files)}
+        classes = _classes(source.files)
+        for name, first in source.first_images().items():
+            classes[name].append(sha256(first).hexdigest()[:16])
+        return {"kind": "folder", **found, "classes": classes}
     if isinstance(source, TfdsSource):
         return {"kind": "tfds", **found, **source.version}
     return {"kind": type(source).__name__, **found}
@@ -48,7 +53,7 @@ def _classes(files: Sequence[tuple[str, int]]) -> dict[str, list[Any]]:
     for file, size in files:
         name, _, image = file.partition("/")
         counts[name] = counts.get(name, 0) + 1
-        hashes.setdefault(name, hashlib.sha256()).update(f"{image}\0{size}\n".encode())
+        hashes.setdefault(name, sha256()).update(f"{image}\0{size}\n".encode())
     return {name: [counts[name], digest.hexdigest()[:16]] for name, digest in hashes.items()}
 
 
@@ -99,12 +104,16 @@ def differences(
     elif now["kind"] == "folder":
         changed = [c for c in both if before["classes"].get(c) != now["classes"].get(c)]
         # A listing of another moment than the checkpoint's says nothing of it.
-        if changed and listed and _classes(list(listed.items())) == before["classes"]:
+        if changed and listed and _classes(list(listed.items())) == _names(before["classes"]):
             found += _file_differences(_of(changed, listed), _of(changed, files))
         else:
-            found += [
-                _count_difference(name, before["classes"], now["classes"]) for name in changed
-            ]
+            found += _count_differences(changed, before["classes"], now["classes"])
+        then, there = before["classes"], now["classes"]
+        # With names and sizes as they were, it is what is in the images that is not.
+        exchanged = [c for c in changed if then.get(c, [])[:2] == there.get(c, [])[:2]]
+        if exchanged:
+            verb = "holds" if len(exchanged) == 1 else "hold"
+            found.append(f"class{_es(exchanged)} {_list(exchanged)} {verb} other images")
     if before["count"] != now["count"]:
         found.append(f"there are {now['count']:,} examples and were {before['count']:,}")
     return found or ["its fingerprint is another"]
@@ -139,11 +148,23 @@ def _file_differences(before: Files, now: Files) -> list[str]:
     ]
 
 
-def _count_difference(name: str, before: dict[str, list[Any]], now: dict[str, list[Any]]) -> str:
-    then, there = before.get(name, [0])[0], now.get(name, [0])[0]
-    if then == there:
-        return f"images of class {name} have other names or sizes"
-    return f"class {name} has {there:,} image{_s(range(there))} and had {then:,}"
+def _count_differences(
+    classes: Sequence[str], before: dict[str, list[Any]], now: dict[str, list[Any]]
+) -> list[str]:
+    found = []
+    for name in classes:
+        then, there = before.get(name, [0, ""]), now.get(name, [0, ""])
+        if then[0] != there[0]:
+            count = f"{there[0]:,} image{_s(range(there[0]))}"
+            found.append(f"class {name} has {count} and had {then[0]:,}")
+        elif then[1] != there[1]:
+            found.append(f"images of class {name} have other names or sizes")
+    return found
+
+
+def _names(classes: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Of each class the count, and the digest of names and sizes."""
+    return {name: found[:2] for name, found in classes.items()}
 
 
 def _of(classes: Sequence[str], files: Files) -> Files:

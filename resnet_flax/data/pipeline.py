@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from resnet_flax.data.order import Order
-from resnet_flax.data.readers import reading
+from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
@@ -101,8 +101,7 @@ def train_batches(
     host: int = 0,
     hosts: int = 1,
     workers: int = 0,
-    timeout: float = 0.0,
-    interrupted: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENT,
 ) -> Iterator[Iterator[Batch]]:
     """This host's shares of the global batches `start`, `start + 1`, ... without end.
 
@@ -118,8 +117,7 @@ def train_batches(
       host: number of this host.
       hosts: number of all hosts.
       workers: reader processes; 0 reads in threads of this one.
-      timeout: see `readers.reading`.
-      interrupted: see `readers.reading`.
+      patience: see `readers.reading`.
 
     Yields:
       An iterator over dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask`
@@ -133,7 +131,7 @@ def train_batches(
     shares = TrainShares(
         source, order, transform or TrainTransform(), batch_size, host, hosts, start
     )
-    with reading(shares, workers, timeout=timeout, interrupted=interrupted) as batches:
+    with reading(shares, workers, patience) as batches:
         yield batches
 
 
@@ -146,8 +144,7 @@ def eval_batches(
     host: int = 0,
     hosts: int = 1,
     workers: int = 0,
-    timeout: float = 0.0,
-    interrupted: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENT,
 ) -> Iterator[Iterator[Batch]]:
     """This host's shares of the global batches that hold every example once, in order.
 
@@ -158,15 +155,14 @@ def eval_batches(
       host: number of this host.
       hosts: number of all hosts.
       workers: reader processes; 0 reads in threads of this one.
-      timeout: see `readers.reading`.
-      interrupted: see `readers.reading`.
+      patience: see `readers.reading`.
 
     Yields:
       An iterator over batches as `train_batches` yields; `mask` is false for what fills up the
       last one.
     """
     shares = EvalShares(source, transform or EvalTransform(), batch_size, host, hosts)
-    with reading(shares, workers, timeout=timeout, interrupted=interrupted) as batches:
+    with reading(shares, workers, patience) as batches:
         yield batches
 
 

@@ -18,7 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 from absl import flags
@@ -30,36 +30,52 @@ from resnet_flax.runtime.signals import SIGNALS
 GRACE, LOOK = 5.0, 0.1
 # How Grain calls its processes.
 _NAME = "grain-process-prefetch"
-# Threads that were left in a read that does not end.
-_stuck: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+# Of threads that were asked to end, what is set when they do: one that is left in a read that does
+# not end cannot be ended. (Not the threads: a Ctrl-C in its `join` makes one say that it ended.)
+_closed: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+# Reader processes that were seen, and the numbers of those that were ended here.
+_seen: set[Any] = set()
+_ended: set[int] = set()
 
 
 class WaitInterrupted(Exception):  # noqa: N818  no error
     """Whoever waited for a batch was asked to stop."""
 
 
+class Patience(NamedTuple):
+    """How long to wait for data.
+
+    Attributes:
+      timeout: seconds for an element; 0 for no limit.
+      interrupted: asked while waiting; not longer once it is so.
+    """
+
+    timeout: float = 0.0
+    interrupted: Callable[[], bool] = lambda: False
+
+
+PATIENT = Patience()
+
+
 @contextlib.contextmanager
 def reading(
     examples: Any,
     workers: int,
-    *,
-    timeout: float = 0.0,
-    interrupted: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENT,
 ) -> Iterator[Iterator[Any]]:
     """The elements of a sequence in order, read ahead.
 
     Args:
       examples: with `__len__` and `__getitem__`; for `workers`, it can be pickled.
       workers: reader processes; 0 reads in threads of this one.
-      timeout: seconds to wait for an element; 0 for no limit.
-      interrupted: asked while waiting.
+      patience: with which elements are waited for.
 
     Yields:
       An iterator. It raises UserError where a reader was killed or nothing comes in time,
-      `WaitInterrupted` where `interrupted`, and what reading raised. Leaving the context ends the
+      `WaitInterrupted` where interrupted, and what reading raised. Leaving the context ends the
       readers.
     """
-    reader = _Reader(examples, workers, timeout, interrupted)
+    reader = _Reader(examples, workers, patience)
     try:
         yield reader
     finally:
@@ -68,19 +84,29 @@ def reading(
 
 def stuck() -> bool:
     """Whether a thread is left in a read that does not end: Python would wait for it to exit."""
-    return any(thread.is_alive() for thread in _stuck)
+    return any(not done.is_set() for done in _closed)
+
+
+class _Signed:
+    """Examples, each with the number of the process that read it."""
+
+    def __init__(self, examples: Any) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return os.getpid(), self._examples[index]
 
 
 class _Reader:
-    def __init__(
-        self, examples: Any, workers: int, timeout: float, interrupted: Callable[[], bool]
-    ) -> None:
+    def __init__(self, examples: Any, workers: int, patience: Patience) -> None:
         self._examples, self._workers = examples, workers
-        self._timeout, self._interrupted = timeout, interrupted
+        self._timeout, self._interrupted = patience
         self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(1)
-        self._closed = threading.Event()
-        self._processes: set[Any] = set()
-        self._before = _grain_processes()
+        self._closed, self._done = threading.Event(), threading.Event()
+        self._processes: set[int] = set()  # that are known, by what they read
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="reader", daemon=True)
         self._thread.start()
@@ -89,15 +115,17 @@ class _Reader:
         return self
 
     def __next__(self) -> Any:
-        since = time.monotonic()
+        looks = 0  # and not the clock, which goes on where the whole job is suspended
         while self._ended is None:
             try:
                 element, self._ended = self._queue.get(timeout=LOOK)
             except queue.Empty:
-                self._look(time.monotonic() - since)
+                looks += 1
+                self._look(looks * LOOK)
             else:
                 if self._ended is None:
-                    return element
+                    self._processes.add(element[0])
+                    return element[1]
         code = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(self._ended))
         if code:
             raise _died(int(code[1])) from self._ended
@@ -106,34 +134,25 @@ class _Reader:
     def close(self) -> None:
         """Ends the readers, after a while those too that do not end by themselves."""
         self._closed.set()
-        self._thread.join(GRACE)
-        for process in self._started():
-            process.kill()
-        self._thread.join(GRACE)
-        if self._thread.is_alive():
-            _stuck.add(self._thread)
+        _closed.add(self._done)
+        if self._done.wait(GRACE):
+            return
+        for process in _grain_processes():
+            if process.pid in self._processes:
+                _ended.add(process.pid)
+                process.kill()
+        self._done.wait(GRACE)
 
     def _look(self, waited: float) -> None:
-        self._check_processes()
+        _check_processes()
         if self._interrupted():
             raise WaitInterrupted
         if self._timeout and waited > self._timeout:
             raise UserError(
-                f"no batch came within data.timeout={self._timeout:g} seconds; a reader is frozen, "
-                "or the disk or network that the data is on does not answer: mend that, or set "
-                "data.timeout higher (0 for no limit)"
+                f"nothing was read within data.timeout={self._timeout:g} seconds; a reader is "
+                "frozen, or the disk or network that the data is on does not answer: mend that, or "
+                "set data.timeout higher (0 for no limit)"
             )
-
-    def _started(self) -> set[Any]:
-        """The processes that Grain started for this reader, as far as they were seen."""
-        self._processes |= _grain_processes() - self._before
-        return self._processes
-
-    def _check_processes(self) -> None:
-        """Raises UserError where one was ended by a signal, as it is when memory runs out."""
-        for process in self._started():
-            if process.exitcode and not self._closed.is_set():
-                raise _died(process.exitcode)
 
     def _read(self) -> None:
         """Reads ahead; the body of the thread."""
@@ -147,6 +166,8 @@ class _Reader:
                 batches.close()
         except BaseException as error:
             self._put((None, error))
+        finally:
+            self._done.set()
 
     def _put(self, item: Any) -> None:
         while not self._closed.is_set():
@@ -158,7 +179,7 @@ class _Reader:
         # An element is mostly a batch, so a few ahead are enough.
         threads = 2 if self._workers else max(2, os.cpu_count() or 2)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        dataset = grain.MapDataset.source(self._examples).to_iter_dataset(options)
+        dataset = grain.MapDataset.source(_Signed(self._examples)).to_iter_dataset(options)
         if not self._workers:
             return dataset
         if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
@@ -167,6 +188,17 @@ class _Reader:
             grain.MultiprocessingOptions(num_workers=self._workers),
             worker_init_fn=functools.partial(_begin_worker, os.getpid()),
         )
+
+
+def _check_processes() -> None:
+    """Raises UserError where a reader was ended by a signal, as it is when memory runs out."""
+    _seen.update(_grain_processes())
+    for process in list(_seen):
+        code = process.exitcode
+        if code is not None:
+            _seen.discard(process)
+            if code < 0 and process.pid not in _ended:
+                raise _died(code)
 
 
 def _died(code: int) -> UserError:

@@ -1,5 +1,6 @@
 """Where examples come from: random access to `{image, label}`, with class names."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from resnet_flax.data.order import permutation
+from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.tfds_source import open_tfds, tfds_splits
 from resnet_flax.data.transforms import load, to_array
 from resnet_flax.errors import UserError, closest
@@ -74,6 +76,19 @@ class FolderSource:
     def files(self) -> list[tuple[str, int]]:
         """`CLASS/NAME` and size in bytes of each image."""
         return list(zip(self._files, self._sizes.tolist(), strict=True))
+
+    def first_images(self) -> dict[str, bytes]:
+        """Of each class the file of its first image, or its beginning where that is large."""
+        first: dict[str, bytes] = {}
+        for file in self._files:
+            name = file.partition("/")[0]
+            if name not in first:
+                try:
+                    with (self._directory / file).open("rb") as opened:
+                        first[name] = opened.read(2**16)
+                except OSError:  # which is said when it is read as an image
+                    first[name] = b""
+        return first
 
 
 class ArraySource:
@@ -149,26 +164,46 @@ def hold_out(source: Source, share: float) -> tuple[Source, Source]:
     return Share(source, np.sort(drawn[size:])), Share(source, np.sort(drawn[:size]))
 
 
-def in_memory(source: Source) -> ArraySource:
+class _Chunks:
+    """A source's examples, some hundreds at a time: one at a time, handing over takes longer."""
+
+    size = 256
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self.size)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        first = index * self.size
+        return [self._source[i] for i in range(first, min(first + self.size, len(self._source)))]
+
+
+def in_memory(source: Source, patience: Patience = PATIENT) -> ArraySource:
     """All of a source's images, decoded once.
+
+    Args:
+      source: examples.
+      patience: see `readers.reading`.
 
     Raises:
       UserError: they are not of one size.
     """
     images: np.ndarray | None = None
     labels = np.zeros(len(source), np.int32)
-    for i in range(len(source)):
-        example = source[i]
-        image, labels[i] = to_array(example["image"]), example["label"]
-        if images is None:
-            images = np.empty((len(source), *image.shape), np.uint8)
-        if image.shape != images.shape[1:]:
-            raise UserError(
-                f"only images of one size can be kept in memory, but number 0 is of "
-                f"{images.shape[1:]} and number {i} of {image.shape}; set data.in_memory and "
-                "data.resident to False"
-            )
-        images[i] = image
+    with reading(_Chunks(source), 0, patience) as chunks:
+        for i, example in enumerate(itertools.chain.from_iterable(chunks)):
+            image, labels[i] = to_array(example["image"]), example["label"]
+            if images is None:
+                images = np.empty((len(source), *image.shape), np.uint8)
+            if image.shape != images.shape[1:]:
+                raise UserError(
+                    f"only images of one size can be kept in memory, but number 0 is of "
+                    f"{images.shape[1:]} and number {i} of {image.shape}; set data.in_memory and "
+                    "data.resident to False"
+                )
+            images[i] = image
     return ArraySource(images, labels, source.class_names)
 
 

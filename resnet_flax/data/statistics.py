@@ -1,34 +1,47 @@
 """What is computed from the training images before training."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 
 # Of larger sets, this many examples at even distances: the mean's noise is then a grey level.
 SAMPLE = 4096
 
 
-def pixel_mean(source: Source, transform: Callable[[Any], np.ndarray], sample: int) -> np.ndarray:
+class _Pixels:
+    """Some of a source's transformed images, as numbers that can be added."""
+
+    def __init__(self, source: Source, transform: Any, indices: np.ndarray) -> None:
+        self._source, self._transform, self._indices = source, transform, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        image = self._source[int(self._indices[index])]["image"]
+        return self._transform(image).astype(np.int64)
+
+
+def pixel_mean(
+    source: Source,
+    transform: Callable[[Any], np.ndarray],
+    sample: int,
+    patience: Patience = PATIENT,
+) -> np.ndarray:
     """The mean training image, `[h, w, c]` float32 in grey levels.
 
     Args:
       source: the training images.
       transform: makes them of one size, see `transforms.EvalTransform`.
       sample: number of examples to take at even distances where there are more.
+      patience: see `readers.reading`.
     """
     indices = np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int)
-
-    def pixels(index: int) -> np.ndarray:
-        return transform(source[index]["image"]).astype(np.int64)
-
-    with ThreadPoolExecutor() as pool:
-        first, *rest = map(int, indices)
-        total = pixels(first)
-        for image in pool.map(pixels, rest):
-            total += image
+    with reading(_Pixels(source, transform, indices), 0, patience) as images:
+        total = sum(images)
     # Rounded as checkpoints write it down.
     return (total / len(indices)).round(2).astype(np.float32)

@@ -73,7 +73,7 @@ class Lock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             kernel_locks = True
         except BlockingIOError:
-            raise self._refusal(_record(self._file)) from None
+            raise self._refusal(self._holder()) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
@@ -88,6 +88,15 @@ class Lock:
             return
         if holder.get("host") != here["host"] and self._is_alive(holder):
             raise self._refusal(holder)
+
+    def _holder(self) -> dict[str, Any] | None:
+        """Who holds the lock, which may be written down only in a moment."""
+        for _ in range(20):
+            holder = _record(self._file)
+            if holder is not None:
+                return holder
+            time.sleep(0.05)
+        return None
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
         """Whether a run on another host still renews the file's time; takes half a minute if not.

@@ -1,53 +1,88 @@
-"""Output that may fail: a pipe whose reader is gone, a terminal that was closed, a full disk.
+"""Output that may fail: a pipe whose reader is gone or asleep, a closed terminal, a full disk.
 
 Whether something can be printed never decides about what was trained.
 """
 
 import contextlib
 import datetime
+import io
 import os
 import sys
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
-# A closed file raises ValueError.
-_FAILURES = (OSError, ValueError)
+# A closed file raises ValueError, and what is no whole file lacks methods.
+_FAILURES = (OSError, ValueError, AttributeError)
+# Seconds that a write may take, once, until what follows is dropped.
+PATIENCE = 2.0
+# Of writes, what is set when they are done.
+_writes: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
 
 class Unfailing:
-    """A text file whose writes are lost where they fail.
+    """A text file whose writes are lost where they fail, or where nobody reads what is written.
 
     Args:
-      file: written to.
+      file: written to; None as `sys.stdout` is where it was closed.
       log: a file that notes the first failure; None for none.
     """
 
     def __init__(self, file: Any, log: Path | None = None) -> None:
         self._file, self._log = file, log
+        self._text: list[str] = []
+        self._done = threading.Event()
+        self._done.set()
 
     def write(self, text: str) -> int:
-        """See `io.TextIOBase`."""
-        self._try(self._file.write, text)
+        """Keeps the text for `flush`."""
+        self._text.append(text)
         return len(text)
 
     def flush(self) -> None:
-        """See `io.TextIOBase`."""
-        self._try(self._file.flush)
+        """Writes what was kept, in a thread, as a pipe that nobody reads would never return."""
+        text, self._text = "".join(self._text), []
+        if not self._done.is_set():
+            return  # dropped
+        self._done = threading.Event()
+        _writes.add(self._done)
+        threading.Thread(target=self._write, args=(text, self._done), daemon=True).start()
+        if not self._done.wait(PATIENCE):
+            self._note("nobody reads what was written")
+
+    def isatty(self) -> bool:
+        """Whether the file is a terminal."""
+        try:
+            return bool(self._file.isatty())
+        except _FAILURES:
+            return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
-    def _try(self, function: Any, *arguments: Any) -> None:
+    def _write(self, text: str, done: threading.Event) -> None:
         try:
-            function(*arguments)
+            if self._file is None:
+                return
+            try:
+                self._file.write(text)
+            except UnicodeEncodeError as error:
+                known = text.encode(error.encoding, "backslashreplace")
+                self._file.write(known.decode(error.encoding))
+            self._file.flush()
         except _FAILURES as error:
-            log, self._log = self._log, None
-            if log is not None:
-                now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-                reason = getattr(error, "strerror", None) or error
-                note = f"{now} the terminal cannot be written ({reason}); the run goes on\n"
-                with contextlib.suppress(OSError), log.open("a") as file:
-                    file.write(note)
+            self._note(getattr(error, "strerror", None) or str(error))
+        finally:
+            done.set()
+
+    def _note(self, reason: str) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+            note = f"{now} the terminal cannot be written ({reason}); the run goes on\n"
+            with contextlib.suppress(OSError), log.open("a") as file:
+                file.write(note)
 
 
 def say(text: object, file: Any = None) -> None:
@@ -55,16 +90,23 @@ def say(text: object, file: Any = None) -> None:
     print(text, file=Unfailing(sys.stdout if file is None else file), flush=True)
 
 
+def stuck() -> bool:
+    """Whether a thread is left in a write that does not end: Python would wait for it to exit."""
+    return any(not done.is_set() for done in _writes)
+
+
 def leave_quietly() -> None:
     """Drops what standard output and error still hold and cannot write; for a program's end.
 
     Python would try once more, complain of it, and end with 120.
     """
+    if stuck():
+        return
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except _FAILURES:
-            with contextlib.suppress(*_FAILURES):
+            with contextlib.suppress(*_FAILURES, io.UnsupportedOperation):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)

@@ -33,7 +33,15 @@ _REPLACED = ".replaced"
 
 
 class SaveError(UserError):
-    """A checkpoint could not be saved; the message says why and which one is left."""
+    """A checkpoint could not be saved; the message says why and which one is left.
+
+    Attributes:
+      what: the message without the one that is left.
+    """
+
+    def __init__(self, what: str, left: str) -> None:
+        super().__init__(f"{what} ({left})")
+        self.what = what
 
 
 class Checkpoints:
@@ -210,7 +218,8 @@ class Checkpoints:
         on = f"the newest whole one is of step {left[0]}" if left else "there is none yet"
         return SaveError(
             f"cannot save the checkpoint of step {step} in {self.directory}: {reason(error)}; "
-            f"make room or mend it and run the same command again ({on})"
+            "make room or mend it and run the same command again",
+            on,
         )
 
     def _lay_aside(self, step: int) -> None:

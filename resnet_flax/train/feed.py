@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from resnet_flax import sharding
 from resnet_flax.data.order import Order
 from resnet_flax.data.pipeline import Batch, train_batches
+from resnet_flax.data.readers import PATIENT, Patience
 from resnet_flax.train.setup import Run
 from resnet_flax.train.state import TrainState
 
@@ -22,7 +23,7 @@ def open_feed(
     run: Run,
     config: ml_collections.ConfigDict,
     start: int,
-    interrupted: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENT,
 ) -> Iterator["Feed"]:
     """What takes the steps of a run, from the step `start`.
 
@@ -30,7 +31,7 @@ def open_feed(
       run: what `config` was made into.
       config: see there.
       start: the first step.
-      interrupted: asked while waiting for a batch, see `readers.reading`.
+      patience: see `readers.reading`.
     """
     data = config.data
     if data.resident:
@@ -50,8 +51,7 @@ def open_feed(
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=data.workers,
-        timeout=data.timeout,
-        interrupted=interrupted,
+        patience=patience,
     ) as batches:
         yield Streaming(run.programs.train_step, batches, run.mesh)
 

@@ -14,11 +14,12 @@ import ml_collections
 from resnet_flax import distributed
 from resnet_flax.config import flatten, resolve
 from resnet_flax.data.pipeline import eval_batches
-from resnet_flax.data.readers import WaitInterrupted
+from resnet_flax.data.readers import Patience, WaitInterrupted
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
 from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.storage import OF_THE_MACHINE
 from resnet_flax.train.checkpoint import Checkpoints, SaveError
 from resnet_flax.train.feed import Feed, open_feed
 from resnet_flax.train.meter import DivergedError, IncompleteError, Meter
@@ -75,6 +76,7 @@ class Session:
       feed: takes the steps.
       meter: reads what they gave.
       stop: hears signals.
+      patience: with which data is waited for.
     """
 
     run: Run
@@ -85,6 +87,7 @@ class Session:
     feed: Feed
     meter: Meter
     stop: Interruption
+    patience: Patience
 
 
 def train(
@@ -111,11 +114,33 @@ def train(
     config, workdir = resolve(config), Path(workdir)
     with ExitStack() as stack:
         stop = stack.enter_context(Interruption()) if stop is None else stop
-        run = build(config)
+        patience = Patience(config.data.timeout, _asked(stop))
+        try:
+            run = build(config, patience)
+        except WaitInterrupted:
+            assert stop.signal is not None
+            name = stop.signal.name
+            raise Stopped(f"stopped by {name} before the first step", stop.signal) from None
         besides = ("data.data_dir", "data.source", "log.progress")
         distributed.check_same(flatten(config), besides)
         distributed.check_same(run.about["data"], what="data set", compare="its files")
-        stack.enter_context(claimed(workdir))
+        stack.enter_context(claimed(workdir, "checkpoints"))
+        result, trained = _train(run, config, workdir, stop, patience)
+        if distributed.is_first():
+            title = f"{_network(config)} on {config.data.source}"
+            report(run.about, title, workdir, result, new=trained)
+    return result
+
+
+def _train(
+    run: Run,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    stop: Interruption,
+    patience: Patience,
+) -> tuple[Result, bool]:
+    """What `train` does in a workdir that is its own; also, whether there was anything to train."""
+    with ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         )
@@ -134,20 +159,15 @@ def train(
             writers.terminal.say(note)
         if distributed.is_first():
             note_session(workdir, begin.step, config.steps, begin.changes)
-        feed = stack.enter_context(open_feed(run, config, begin.step, _asked(stop)))
+        feed = stack.enter_context(open_feed(run, config, begin.step, patience))
         meter = Meter(config, run.programs.schedule, writers, feed)
-        session = Session(run, config, workdir, checkpoints, writers, feed, meter, stop)
+        session = Session(run, config, workdir, checkpoints, writers, feed, meter, stop, patience)
         # Step 0 is made again faster than it is read.
         at = Position(begin.state, begin.step, begin.step, begin.averaged)
         try:
-            result = _loop(session, at)
+            return _loop(session, at), begin.step < config.steps
         except Exception as error:
             raise _saved_on_the_way_out(session, at, error) from error
-    if distributed.is_first():
-        new = begin.step < config.steps or bool(begin.changes)
-        title = f"{_network(config)} on {config.data.source}"
-        report(config, title, workdir, result, new=new)
-    return result
 
 
 def _loop(session: Session, at: Position) -> Result:
@@ -167,7 +187,7 @@ def _loop(session: Session, at: Position) -> Result:
         signal = _agreed(stop, before, at.step)
         try:
             if last and not at.averaged and not signal:
-                at.state = recompute_statistics(run, config, at.state, _asked(stop))
+                at.state = recompute_statistics(run, config, at.state, session.patience)
                 at.averaged, at.saved = True, -1
             if last or signal or _due(at.step, config.checkpoint.every):
                 _save(session, at)
@@ -215,11 +235,12 @@ def _saved_on_the_way_out(session: Session, at: Position, error: Exception) -> E
         )
     elif isinstance(error, Stopped | DivergedError) or jax.process_count() > 1:
         return error
-    elif isinstance(error, OSError):
+    elif isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         name = error.filename or f"a file in {session.workdir}"
         error = UserError(f"{name} cannot be used: {error.strerror or error}")
     if isinstance(error, SaveError):
         at.saved = -1  # it is not; once more
+    before = session.checkpoints.steps()[:1]
     try:
         _save_whatever_happened(session, at)
     except DivergedError:
@@ -231,6 +252,8 @@ def _saved_on_the_way_out(session: Session, at: Position, error: Exception) -> E
     if not saved:
         return error
     where = f"step {saved[0]} is saved in {session.workdir}, the same command goes on from there"
+    if isinstance(error, SaveError):
+        return error if saved[:1] == before else UserError(f"{error.what} ({where})")
     if isinstance(error, UserError):
         return UserError(f"{error} ({where})")
     error.add_note(where)
@@ -310,8 +333,7 @@ def _evaluate(session: Session, at: Position) -> Result:
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=config.data.workers,
-        timeout=config.data.timeout,
-        interrupted=_asked(session.stop),
+        patience=session.patience,
     ) as batches:
         progress = evaluate(
             run.programs.eval_step,
@@ -324,7 +346,7 @@ def _evaluate(session: Session, at: Position) -> Result:
         for done, result in enumerate(progress, start=1):
             if result is None:
                 writers.terminal.evaluating(done, number)
-                if _asked(session.stop)():
+                if session.patience.interrupted():
                     raise WaitInterrupted
     assert result is not None
     if not math.isfinite(result.loss):

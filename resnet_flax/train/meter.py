@@ -93,19 +93,30 @@ class Meter:
         timed = self._clock is not None
         if self._clock is None:
             self._clock, self._waited = now, self._feed.waited
-        for i in range(n):
-            row = {name: float(values[i]) for name, values in rows.items()}
-            self._images += row["count"] * timed
-            elapsed = max(now - self._clock, 1e-9)
-            waited = (self._feed.waited - self._waited) / elapsed
-            self._step(start + i + 1, row, self._images / elapsed, waited)
+        steps = [{name: float(values[i]) for name, values in rows.items()} for i in range(n)]
+        faults = [self._fault(start + i, row) for i, row in enumerate(steps, start=1)]
+        good = next((i for i, fault in enumerate(faults) if fault is not None), n)
+        try:
+            for step, row in enumerate(steps[:good], start=start + 1):
+                self._images += row["count"] * timed
+                elapsed = max(now - self._clock, 1e-9)
+                waited = (self._feed.waited - self._waited) / elapsed
+                self._step(step, row, self._images / elapsed, waited)
+        finally:
+            # Though a record before may not be writable: who saves the state has to hear this.
+            if good < n:
+                raise faults[good]  # type: ignore[misc]
 
-    def _step(self, step: int, sums: dict[str, float], speed: float, waited: float) -> None:
+    def _fault(self, step: int, sums: dict[str, float]) -> Exception | None:
+        """Why the state after a step is not to be saved."""
         if sums["count"] < self._batch_size:
-            raise IncompleteError(step - 1)
+            return IncompleteError(step - 1)
         if not all(map(math.isfinite, sums.values())):
             norms = ", ".join(f"{name} {sums[name]:.4g}" for name in sums if name.endswith("norm"))
-            raise diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
+            return diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
+        return None
+
+    def _step(self, step: int, sums: dict[str, float], speed: float, waited: float) -> None:
         for name in self._sums:
             self._sums[name] += sums[name]
         record = None

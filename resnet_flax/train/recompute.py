@@ -1,7 +1,6 @@
 """Batch normalisation's statistics after the last step."""
 
 import dataclasses
-from collections.abc import Callable
 from itertools import islice
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.data.pipeline import train_batches
+from resnet_flax.data.readers import PATIENT, Patience
 from resnet_flax.train.setup import Run
 from resnet_flax.train.state import TrainState
 
@@ -19,7 +19,7 @@ def recompute_statistics(
     run: Run,
     config: ml_collections.ConfigDict,
     state: TrainState,
-    interrupted: Callable[[], bool] = lambda: False,
+    patience: Patience = PATIENT,
 ) -> TrainState:
     """The state with batch normalisation's statistics as a strict average over training batches.
 
@@ -29,7 +29,7 @@ def recompute_statistics(
       run: what `config` was made into.
       config: see there.
       state: after the last step.
-      interrupted: asked while waiting for a batch, see `readers.reading`.
+      patience: see `readers.reading`.
     """
     number = config.eval.recompute_bn
     total = jax.tree.map(jnp.zeros_like, state.batch_stats)
@@ -43,8 +43,7 @@ def recompute_statistics(
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=config.data.workers,
-        timeout=config.data.timeout,
-        interrupted=interrupted,
+        patience=patience,
     ) as batches:
         for i, batch in enumerate(islice(batches, number)):
             step = np.int32(config.steps + i)

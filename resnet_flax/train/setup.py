@@ -13,6 +13,7 @@ from resnet_flax.config import flatten
 from resnet_flax.data import fingerprint, statistics
 from resnet_flax.data.check import check_examples
 from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
+from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
@@ -141,11 +142,12 @@ class Run(NamedTuple):
     notes: list[str]
 
 
-def build(config: ml_collections.ConfigDict) -> Run:
+def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Run:
     """Opens the data and compiles nothing yet.
 
     Args:
       config: resolved.
+      patience: for what is read, see `readers.reading`.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     _check_batches(config, mesh.size)
@@ -154,11 +156,14 @@ def build(config: ml_collections.ConfigDict) -> Run:
     if not len(opened["train"]):
         raise UserError(f"the split {data.train_split!r} of {data.source} has no example")
     train_transform, eval_transform = make_transforms(data)
-    image_shape = eval_transform(opened["train"][0]["image"]).shape
+    with reading(opened["train"], 0, patience) as examples:
+        image_shape = eval_transform(next(examples)["image"]).shape
     _check_channels(config, image_shape[-1])
-    _check_evaluation(config, opened["eval"], eval_transform, image_shape)
-    keep = data.in_memory or data.resident
-    train_source, eval_source = (in_memory(one) if keep else one for one in opened.values())
+    _check_evaluation(config, opened["eval"], eval_transform, image_shape, patience)
+    train_source, eval_source = opened["train"], opened["eval"]
+    if data.in_memory or data.resident:
+        train_source = in_memory(train_source, patience)
+        eval_source = in_memory(eval_source, patience)
     if data.resident and config.batch_size > len(train_source):
         raise UserError(
             f"batch_size={config.batch_size} is more than the {len(train_source)} training examples"
@@ -166,7 +171,7 @@ def build(config: ml_collections.ConfigDict) -> Run:
     pixel_mean = None
     if data.pixel_mean:
         sample = len(train_source) if data.resident or data.in_memory else statistics.SAMPLE
-        pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample)
+        pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample, patience)
     classes = len(train_source.class_names)
     programs = compile_programs(config, mesh, classes, image_shape, pixel_mean)
     about = {
@@ -238,11 +243,11 @@ def _check_evaluation(
     source: Source,
     transform: EvalTransform,
     image_shape: tuple[int, ...],
+    patience: Patience,
 ) -> None:
     """Raises UserError where an evaluation would fail, which may be hours from now."""
     split = config.data.eval_split
-    check_examples(source, transform, split)
-    shape = transform(source[0]["image"]).shape
+    shape = check_examples(source, transform, split, patience)
     whole = 3 if config.data.pixel_mean else 1
     if shape[-whole:] != image_shape[-whole:]:
         raise UserError(

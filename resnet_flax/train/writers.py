@@ -1,5 +1,6 @@
 """Where measurements go: the terminal, metrics.jsonl and TensorBoard event files."""
 
+import contextlib
 import json
 import os
 import sys
@@ -28,7 +29,9 @@ class MetricsFile:
         kept = [record for record in read_metrics(path) if record["step"] <= start]
         self._written = {(record["split"], record["step"]) for record in kept}
         storage.write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", buffering=1)  # a line at a time: survives a kill
+        # Each line is written at once, and survives a kill; what a full disk took no part of stays
+        # in no buffer.
+        self._file = path.open("ab", buffering=0)
 
     def has(self, split: str, step: int) -> bool:
         """Whether there is a record of this split and step."""
@@ -36,12 +39,19 @@ class MetricsFile:
 
     def write(self, record: Record) -> None:
         """Appends a record, which has `split` and `step`."""
+        line = (json.dumps(record) + "\n").encode()
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(line)
+            while left:  # a part of it may find room
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(error.errno, error.strerror, self._file.name) from error
         self._written.add((record["split"], record["step"]))
-        self._file.write(json.dumps(record) + "\n")
 
     def sync(self) -> None:
         """Returns when what was written is on the disk."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -236,7 +246,9 @@ class Writers:
         self.terminal.close()
         for file in (*self._files, self._nowhere):
             if file is not None:
-                file.close()
+                # What it could not write was raised when it was written.
+                with contextlib.suppress(OSError):
+                    file.close()
 
     def has(self, split: str, step: int) -> bool:
         """Whether there is a record of this split and step already."""

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from photographs import make_folder
+from PIL import Image
 
 from resnet_flax.data.fingerprint import (
     differences,
@@ -106,6 +107,23 @@ def test_two_names_exchanged_are_seen(folder):
         "class blue has 5 images and had 4",
         "class red has 4 images and had 5",
     ]
+
+
+def test_two_classes_exchanged_are_seen_though_names_and_sizes_are_the_same(folder):
+    for image in folder.rglob("*.png"):
+        with Image.open(image) as opened:
+            opened.save(image.with_suffix(".bmp"))
+        image.unlink()
+
+    def exchange(directory):
+        (directory / "red").rename(directory / "x")
+        (directory / "blue").rename(directory / "red")
+        (directory / "x").rename(directory / "blue")
+
+    assert _changed(folder, exchange) == (["classes blue, red hold other images"],) * 2
+    assert _changed(
+        folder, lambda d: (d / "red/000.bmp").write_bytes((d / "red/001.bmp").read_bytes())
+    )[0] == ["class red holds other images"]
 
 
 def test_a_list_of_another_moment_is_not_believed(folder):

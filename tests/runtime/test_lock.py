@@ -14,6 +14,7 @@ import pytest
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import lock
 from resnet_flax.runtime.lock import NAME, Lock
+from resnet_flax.train.outputs import claimed
 
 HOLD = (
     "import sys, time; from pathlib import Path; from resnet_flax.runtime.lock import Lock\n"
@@ -54,14 +55,14 @@ def test_of_many_at_once_one_gets_it(tmp_path):
 
     def take():
         try:
-            with Lock(tmp_path):
+            with claimed(tmp_path, "checkpoints"):
                 inside.append(1)
                 most.append(len(inside))
                 threading.Event().wait(0.002)
                 inside.pop()
                 done.append(1)
-        except UserError:
-            refused.append(1)
+        except UserError as error:
+            refused.append(str(error))
 
     for _ in range(30):
         threads = [threading.Thread(target=take) for _ in range(8)]
@@ -72,6 +73,7 @@ def test_of_many_at_once_one_gets_it(tmp_path):
     assert set(most) == {1}
     assert len(done) >= 30
     assert len(done) + len(refused) == 240
+    assert all(f"a run that process {os.getpid()} on" in message for message in refused)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", _record(boot="another"), _record(pid=2**22 + 1)])

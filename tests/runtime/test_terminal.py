@@ -1,9 +1,12 @@
 """Output that cannot be written."""
 
 import io
+import os
 import subprocess
 import sys
+import time
 
+from resnet_flax.runtime import terminal
 from resnet_flax.runtime.terminal import Unfailing, say
 
 
@@ -25,6 +28,45 @@ def test_a_closed_file_and_an_unwritable_log_are_nothing(tmp_path):
     closed.close()
     print("text", file=Unfailing(closed, tmp_path / "none" / "terminal.log"))
     say("text", closed)
+
+
+def test_what_is_no_whole_file_will_do():
+    class WriteOnly:
+        text = ""
+
+        def write(self, text):
+            self.text += text
+
+    file = WriteOnly()
+    assert not Unfailing(file).isatty()
+    say("words", file)
+    assert file.text == "words\n"
+    assert not Unfailing(None).isatty()
+    say("words", Unfailing(None))
+
+
+def test_letters_that_a_file_lacks_are_written_otherwise():
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    say("1 ± 2", file)
+    assert raw.getvalue() == rb"1 \xb1 2" + b"\n"
+
+
+def test_what_nobody_reads_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(terminal, "PATIENCE", 0.2)
+    ours, theirs = os.pipe()
+    pipe = os.fdopen(theirs, "w")
+    file = Unfailing(pipe, tmp_path / "terminal.log")
+    began = time.monotonic()
+    for _ in range(1000):
+        print("x" * 1000, file=file, flush=True)
+    assert time.monotonic() - began < 5
+    assert terminal.stuck()
+    assert "nobody reads what was written" in (tmp_path / "terminal.log").read_text()
+    while terminal.stuck():
+        os.read(ours, 100_000)
+    pipe.close()
+    os.close(ours)
 
 
 def test_all_else_is_the_file_s():

@@ -97,6 +97,20 @@ def _rename_back(folder):
         (folder / split / "a_green").rename(folder / split / "green")
 
 
+def test_a_result_is_of_the_data_that_was_evaluated(config, folder, workdir, finished):
+    def errors():
+        return json.loads((workdir / "result.json").read_text())["errors"]
+
+    _rename(folder)
+    config.data.accept_changes = True
+    worse = train(config, workdir).errors
+    assert errors() == worse > finished[2].errors
+    _rename_back(folder)
+    config.data.accept_changes = False
+    train(config, workdir)
+    assert errors() == finished[2].errors
+
+
 @pytest.mark.parametrize("accept", [False, True])
 def test_an_added_class_is_no_damaged_checkpoint(config, folder, workdir, accept):
     shutil.copytree(folder / "train" / "red", folder / "train" / "pink")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 from experiments import ROOT, TINY
 from marks import long
+from photographs import make_folder
 
 from resnet_flax.data import readers
+from resnet_flax.data.readers import Patience
 from resnet_flax.runtime.signals import Interruption
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.writers import read_metrics
@@ -264,7 +267,7 @@ def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp
     step = _saved(tmp_path / "run")
     reason = {
         signal.SIGKILL: "a reader process was ended by SIGKILL, as the kernel does where memory",
-        signal.SIGSTOP: "no batch came within data.timeout=20 seconds; a reader is frozen",
+        signal.SIGSTOP: "nothing was read within data.timeout=20 seconds; a reader is frozen",
     }[number]
     assert error.startswith(f"error: {reason}")
     assert f"(step {step} is saved in {tmp_path / 'run'}, the same command goes on" in error
@@ -293,12 +296,12 @@ def test_waiting_has_a_limit_and_hears_that_it_is_to_end(monkeypatch):
 
     monkeypatch.setattr(readers, "GRACE", 0.1)
     event, asked = threading.Event(), []
-    with readers.reading(Hanging(3, event), 0, timeout=0.5) as elements:
+    with readers.reading(Hanging(3, event), 0, Patience(0.5)) as elements:
         assert [next(elements) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(UserError, match=r"no batch came within data.timeout=0.5 seconds"):
+        with pytest.raises(UserError, match=r"nothing was read within data.timeout=0.5 seconds"):
             next(elements)
     assert readers.stuck()
-    with readers.reading(Hanging(0, event), 0, interrupted=lambda: bool(asked)) as elements:
+    with readers.reading(Hanging(0, event), 0, Patience(0, lambda: bool(asked))) as elements:
         asked.append(1)
         with pytest.raises(readers.WaitInterrupted):
             next(elements)
@@ -315,25 +318,144 @@ def test_after_its_end_a_reader_goes_on_saying_so():
         assert list(elements) == []
 
 
-@pytest.mark.long
-def test_a_run_whose_disk_hangs_ends_in_time(start, tmp_path):
-    from photographs import make_folder
-
-    folder = make_folder(tmp_path / "images")
-    process = start(
+def _on_a_folder(folder):
+    return (
         f"--config.data.source=folder:{folder}",
         "--config.data.eval_split=val",
         "--config.data.resident=false",
         "--config.data.in_memory=false",
         "--config.steps_per_dispatch=1",
         "--config.batch_size=8",
-        "--config.data.timeout=3",
     )
-    _wait(lambda: _records(tmp_path / "run"), process)
-    for image in (folder / "train" / "red").iterdir():
+
+
+def _hang(directory):
+    """Makes of a directory's images what never ends to be opened."""
+    for image in directory.iterdir():
         image.unlink()
-        os.mkfifo(image)  # which nobody ever writes: opening it waits
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 2, (out, error)
-    assert error.startswith("error: no batch came within data.timeout=3 seconds")
+        os.mkfifo(image)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["timeout", "Ctrl-C", "Ctrl-C twice"])
+def test_a_run_whose_disk_hangs_ends(start, tmp_path, how):
+    folder = make_folder(tmp_path / "images")
+    limit = 3 if how == "timeout" else 0
+    process = start(*_on_a_folder(folder), f"--config.data.timeout={limit}")
+    _wait(lambda: _records(tmp_path / "run"), process)
+    _hang(folder / "train" / "red")
+    if how != "timeout":
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+    if how == "Ctrl-C twice":
+        _wait(lambda: Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps(), process)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=30)
+    if how == "timeout":
+        assert process.returncode == 2, (out, error)
+        assert error.startswith("error: nothing was read within data.timeout=3 seconds")
+    else:
+        assert process.returncode == 130
     _saved(tmp_path / "run")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("how", ["timeout", "SIGTERM"])
+def test_a_disk_that_hangs_before_the_first_step(start, tmp_path, split, how):
+    folder = make_folder(tmp_path / "images")
+    _hang(folder / split / "blue")
+    limit = 3 if how == "timeout" else 0
+    process = start(*_on_a_folder(folder), f"--config.data.timeout={limit}")
+    if how == "SIGTERM":
+        _wait(lambda: "jax" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+        time.sleep(5)
+        process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    if how == "timeout":
+        assert process.returncode == 2, (out, error)
+        assert error.startswith("error: nothing was read within data.timeout=3 seconds")
+    else:
+        assert process.returncode == 143, (out, error)
+        assert error == "stopped by SIGTERM before the first step\n"
+
+
+@pytest.mark.long
+def test_a_missing_evaluation_is_made_though_readers_start(start, tmp_path):
+    """The evaluation's readers and those of training start at the same time, and end apart."""
+    every = ("--config.eval.every=40", "--config.checkpoint.every=40", *READERS)
+    process = start(*every, steps=200)
+    _wait(lambda: 40 in _records(tmp_path / "run"), process)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    workdir = tmp_path / "run"
+    step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
+    kept = workdir / "checkpoints" / str(40 * (step // 40))
+    assert kept.is_dir()
+    for other in (workdir / "checkpoints").iterdir():
+        if other != kept:
+            shutil.rmtree(other)
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join(x for x in lines if '"test"' not in x))
+    process = start(*every, steps=200)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    evaluated = [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "test"]
+    assert evaluated == list(range(int(kept.name), 201, 40))
+
+
+@pytest.mark.long
+def test_records_on_a_disk_that_is_full(start, tmp_path):
+    # In place of a full disk a limit on the size of files, which metrics.jsonl meets first.
+    process = start("--config.log.every=1", shell="ulimit -f 120; exec $RUN")
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 2, (out, error)
+    step = _saved(tmp_path / "run")
+    assert step > 50
+    assert f"metrics.jsonl cannot be used: File too large (step {step} is saved in" in error
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(line.endswith("}") for line in lines)
+
+
+@pytest.mark.long
+def test_output_that_nobody_reads_keeps_nothing_from_being_saved(start, tmp_path):
+    process = start("--config.log.every=1")
+    # A pipe takes 64 KiB: some 900 lines.
+    _wait(lambda: len(_records(tmp_path / "run")) > 2500, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    _saved(tmp_path / "run")
+    assert "nobody reads" in (tmp_path / "run" / "terminal.log").read_text()
+
+
+@pytest.mark.long
+def test_no_output_at_all(start, tmp_path):
+    process = start(steps=20, shell="exec $RUN >&- 2>&-")
+    assert process.wait(60) == 0
+    assert _saved(tmp_path / "run") == 20
+
+
+SUSPENDED = """
+import time
+from resnet_flax.data.readers import Patience, reading
+class Slow:
+    def __len__(self): return 4
+    def __getitem__(self, index): time.sleep(1); return index
+if __name__ == "__main__":
+    with reading(Slow(), 0, Patience(3)) as elements:
+        print("begun", flush=True)
+        print(list(elements))
+"""
+
+
+@pytest.mark.long
+def test_time_in_which_the_job_is_suspended_does_not_count():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    process.send_signal(signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "[0, 1, 2, 3]\n"

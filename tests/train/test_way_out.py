@@ -276,7 +276,7 @@ def test_curves_that_cannot_be_drawn_lose_no_result(config, tmp_path, monkeypatc
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("resnet_flax.train.outputs.draw_curves", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(UserError, match=r"curves.png cannot be written: Input/output error; all"):
         train(config, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["count"] == 24
