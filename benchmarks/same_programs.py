@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from programs import batch_shapes, config_of, for_one_gpu, programs_of
 
 from resnet_flax import create_model
+from resnet_flax.provenance import provenance
 from resnet_flax.runtime.storage import write_json
 
 TWO = {"stage_sizes": (2, 2, 2, 2)}
@@ -91,6 +92,7 @@ def main() -> int:
     )
     parser.add_argument("what", choices=("write", "compare"))
     parser.add_argument("file", type=Path, help="operations by program, some megabytes")
+    parser.add_argument("--digests", type=Path, help="JSON of their numbers and digests, to keep")
     parser.add_argument("--only", default="", help="networks whose name has this in it")
     arguments = parser.parse_args()
     found = {}
@@ -100,6 +102,9 @@ def main() -> int:
             print(name, flush=True)
     if arguments.only in "training step":
         found |= whole_step()
+    if arguments.digests:
+        summary = {name: summarized(operations) for name, operations in found.items()}
+        write_json(arguments.digests, {"programs": summary, **provenance()})
     if arguments.what == "write":
         write_json(arguments.file, found)
         return 0
@@ -114,6 +119,12 @@ def main() -> int:
                 print(f"  {-count:+d}  {operation[:200]}")
     print(f"{len(found) - len(different)} of {len(found)} are the same")
     return int(bool(different))
+
+
+def summarized(operations: dict[str, int]) -> str:
+    """Number and digest of a program's operations."""
+    digest = hashlib.sha256(json.dumps(operations).encode()).hexdigest()
+    return f"{sum(operations.values())} {digest[:16]}"
 
 
 def lowered(name: str, network: Network) -> dict[str, dict[str, int]]:

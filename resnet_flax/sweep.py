@@ -10,8 +10,9 @@ import ml_collections
 from resnet_flax.config import flatten, resolve
 from resnet_flax.provenance import provenance
 from resnet_flax.runtime.signals import Interruption
-from resnet_flax.train.loop import Stopped, train
+from resnet_flax.train.loop import train
 from resnet_flax.train.outputs import claimed
+from resnet_flax.train.session import Stopped
 
 
 def sweep(

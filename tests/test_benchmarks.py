@@ -181,3 +181,43 @@ def test_growth_is_measured_and_drawn(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [row["at"] for row in json.loads(out.read_text())] == [1, 2, 4, 8]
+
+
+@pytest.fixture
+def same_programs(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("same_programs")
+
+
+def test_programs_are_the_same_whatever_the_order_and_the_names(same_programs):
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((2, 3))
+
+    @jax.jit
+    def inner(x):
+        return jnp.sin(x) + 1
+
+    def named(x, y):
+        twice = inner(x) * inner(y)
+        return twice, jnp.cos(y)
+
+    def renamed(a, b):
+        other = jnp.cos(b)
+        return inner(a) * inner(b), other
+
+    def unlike(x, y):
+        return inner(x) * inner(y), jnp.cos(y) * 2
+
+    def operations(function):
+        return same_programs.count(jax.jit(function).lower(x, x).as_text())
+
+    assert operations(named) == operations(renamed) != operations(unlike)
+    sines = {k: n for k, n in operations(named).items() if "sine" in k and "cosine" not in k}
+    assert list(sines.values()) == [2]  # a function counts where it is called
+
+
+def test_the_kernels_own_code_is_no_part_of_the_comparison(same_programs):
+    line = '%1:2 = stablehlo.custom_call @__gpu$xla.gpu.triton(%a) {x = "}"} : (tensor<2xf32>)'
+    assert same_programs.nameless(line) == same_programs.nameless(line.replace('"}"', '"code"'))

@@ -71,7 +71,7 @@ def stoppable(run: Callable[[Interruption], None]) -> int:
     """
     with Interruption() as stop:
         from resnet_flax.compile_cache import keep_compiled
-        from resnet_flax.train.loop import Stopped
+        from resnet_flax.train.session import Stopped
 
         keep_compiled()
         try:

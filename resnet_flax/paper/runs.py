@@ -21,8 +21,8 @@ from resnet_flax.provenance import provenance
 from resnet_flax.runtime import terminal
 from resnet_flax.runtime.signals import Interruption
 from resnet_flax.runtime.storage import read_json, write_json
-from resnet_flax.train.loop import Stopped
 from resnet_flax.train.loop import train as train_network
+from resnet_flax.train.session import Stopped
 from resnet_flax.train.writers import read_metrics
 from resnet_flax.weights.loading import open_pretrained
 

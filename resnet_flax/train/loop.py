@@ -1,7 +1,5 @@
 """The training loop: read this to learn what a run does."""
 
-import contextlib
-import dataclasses
 import math
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,75 +17,19 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
 from resnet_flax.runtime.signals import Interruption
-from resnet_flax.runtime.storage import OF_THE_MACHINE
-from resnet_flax.train.checkpoint import Checkpoints, SaveError
-from resnet_flax.train.feed import Feed, open_feed
-from resnet_flax.train.meter import DivergedError, IncompleteError, Meter
+from resnet_flax.train.checkpoint import Checkpoints
+from resnet_flax.train.feed import open_feed
+from resnet_flax.train.meter import Meter
 from resnet_flax.train.outputs import claimed, note_session, report
 from resnet_flax.train.recompute import recompute_statistics
 from resnet_flax.train.resume import restore_or_init
+from resnet_flax.train.session import Position, Session, Stopped, rescue, save
 from resnet_flax.train.setup import Run, build
 from resnet_flax.train.state import TrainState
 from resnet_flax.train.writers import Record, Writers
 
 # Steps between two times at which several processes ask each other whether one has got a signal.
 AGREE_EVERY = 20
-
-
-class Stopped(Exception):  # noqa: N818  no error
-    """A signal ended the run; what is needed to go on is saved.
-
-    Attributes:
-      signal: its number.
-    """
-
-    def __init__(self, message: str, signal: int) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
-@dataclasses.dataclass
-class Position:
-    """Where a run is.
-
-    Attributes:
-      state: after `step` steps.
-      step: see there.
-      saved: the step of the newest checkpoint that is, or is being, written.
-      averaged: whether `eval.recompute_bn` is done, or not asked for.
-    """
-
-    state: TrainState
-    step: int
-    saved: int
-    averaged: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Session:
-    """What the loop works with, from its first step to its last.
-
-    Attributes:
-      run: what the config was made into.
-      config: see `resnet_flax.config`.
-      workdir: of the run.
-      checkpoints: saves.
-      writers: of records and to the terminal.
-      feed: takes the steps.
-      meter: reads what they gave.
-      stop: hears signals.
-      patience: with which data is waited for.
-    """
-
-    run: Run
-    config: ml_collections.ConfigDict
-    workdir: Path
-    checkpoints: Checkpoints
-    writers: Writers
-    feed: Feed
-    meter: Meter
-    stop: Interruption
-    patience: Patience
 
 
 def train(
@@ -167,7 +109,7 @@ def _train(
         try:
             return _loop(session, at), begin.step < config.steps
         except Exception as error:
-            raise _saved_on_the_way_out(session, at, error) from error
+            raise rescue(session, at, error) from error
 
 
 def _loop(session: Session, at: Position) -> Result:
@@ -190,7 +132,7 @@ def _loop(session: Session, at: Position) -> Result:
                 at.state = recompute_statistics(run, config, at.state, session.patience)
                 at.averaged, at.saved = True, -1
             if last or signal or _due(at.step, config.checkpoint.every):
-                _save(session, at)
+                save(session, at)
             if signal:
                 checkpoints.wait()
                 raise Stopped(_how_to_go_on(signal.name, at.step, session.workdir), signal)
@@ -206,71 +148,6 @@ def _loop(session: Session, at: Position) -> Result:
             session.meter.add(before, n, sums)
         except WaitInterrupted:
             continue  # a signal came while we waited for data: save and stop
-
-
-def _save(session: Session, at: Position) -> None:
-    """Saves the state where that is not done; raises DivergedError where it is not finite."""
-    if at.step == at.saved:
-        return
-    with session.meter.paused():
-        # The records first: after a power failure none may be missing of before the checkpoint.
-        session.writers.sync()
-        about = {**session.run.about, "averaged": at.averaged}
-        session.checkpoints.save(at.step, at.state, about)
-    at.saved = at.step
-
-
-def _saved_on_the_way_out(session: Session, at: Position, error: Exception) -> Exception:
-    """What to raise where the loop raised `error`: it, and where that which was trained is.
-
-    An image that cannot be read, a reader that was killed, a full disk, a fault of this program:
-    the state of the steps so far is as good as before.
-    """
-    if isinstance(error, IncompleteError):  # in all processes, at the same step
-        at.step = error.step
-        session.meter.forget()
-        error = session.feed.error or UserError(
-            f"another process could not read its share of the batch of step {at.step + 1} and says "
-            "why"
-        )
-    elif isinstance(error, Stopped | DivergedError) or jax.process_count() > 1:
-        return error
-    elif isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
-        name = error.filename or f"a file in {session.workdir}"
-        error = UserError(f"{name} cannot be used: {error.strerror or error}")
-    if isinstance(error, SaveError):
-        at.saved = -1  # it is not; once more
-    before = session.checkpoints.steps()[:1]
-    try:
-        _save_whatever_happened(session, at)
-    except DivergedError:
-        return error
-    except SaveError as failed:
-        known = isinstance(error, SaveError)  # the disk is as full as before
-        return error if known else UserError(f"{error}; besides, {failed}")
-    saved = session.checkpoints.steps()
-    if not saved:
-        return error
-    where = f"step {saved[0]} is saved in {session.workdir}, the same command goes on from there"
-    if isinstance(error, SaveError):
-        return error if saved[:1] == before else UserError(f"{error.what} ({where})")
-    if isinstance(error, UserError):
-        return UserError(f"{error} ({where})")
-    error.add_note(where)
-    return error
-
-
-def _save_whatever_happened(session: Session, at: Position) -> None:
-    """Saves the state, though records may not be writable or a step may have broken off."""
-    with contextlib.suppress(OSError):
-        session.meter.read()
-        session.writers.sync()
-    lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(at.state))
-    if at.step != at.saved and not lost:
-        about = {**session.run.about, "averaged": at.averaged}
-        session.checkpoints.save(at.step, at.state, about)
-        at.saved = at.step
-    session.checkpoints.wait()
 
 
 def _introduction(run: Run, config: ml_collections.ConfigDict, state: TrainState) -> str:

@@ -29,7 +29,8 @@ from resnet_flax.runtime.signals import Interruption
 from resnet_flax.sweep import sweep
 from resnet_flax.train.checkpoint import Checkpoints
 from resnet_flax.train.checkpoint_files import SUMS, read_meta, read_state
-from resnet_flax.train.loop import Stopped, train
+from resnet_flax.train.loop import train
+from resnet_flax.train.session import Stopped
 from resnet_flax.train.setup import build
 from resnet_flax.train.writers import read_metrics
 from resnet_flax.weights.loading import open_pretrained

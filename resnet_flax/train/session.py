@@ -1,0 +1,140 @@
+"""What the loop works with, and how what was trained is saved, whatever happens."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from resnet_flax.data.readers import Patience
+from resnet_flax.errors import UserError
+from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.storage import OF_THE_MACHINE
+from resnet_flax.train.checkpoint import Checkpoints, SaveError
+from resnet_flax.train.feed import Feed
+from resnet_flax.train.meter import DivergedError, IncompleteError, Meter
+from resnet_flax.train.setup import Run
+from resnet_flax.train.state import TrainState
+from resnet_flax.train.writers import Writers
+
+
+class Stopped(Exception):  # noqa: N818  no error
+    """A signal ended the run; what is needed to go on is saved.
+
+    Attributes:
+      signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+@dataclasses.dataclass
+class Position:
+    """Where a run is.
+
+    Attributes:
+      state: after `step` steps.
+      step: see there.
+      saved: the step of the newest checkpoint that is, or is being, written.
+      averaged: whether `eval.recompute_bn` is done, or not asked for.
+    """
+
+    state: TrainState
+    step: int
+    saved: int
+    averaged: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What the loop works with, from its first step to its last.
+
+    Attributes:
+      run: what the config was made into.
+      config: see `resnet_flax.config`.
+      workdir: of the run.
+      checkpoints: saves.
+      writers: of records and to the terminal.
+      feed: takes the steps.
+      meter: reads what they gave.
+      stop: hears signals.
+      patience: with which data is waited for.
+    """
+
+    run: Run
+    config: ml_collections.ConfigDict
+    workdir: Path
+    checkpoints: Checkpoints
+    writers: Writers
+    feed: Feed
+    meter: Meter
+    stop: Interruption
+    patience: Patience
+
+
+def save(session: Session, at: Position) -> None:
+    """Saves the state where that is not done; raises DivergedError where it is not finite."""
+    if at.step == at.saved:
+        return
+    with session.meter.paused():
+        # The records first: after a power failure none may be missing of before the checkpoint.
+        session.writers.sync()
+        about = {**session.run.about, "averaged": at.averaged}
+        session.checkpoints.save(at.step, at.state, about)
+    at.saved = at.step
+
+
+def rescue(session: Session, at: Position, error: Exception) -> Exception:
+    """What to raise where the loop raised `error`: it, and where that which was trained is.
+
+    An image that cannot be read, a reader that was killed, a full disk, a fault of this program:
+    the state of the steps so far is as good as before.
+    """
+    if isinstance(error, IncompleteError):  # in all processes, at the same step
+        at.step = error.step
+        session.meter.forget()
+        error = session.feed.error or UserError(
+            f"another process could not read its share of the batch of step {at.step + 1} and says "
+            "why"
+        )
+    elif isinstance(error, Stopped | DivergedError) or jax.process_count() > 1:
+        return error
+    elif isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        name = error.filename or f"a file in {session.workdir}"
+        error = UserError(f"{name} cannot be used: {error.strerror or error}")
+    if isinstance(error, SaveError):
+        at.saved = -1  # it is not; once more
+    before = session.checkpoints.steps()[:1]
+    try:
+        _save_whatever_happened(session, at)
+    except DivergedError:
+        return error
+    except SaveError as failed:
+        known = isinstance(error, SaveError)  # the disk is as full as before
+        return error if known else UserError(f"{error}; besides, {failed}")
+    saved = session.checkpoints.steps()
+    if not saved:
+        return error
+    where = f"step {saved[0]} is saved in {session.workdir}, the same command goes on from there"
+    if isinstance(error, SaveError):
+        return error if saved[:1] == before else UserError(f"{error.what} ({where})")
+    if isinstance(error, UserError):
+        return UserError(f"{error} ({where})")
+    error.add_note(where)
+    return error
+
+
+def _save_whatever_happened(session: Session, at: Position) -> None:
+    """Saves the state, though records may not be writable or a step may have broken off."""
+    with contextlib.suppress(OSError):
+        session.meter.read()
+        session.writers.sync()
+    lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(at.state))
+    if at.step != at.saved and not lost:
+        about = {**session.run.about, "averaged": at.averaged}
+        session.checkpoints.save(at.step, at.state, about)
+        at.saved = at.step
+    session.checkpoints.wait()
