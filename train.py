@@ -6,8 +6,8 @@ The same as `resnet-flax train`. `--help` lists the flags and every config key.
 import sys
 
 from resnet_flax.cli import main
-from resnet_flax.memory import start_anew
+from resnet_flax.runtime import allocator
 
 if __name__ == "__main__":  # reader processes import this file
-    start_anew(keep=True)
+    allocator.reexec(keep=True)
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -30,7 +30,7 @@ from programs import batch_shapes, config_of_network, programs_of
 from sides import IN_ONE, classes_of, image_shape
 
 from resnet_flax.models import lowering
-from resnet_flax.provenance import provenance
+from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import read_json, write_json
 
 OUT = Path(__file__).parent.parent / "results" / "gpu_ahead_of_time.json"

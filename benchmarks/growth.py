@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resnet_flax import memory
+from resnet_flax.runtime import allocator
 
 # Network, batch, side of an image, devices; along each axis but one they stay.
 AXES: dict[str, list[tuple[str, int, int, int]]] = {
@@ -77,7 +77,7 @@ class Point:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **memory.settings(keep=True), "XLA_FLAGS": flags},
+            env={**os.environ, **allocator.settings(keep=True), "XLA_FLAGS": flags},
         )
         self._read()  # before the next one starts: compiling uses all cores
 
@@ -165,7 +165,7 @@ def main() -> int:
         work(*json.loads(arguments.point))
         return 0
 
-    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime.provenance import provenance
     from resnet_flax.runtime.storage import read_json, write_json
 
     rows = read_json(arguments.out) or []

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from resnet_flax import compiler, sharding
 from resnet_flax.config import load_config, override, resolve
-from resnet_flax.train.setup import Programs, compile_programs
+from resnet_flax.training.setup import Programs, compile_programs
 
 Shape = tuple[int, int, int]
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from programs import batch_shapes, config_of, for_one_gpu, programs_of
 
 from resnet_flax import create_model
-from resnet_flax.provenance import provenance
+from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import write_json
 
 TWO = {"stage_sizes": (2, 2, 2, 2)}

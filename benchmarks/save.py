@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import optax
 
 from resnet_flax import create_model
-from resnet_flax.provenance import provenance
 from resnet_flax.runtime import storage
+from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import write_json
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.state import init_state
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.state import init_state
 
 OUT = Path(__file__).parent.parent / "results" / "save.json"
 

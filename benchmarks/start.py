@@ -71,7 +71,7 @@ def main() -> None:
             cold.append(first_step(arguments.data_dir, cache))
             warm.append(first_step(arguments.data_dir, cache))
 
-    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime.provenance import provenance
     from resnet_flax.runtime.storage import write_json
 
     seconds = {"resnet152_compiles": deep, "digits_cold": cold, "digits_warm": warm}

@@ -25,9 +25,9 @@ import jax
 from jax.experimental import topologies
 from programs import batch_shapes, config_of, programs_of
 
-from resnet_flax.provenance import provenance
+from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import write_json
-from resnet_flax.train.collectives import collectives, totals
+from resnet_flax.training.collectives import collectives, totals
 
 OUT = Path(__file__).parent.parent / "results" / "tpu_ahead_of_time.json"
 

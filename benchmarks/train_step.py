@@ -39,7 +39,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from resnet_flax import memory
+from resnet_flax.runtime import allocator
 
 HERE = Path(__file__).parent
 SIDES = ("ours", "flax_example", "torch", "torch_last", "torch_compile")
@@ -58,8 +58,8 @@ class Side:
     def __init__(self, name: str, network: str, batch: int, what: str, dtype: str) -> None:
         flags = [part for part in name.split(":") if part.startswith("--")]
         # All sides get the allocator that train.py, or eval, gives itself.
-        allocator = memory.settings(keep=what != "infer")
-        environment = {**os.environ, **allocator, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        chosen = allocator.settings(keep=what != "infer")
+        environment = {**os.environ, **chosen, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         # One GPU each, and what is compiled is compiled anew.
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
         self._scratch = tempfile.TemporaryDirectory()
@@ -348,7 +348,7 @@ def surroundings() -> dict[str, Any]:
     """Commit, device, processor and versions, and a digest of the programs that are compared."""
     # This process compiles nothing, but may open the GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime.provenance import provenance
 
     about = provenance()
     about["versions"] |= torch_version()

@@ -12,7 +12,7 @@ _PUBLIC = {
     "parse_axes": "resnet_flax.models",
     "default_config": "resnet_flax.config",
     "load_pretrained": "resnet_flax.weights.loading",
-    "train": "resnet_flax.train.loop",
+    "train": "resnet_flax.training.loop",
 }
 
 __all__ = [*_PUBLIC, "data"]

@@ -3,13 +3,13 @@
 import sys
 
 from resnet_flax import cli
-from resnet_flax.memory import start_anew
+from resnet_flax.runtime import allocator
 
 
 def main() -> int:
     """The command; returns the exit status."""
     # Evaluation may ask for buffers of many sizes, training for those of its step.
-    start_anew(keep=sys.argv[1:2] in (["train"], ["sweep"]))
+    allocator.reexec(keep=sys.argv[1:2] in (["train"], ["sweep"]))
     return cli.main()
 
 

@@ -8,18 +8,18 @@ from typing import Any
 import ml_collections
 
 from resnet_flax.config import flatten, resolve
-from resnet_flax.provenance import provenance
-from resnet_flax.runtime.signals import Interruption
-from resnet_flax.train.loop import train
-from resnet_flax.train.outputs import claimed
-from resnet_flax.train.session import Stopped
+from resnet_flax.runtime.provenance import provenance
+from resnet_flax.runtime.signals import SignalHandler
+from resnet_flax.training.loop import train
+from resnet_flax.training.outputs import claimed
+from resnet_flax.training.session import Interrupted
 
 
 def sweep(
     config: ml_collections.ConfigDict,
     seeds: Sequence[int],
     workdir: Path,
-    stop: Interruption | None = None,
+    stop: SignalHandler | None = None,
 ) -> dict[str, Any]:
     """Trains with every seed, in `workdir/seed<N>`; what is finished there is not trained again.
 
@@ -40,7 +40,7 @@ def sweep(
             one.seed = seed
             result = train(one, workdir / f"seed{seed}", stop)
             if stop is not None and stop.signal:  # too late for that run, not for the next
-                raise Stopped(f"stopped by {stop.signal.name} behind seed {seed}", stop.signal)
+                raise Interrupted(f"stopped by {stop.signal.name} behind seed {seed}", stop.signal)
             errors[str(seed)] = round(100 * result.error, 4)
             losses[str(seed)] = round(result.loss, 6)
     values = list(errors.values())

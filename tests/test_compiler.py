@@ -17,7 +17,7 @@ from resnet_flax.config import load_config, override, resolve
 from resnet_flax.models.conv import conv2d
 from resnet_flax.models.conv_ways import FORWARD
 from resnet_flax.models.lowering import Geometry
-from resnet_flax.train.setup import compile_programs
+from resnet_flax.training.setup import compile_programs
 
 CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
 
@@ -107,7 +107,7 @@ def test_small_images_programs_are_kept_still():
     assert _least() == before
     compiler.options("cpu", CIFAR, "float32")
     assert _least() == float("inf")
-    jax.config.update(compiler.KEPT_FROM, before)  # as `keep_compiled` may
+    jax.config.update(compiler.KEPT_FROM, before)  # as `compilation_cache.enable` may
     compiler.options("cpu", CIFAR, "float32")
     assert _least() == float("inf")
 

@@ -7,8 +7,8 @@ from marks import long
 from resnet_flax.config import flatten, load_config, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.models import VARIANTS, create_model
-from resnet_flax.train.checkpoint_files import read_meta
-from resnet_flax.train.loop import train
+from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.training.loop import train
 
 
 def _short(path, **changes):

@@ -15,17 +15,17 @@ SPLITS = ("test", "val", "validation")
 def main(argv: Sequence[str]) -> int:
     """Evaluates; returns the exit status."""
     arguments = _parse(argv)
-    from resnet_flax.compile_cache import keep_compiled
     from resnet_flax.data.preprocessing import Preprocessing
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
     from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
     from resnet_flax.evaluation.protocols import Network
-    from resnet_flax.provenance import provenance
+    from resnet_flax.runtime import compilation_cache
+    from resnet_flax.runtime.provenance import provenance
     from resnet_flax.runtime.storage import write_json
     from resnet_flax.weights.loading import open_pretrained
 
-    keep_compiled()
+    compilation_cache.enable()
     dtype = arguments.dtype or None
     found = open_pretrained(
         arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype

@@ -6,7 +6,7 @@ from typing import Any
 
 from resnet_flax.cli import Parser
 from resnet_flax.errors import UserError
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.signals import SignalHandler
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,7 +81,7 @@ def _run(argv: Sequence[str]) -> int:
     return stoppable(lambda stop: _go(arguments, settings, stop))
 
 
-def _go(arguments: Any, settings: list[str], stop: Interruption) -> None:
+def _go(arguments: Any, settings: list[str], stop: SignalHandler) -> None:
     from resnet_flax.paper import planning, runs
     from resnet_flax.paper.targets import find
 

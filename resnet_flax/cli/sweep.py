@@ -7,7 +7,7 @@ from resnet_flax.cli import Parser
 from resnet_flax.cli.train import parse, stoppable
 from resnet_flax.config import config_name
 from resnet_flax.errors import UserError
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.terminal import say
 
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     seeds = _seeds(arguments.seeds)
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
-    def run(stop: Interruption) -> None:
+    def run(stop: SignalHandler) -> None:
         from resnet_flax.runtime.storage import write_json
         from resnet_flax.sweep import sweep
 

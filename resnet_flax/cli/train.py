@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from resnet_flax.cli import Parser
 from resnet_flax.config import SCHEMA, config_name, flatten, load_config, override, resolve
 from resnet_flax.errors import UserError
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.terminal import leave_quietly, say
 
 DEFAULT = "configs/digits_resnet20.py"
@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(f"{key} = {values[key]!r}" for key in SCHEMA))
         return 0
 
-    def run(stop: Interruption) -> None:
-        from resnet_flax import distributed
+    def run(stop: SignalHandler) -> None:
+        from resnet_flax.runtime import distributed
 
         distributed.start(
             arguments.coordinator,
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             arguments.process_id,
             arguments.coordinator_seconds,
         )
-        from resnet_flax.train.loop import train
+        from resnet_flax.training.loop import train
 
         train(config, arguments.workdir or f"runs/{config_name(arguments.config)}", stop)
 
@@ -64,19 +64,19 @@ def add_process_flags(parser: Parser) -> None:
     )
 
 
-def stoppable(run: Callable[[Interruption], None]) -> int:
+def stoppable(run: Callable[[SignalHandler], None]) -> int:
     """Runs what trains; the exit status is 0, or 128 + n where signal n stopped it.
 
     Signals are heard from here on, before what takes seconds to import.
     """
-    with Interruption() as stop:
-        from resnet_flax.compile_cache import keep_compiled
-        from resnet_flax.train.session import Stopped
+    with SignalHandler() as stop:
+        from resnet_flax.runtime import compilation_cache
+        from resnet_flax.training.session import Interrupted
 
-        keep_compiled()
+        compilation_cache.enable()
         try:
             run(stop)
-        except Stopped as stopped:
+        except Interrupted as stopped:
             say(stopped, sys.stderr)
             return 128 + stopped.signal
         finally:

@@ -13,7 +13,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result, interval
 from resnet_flax.evaluation.protocols import Network, average, measure, passes, predict
 from resnet_flax.evaluation.run import evaluate
-from resnet_flax.train.steps import compile_eval, eval_step
+from resnet_flax.training.steps import compile_eval, eval_step
 
 
 def evaluate_pretrained(

@@ -17,13 +17,13 @@ from resnet_flax.evaluation.protocols import Network
 from resnet_flax.paper.planning import Training
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.targets import Row, Target
-from resnet_flax.provenance import provenance
 from resnet_flax.runtime import terminal
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.provenance import provenance
+from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.storage import read_json, write_json
-from resnet_flax.train.loop import train as train_network
-from resnet_flax.train.session import Stopped
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.training.loop import train as train_network
+from resnet_flax.training.session import Interrupted
+from resnet_flax.training.writers import read_metrics
 from resnet_flax.weights.loading import open_pretrained
 
 
@@ -31,7 +31,7 @@ def run(
     target: Target,
     planned: Sequence[Training],
     out: Path,
-    stop: Interruption,
+    stop: SignalHandler,
     *,
     changed: Sequence[str] = (),
     data_dir: str = "",
@@ -51,7 +51,7 @@ def run(
       say: what to do with what is to be read.
 
     Raises:
-      Stopped: a signal came.
+      Interrupted: a signal came.
     """
     results(out)  # finds out now that it is something else
     of_row = {row.name: row for row in target.rows}
@@ -61,7 +61,7 @@ def run(
         if one.result is None:
             train_network(one.config, one.workdir, stop)
         if stop.signal:
-            raise Stopped(f"stopped by {stop.signal.name} behind {one.workdir}", stop.signal)
+            raise Interrupted(f"stopped by {stop.signal.name} behind {one.workdir}", stop.signal)
         if of_row[one.row].members:
             continue  # evaluated together
         found = _record(target, of_row[one.row], [one], batch_size, stop)
@@ -76,12 +76,12 @@ def run(
             _merge(out, {**found, "row": row.name, "seed": 0, "changed": list(changed)})
 
 
-def _or_stop(stop: Interruption) -> Callable[[int, int], None]:
+def _or_stop(stop: SignalHandler) -> Callable[[int, int], None]:
     """What an evaluation calls after each batch."""
 
     def check(done: int, total: int) -> None:
         if stop.signal:
-            raise Stopped(
+            raise Interrupted(
                 f"stopped by {stop.signal.name} after {done:,} of {total:,} images of an "
                 "evaluation; run the same command again to repeat that",
                 stop.signal,
@@ -91,7 +91,7 @@ def _or_stop(stop: Interruption) -> Callable[[int, int], None]:
 
 
 def _record(
-    target: Target, row: Row, members: Sequence[Training], batch_size: int, stop: Interruption
+    target: Target, row: Row, members: Sequence[Training], batch_size: int, stop: SignalHandler
 ) -> dict[str, Any]:
     """Error rates (%) and what they come from; evaluated where the training did not do that."""
     one = members[0]
@@ -128,7 +128,7 @@ def _origin(one: Training) -> dict[str, Any]:
 
 
 def _published(
-    target: Target, row: Row, data_dir: str, batch_size: int, stop: Interruption
+    target: Target, row: Row, data_dir: str, batch_size: int, stop: SignalHandler
 ) -> dict[str, Any]:
     found = open_pretrained(row.weights)
     source = open_source(row.data, "test", data_dir)
@@ -168,7 +168,7 @@ def _test_set(one: Training, found: Any) -> Any:
 
 
 def _evaluated(
-    protocol: str, members: Sequence[Training], batch_size: int, stop: Interruption
+    protocol: str, members: Sequence[Training], batch_size: int, stop: SignalHandler
 ) -> dict[str, Any]:
     """Error rates under a protocol, kept in the workdir of the first member."""
     path = members[0].workdir / f"{protocol}{'_ensemble' * (len(members) > 1)}.json"

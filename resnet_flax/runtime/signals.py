@@ -9,7 +9,7 @@ NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
 
 
-class Interruption:
+class SignalHandler:
     """A context in which `SIGNALS` only set `signal`; a second Ctrl-C acts as always.
 
     Not a second one of the others: a terminal that is closed sends SIGHUP more than once, and
@@ -24,7 +24,7 @@ class Interruption:
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 ignored = signal.getsignal(number) is signal.SIG_IGN

@@ -12,7 +12,7 @@ from resnet_flax.config import resolve
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, closest, first_line
 from resnet_flax.models import VARIANTS, ResNet, configured_model, create_model
-from resnet_flax.train.checkpoint_files import DamagedError, newest, read_meta, read_variables
+from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
 from resnet_flax.weights.files import WeightsFile, read_weights, write_weights
 from resnet_flax.weights.matching import COUNTER, classes_of, infer, layout_of, to_variables
 from resnet_flax.weights.published import PUBLISHED, Published, fetch, recognize

@@ -23,7 +23,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
 from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
 from resnet_flax.evaluation.protocols import Network
-from resnet_flax.train.loop import train
+from resnet_flax.training.loop import train
 from resnet_flax.weights.loading import load_pretrained
 from resnet_flax.weights.torch_layout import export_torch
 

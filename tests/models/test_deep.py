@@ -16,9 +16,9 @@ import jax, jax.numpy as jnp
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import normalize
-from resnet_flax.train.optim import make_optimizer, make_schedule
-from resnet_flax.train.state import init_state
-from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
+from resnet_flax.training.optimizer import make_optimizer, make_schedule
+from resnet_flax.training.state import init_state
+from resnet_flax.training.steps import compile_init, compile_steps, eval_step, train_step
 
 config = default_config()
 model = create_model(sys.argv[1], scan=True, remat=int(sys.argv[2]))

@@ -16,7 +16,7 @@ from resnet_flax.models.conv import Pending
 from resnet_flax.models.conv_norm import normalize_3x3
 from resnet_flax.models.lowering import Behind, ByDevice, Geometry
 from resnet_flax.models.normalize import How
-from resnet_flax.train.steps import statistics_step
+from resnet_flax.training.steps import statistics_step
 
 ONE = ((1, 1), (1, 1))
 ON_GPU = compiler.Options({}, one_gpu=True)

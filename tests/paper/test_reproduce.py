@@ -29,7 +29,7 @@ from resnet_flax.paper.planning import trainings
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.table import summary, table
 from resnet_flax.paper.targets import TARGETS, Row, Target
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.weights.loading import open_pretrained
 
 SHORT = (
@@ -148,7 +148,7 @@ def _settings(data_dir, *more):
 
 
 def _run(target, planned, out):
-    with Interruption() as stop:
+    with SignalHandler() as stop:
         runs.run(target, planned, out, stop, say=lambda line: None)
     return json.loads(out.read_text())
 

@@ -14,7 +14,7 @@ import pytest
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import lock
 from resnet_flax.runtime.lock import NAME, Lock
-from resnet_flax.train.outputs import claimed
+from resnet_flax.training.outputs import claimed
 
 HOLD = (
     "import sys, time; from pathlib import Path; from resnet_flax.runtime.lock import Lock\n"

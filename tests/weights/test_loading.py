@@ -16,7 +16,7 @@ from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet
 from resnet_flax.models.stacking import stack
-from resnet_flax.train.loop import train
+from resnet_flax.training.loop import train
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.loading import Pretrained, export, open_pretrained
 from resnet_flax.weights.torch_layout import flatten

@@ -17,9 +17,9 @@ from photographs import make_folder
 
 from resnet_flax.data import readers
 from resnet_flax.data.readers import Patience
-from resnet_flax.runtime.signals import Interruption
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.runtime.signals import SignalHandler
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.writers import read_metrics
 
 FLAGS = (
     "--config.model.name=cifar_resnet8",
@@ -174,7 +174,7 @@ def test_a_terminal_that_is_closed(start, tmp_path, how):
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_other_signals_that_ask_to_end_are_heard(number):
-    with Interruption() as stop:
+    with SignalHandler() as stop:
         for _ in range(2):  # a terminal sends SIGHUP twice; SIGTERM follows SLURM's SIGUSR1
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -183,7 +183,7 @@ def test_other_signals_that_ask_to_end_are_heard(number):
 
 
 def test_a_second_ctrl_c_acts_as_always():
-    with Interruption() as stop:
+    with SignalHandler() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
@@ -193,7 +193,7 @@ def test_a_second_ctrl_c_acts_as_always():
 def test_sighup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Interruption() as stop:
+        with SignalHandler() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.signal is None
     finally:

@@ -101,23 +101,23 @@ def _initialize(who: str, seconds: int, **settings: Any) -> None:
         timer.cancel()
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this process writes and speaks."""
     return jax.process_index() == 0
 
 
-def largest(number: int) -> int:
+def all_max(number: int) -> int:
     """The largest of what the processes say; all must ask, in the same order of things."""
     return number if jax.process_count() == 1 else int(_gather(np.array(number)).max())
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
     if jax.process_count() > 1:
         _gather(np.array(0))
 
 
-def check_same(
+def assert_same_on_all(
     values: Mapping[str, Any],
     besides: tuple[str, ...] = (),
     what: str = "config",

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from resnet_flax import distributed
 from resnet_flax.config import conflicts, flatten
 from resnet_flax.data import fingerprint
 from resnet_flax.errors import UserError
-from resnet_flax.runtime import storage
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.setup import Run
-from resnet_flax.train.state import TrainState
+from resnet_flax.runtime import distributed, storage
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.setup import Run
+from resnet_flax.training.state import TrainState
 
 # In a workdir: the names and sizes of the images of a folder.
 LISTINGS = "data_files.json.gz"
@@ -59,7 +58,7 @@ def restore_or_init(
         run.programs.shardings,
     )
     restored = checkpoints.restore_newest(target, accept)
-    if distributed.is_first():
+    if distributed.is_primary():
         storage.write_json(workdir / "config.json", flatten(config))
         if any(run.files.values()):
             fingerprint.write_listings(workdir / LISTINGS, run.files)

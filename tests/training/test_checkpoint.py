@@ -15,11 +15,11 @@ import pytest
 
 from resnet_flax import create_model, sharding
 from resnet_flax.errors import UserError
-from resnet_flax.train import quiet
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.checkpoint_files import SUMS, DamagedError, read_meta, read_state
-from resnet_flax.train.digests import digests
-from resnet_flax.train.state import init_state
+from resnet_flax.training import quiet
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.checkpoint_files import SUMS, DamagedError, read_meta, read_state
+from resnet_flax.training.digests import digests
+from resnet_flax.training.state import init_state
 
 ABOUT = {"config": {"steps": 3}, "class_names": ["a", "b"], "preprocessing": {}}
 
@@ -175,7 +175,7 @@ def test_what_is_refused_is_left_alone(saved, target):
 
 
 def test_a_format_from_the_future_is_refused(saved, target, monkeypatch):
-    monkeypatch.setattr("resnet_flax.train.checkpoint_files.FORMAT", 0)
+    monkeypatch.setattr("resnet_flax.training.checkpoint_files.FORMAT", 0)
     with pytest.raises(UserError, match="is of format 1, this version of resnet_flax reads up to"):
         _restore(saved, target)
 

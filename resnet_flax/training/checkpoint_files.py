@@ -16,8 +16,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from resnet_flax.errors import UserError
-from resnet_flax.train.digests import digests, sha256_of, sha256_of_file
-from resnet_flax.train.quiet import silence_stores
+from resnet_flax.training.digests import digests, sha256_of, sha256_of_file
+from resnet_flax.training.quiet import silence_stores
 
 FORMAT = 1
 SUMS = "sha256.json"

@@ -11,11 +11,11 @@ import pytest
 from photographs import folder_run, make_folder
 
 from resnet_flax.errors import UserError
-from resnet_flax.train import loop
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.checkpoint_files import read_meta
-from resnet_flax.train.loop import train
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.training import loop
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.training.loop import train
+from resnet_flax.training.writers import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def _goes_on(config, workdir, whole):
 
 
 def _after(monkeypatch, calls, action):
-    """Does something before a call of `Feed.advance`, counted from 0."""
-    from resnet_flax.train.feed import Streaming
+    """Does something before a call of `Input.advance`, counted from 0."""
+    from resnet_flax.training.input import Streaming
 
     advance, count = Streaming.advance, iter(range(1000))
 
@@ -142,7 +142,7 @@ def test_an_evaluation_is_not_repeated_that_was_made(config, tmp_path, monkeypat
 
 
 def test_records_that_cannot_be_written(config, tmp_path, whole, monkeypatch):
-    from resnet_flax.train.writers import MetricsFile
+    from resnet_flax.training.writers import MetricsFile
 
     write = MetricsFile.write
 
@@ -160,7 +160,7 @@ def test_records_that_cannot_be_written(config, tmp_path, whole, monkeypatch):
 
 
 def test_a_disk_that_is_full_is_said_once(config, tmp_path, monkeypatch):
-    from resnet_flax.train import checkpoint
+    from resnet_flax.training import checkpoint
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -178,7 +178,7 @@ def test_a_disk_that_is_full_is_said_once(config, tmp_path, monkeypatch):
 
 
 def test_a_save_that_fails_is_tried_once_more(config, tmp_path, monkeypatch, whole):
-    from resnet_flax.train import checkpoint
+    from resnet_flax.training import checkpoint
 
     write, count = checkpoint.write_sums, iter(range(1000))
 
@@ -209,7 +209,7 @@ def test_a_state_that_is_not_finite_is_not_saved_on_the_way_out_either(
 
 
 def test_a_step_that_broke_off_has_no_state_to_save(config, tmp_path, monkeypatch):
-    from resnet_flax.train.feed import Streaming
+    from resnet_flax.training.input import Streaming
 
     advance, count = Streaming.advance, iter(range(1000))
 
@@ -275,7 +275,7 @@ def test_curves_that_cannot_be_drawn_lose_no_result(config, tmp_path, monkeypatc
     def fail(*_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("resnet_flax.train.outputs.draw_curves", fail)
+    monkeypatch.setattr("resnet_flax.training.outputs.draw_curves", fail)
     with pytest.raises(UserError, match=r"curves.png cannot be written: Input/output error; all"):
         train(config, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())

@@ -14,17 +14,17 @@ from resnet_flax import sharding
 from resnet_flax.data.order import Order
 from resnet_flax.data.pipeline import Batch, train_batches
 from resnet_flax.data.readers import PATIENT, Patience
-from resnet_flax.train.setup import Run
-from resnet_flax.train.state import TrainState
+from resnet_flax.training.setup import Run
+from resnet_flax.training.state import TrainState
 
 
 @contextmanager
-def open_feed(
+def open_input(
     run: Run,
     config: ml_collections.ConfigDict,
     start: int,
     patience: Patience = PATIENT,
-) -> Iterator["Feed"]:
+) -> Iterator["Input"]:
     """What takes the steps of a run, from the step `start`.
 
     Args:
@@ -57,7 +57,7 @@ def open_feed(
 
 
 @runtime_checkable
-class Feed(Protocol):
+class Input(Protocol):
     """Takes training steps.
 
     Attributes:
@@ -89,7 +89,7 @@ class Streaming:
         self._newest: Batch | None = None
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
-        """See `Feed`; the batches come in the order of steps."""
+        """See `Input`; the batches come in the order of steps."""
         began = time.monotonic()
         batch = self._next()
         self.waited += time.monotonic() - began
@@ -140,7 +140,7 @@ class Resident:
         self._data = sharding.put_whole({"image": source.images, "label": source.labels}, mesh)
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
-        """See `Feed`."""
+        """See `Input`."""
         share = self._batch_size // jax.process_count()
         rows = np.zeros((self.most, share), np.int32)
         for i in range(n):

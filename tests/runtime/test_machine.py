@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from resnet_flax import memory
+from resnet_flax.runtime import allocator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def _environment(tmp_path, **settings):
     without = (
         "GLIBC_TUNABLES",
         "LD_PRELOAD",
-        memory.THRESHOLD,
+        allocator.THRESHOLD,
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_ENABLE_COMPILATION_CACHE",
     )
@@ -52,9 +52,9 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
         "import os, sys, pathlib\n"
         f"started = pathlib.Path({str(tmp_path / 'started')!r})\n"
         "started.write_text(started.read_text() + '.' if started.exists() else '.')\n"
-        "from resnet_flax import memory\n"
-        f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
-        "memory.start_anew()\n"
+        "from resnet_flax.runtime import allocator\n"
+        f"allocator.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "allocator.reexec()\n"
         "print(repr((os.environ.get('GLIBC_TUNABLES'), sys.argv[1:], os.getpid())))\n"
     )
     environment = _environment(tmp_path, **({"GLIBC_TUNABLES": before} if before else {}))
@@ -86,10 +86,10 @@ def test_training_on_a_cpu_keeps_its_large_buffers(tmp_path, device, platforms, 
     program = tmp_path / "program.py"
     program.write_text(
         "import os, pathlib\n"
-        "from resnet_flax import memory\n"
-        f"memory.DEVICES = pathlib.Path({str(tmp_path)!r})\n"
-        f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
-        "memory.start_anew(keep=True)\n"
+        "from resnet_flax.runtime import allocator\n"
+        f"allocator.DEVICES = pathlib.Path({str(tmp_path)!r})\n"
+        f"allocator.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "allocator.reexec(keep=True)\n"
         "import numpy as np\n"
         "def take():\n"
         "    for size in (2_500_000, 10_000_000):\n"
@@ -112,33 +112,33 @@ def test_training_on_a_cpu_keeps_its_large_buffers(tmp_path, device, platforms, 
 @pytest.mark.skipif(not THERE, reason="needs the extra 'cpu' on Linux and x86-64")
 def test_what_the_environment_says_is_left(tmp_path, monkeypatch):
     (tmp_path / "enabled").write_text("always [madvise] never")
-    monkeypatch.setattr(memory, "THP", tmp_path / "enabled")
-    monkeypatch.setattr(memory, "DEVICES", tmp_path)
-    for name in ("GLIBC_TUNABLES", "LD_PRELOAD", memory.THRESHOLD):
+    monkeypatch.setattr(allocator, "THP", tmp_path / "enabled")
+    monkeypatch.setattr(allocator, "DEVICES", tmp_path)
+    for name in ("GLIBC_TUNABLES", "LD_PRELOAD", allocator.THRESHOLD):
         monkeypatch.delenv(name, raising=False)
     pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    assert memory.settings(keep=False) == pages
-    kept = memory.settings(keep=True)
-    assert set(kept) == {"GLIBC_TUNABLES", "LD_PRELOAD", memory.THRESHOLD}
+    assert allocator.settings(keep=False) == pages
+    kept = allocator.settings(keep=True)
+    assert set(kept) == {"GLIBC_TUNABLES", "LD_PRELOAD", allocator.THRESHOLD}
     monkeypatch.setenv("LD_PRELOAD", "/opt/of_the_site.so")
-    assert memory.settings(keep=True) == pages
+    assert allocator.settings(keep=True) == pages
     monkeypatch.delenv("LD_PRELOAD")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
-    assert memory.settings(keep=True) == {}
+    assert allocator.settings(keep=True) == {}
     monkeypatch.delenv("GLIBC_TUNABLES")
     # Started so once, whether the loader heeded it or not.
-    monkeypatch.setenv(memory.THRESHOLD, kept[memory.THRESHOLD])
-    assert memory.settings(keep=True) == {}
+    monkeypatch.setenv(allocator.THRESHOLD, kept[allocator.THRESHOLD])
+    assert allocator.settings(keep=True) == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc and the kernel's switch are Linux's")
 def test_who_runs_the_program_from_another_is_not_started_anew(tmp_path):
     (tmp_path / "enabled").write_text("always [madvise] never")
     (tmp_path / "inner.py").write_text(
-        "from resnet_flax import memory\n"
+        "from resnet_flax.runtime import allocator\n"
         "import os, pathlib\n"
-        f"memory.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
-        "memory.start_anew()\n"
+        f"allocator.THP = pathlib.Path({str(tmp_path / 'enabled')!r})\n"
+        "allocator.reexec()\n"
         "print(os.environ.get('GLIBC_TUNABLES'))\n"
     )
     outer = tmp_path / "outer.py"
@@ -155,8 +155,8 @@ def test_who_runs_the_program_from_another_is_not_started_anew(tmp_path):
 def test_what_is_compiled_is_kept_where_nothing_else_is_said(tmp_path):
     program = (
         "import jax, json\n"
-        "from resnet_flax.compile_cache import keep_compiled\n"
-        "keep_compiled()\n"
+        "from resnet_flax.runtime import compilation_cache\n"
+        "compilation_cache.enable()\n"
         "print(json.dumps([jax.config.jax_compilation_cache_dir,\n"
         "    jax.config.jax_compilation_cache_max_size]))\n"
     )

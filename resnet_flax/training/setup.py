@@ -18,10 +18,10 @@ from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet, configured_model
-from resnet_flax.train.norms import norm_over
-from resnet_flax.train.optim import make_optimizer, make_schedule
-from resnet_flax.train.state import init_state
-from resnet_flax.train.steps import (
+from resnet_flax.training.norms import norm_over
+from resnet_flax.training.optimizer import make_optimizer, make_schedule
+from resnet_flax.training.state import init_state
+from resnet_flax.training.steps import (
     compile_init,
     compile_resident,
     compile_statistics,

@@ -5,15 +5,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from resnet_flax import distributed
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
-from resnet_flax.provenance import provenance
+from resnet_flax.runtime import distributed
 from resnet_flax.runtime.lock import Lock
+from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import make_directory, read_json, write_json
 from resnet_flax.runtime.terminal import say
-from resnet_flax.train.curves import draw_curves
-from resnet_flax.train.digests import sha256_of
+from resnet_flax.training.curves import draw_curves
+from resnet_flax.training.digests import sha256_of
 
 
 @contextlib.contextmanager
@@ -32,7 +32,7 @@ def claimed(workdir: Path, *inside: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         failed: UserError | None = None
-        if distributed.is_first():
+        if distributed.is_primary():
             try:
                 stack.enter_context(Lock(workdir))
                 for directory in (workdir, *(workdir / name for name in inside)):
@@ -47,7 +47,7 @@ def claimed(workdir: Path, *inside: str) -> Iterator[None]:
                     f"cannot write to the workdir {workdir}: {error.strerror} ({error.filename}); "
                     "give one that can be written as --workdir"
                 )
-        if distributed.largest(int(failed is not None)):
+        if distributed.all_max(int(failed is not None)):
             raise failed or UserError(f"process 0 cannot use the workdir {workdir}; it says why")
         yield
 

@@ -4,8 +4,8 @@ import optax
 import pytest
 
 from resnet_flax.config import default_config
-from resnet_flax.train.losses import cross_entropy
-from resnet_flax.train.optim import make_optimizer, make_schedule
+from resnet_flax.training.losses import cross_entropy
+from resnet_flax.training.optimizer import make_optimizer, make_schedule
 
 
 def _optim(**settings):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from experiments import TINY
 
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.checkpoint_files import SUMS, read_meta
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.checkpoint_files import SUMS, read_meta
+from resnet_flax.training.writers import read_metrics
 
 ORBAX_S_NOTES = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
@@ -72,7 +72,7 @@ def test_the_order_in_which_a_checkpoint_reaches_the_disk(tmp_path, calls):
 
 
 def test_records_are_on_the_disk_before_the_checkpoint_that_they_lead_to(config, tmp_path, calls):
-    from resnet_flax.train.loop import train
+    from resnet_flax.training.loop import train
 
     workdir = tmp_path / "run"
     config.log.tensorboard = True

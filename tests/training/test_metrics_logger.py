@@ -5,11 +5,11 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_flax.train.meter import RATES, Meter
-from resnet_flax.train.writers import Writers, read_metrics
+from resnet_flax.training.metrics_logger import RATES, MetricsLogger
+from resnet_flax.training.writers import Writers, read_metrics
 
 
-class NoFeed:
+class NoInput:
     """Has waited for nothing."""
 
     most, waited, error = 100, 0.0, None
@@ -40,9 +40,9 @@ def test_learning_rates_are_computed_many_at_a_time(schedule, tmp_path):
 
     config = ml_collections.ConfigDict({"log": {"every": 1}, "steps": steps, "batch_size": 1})
     with Writers(tmp_path, start, steps, tensorboard=False, bar=False, silent=False) as writers:
-        meter = Meter(config, counted, writers, NoFeed())
-        for first in range(start, steps, NoFeed.most):
-            n = min(NoFeed.most, steps - first)
+        meter = MetricsLogger(config, counted, writers, NoInput())
+        for first in range(start, steps, NoInput.most):
+            n = min(NoInput.most, steps - first)
             names = "loss", "errors", "count", "grad_norm", "param_norm"
             meter.add(first, n, dict.fromkeys(names, np.ones(n)))
         meter.read()

@@ -9,17 +9,17 @@ import ml_collections
 
 from resnet_flax.data.readers import Patience
 from resnet_flax.errors import UserError
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.storage import OF_THE_MACHINE
-from resnet_flax.train.checkpoint import Checkpoints, SaveError
-from resnet_flax.train.feed import Feed
-from resnet_flax.train.meter import DivergedError, IncompleteError, Meter
-from resnet_flax.train.setup import Run
-from resnet_flax.train.state import TrainState
-from resnet_flax.train.writers import Writers
+from resnet_flax.training.checkpoint import Checkpoints, SaveError
+from resnet_flax.training.input import Input
+from resnet_flax.training.metrics_logger import DivergedError, IncompleteError, MetricsLogger
+from resnet_flax.training.setup import Run
+from resnet_flax.training.state import TrainState
+from resnet_flax.training.writers import Writers
 
 
-class Stopped(Exception):  # noqa: N818  no error
+class Interrupted(Exception):  # noqa: N818  no error
     """A signal ended the run; what is needed to go on is saved.
 
     Attributes:
@@ -58,8 +58,8 @@ class Session:
       workdir: of the run.
       checkpoints: saves.
       writers: of records and to the terminal.
-      feed: takes the steps.
-      meter: reads what they gave.
+      input: takes the steps.
+      metrics_logger: reads what they gave.
       stop: hears signals.
       patience: with which data is waited for.
     """
@@ -69,9 +69,9 @@ class Session:
     workdir: Path
     checkpoints: Checkpoints
     writers: Writers
-    feed: Feed
-    meter: Meter
-    stop: Interruption
+    input: Input
+    metrics_logger: MetricsLogger
+    stop: SignalHandler
     patience: Patience
 
 
@@ -79,7 +79,7 @@ def save(session: Session, at: Position) -> None:
     """Saves the state where that is not done; raises DivergedError where it is not finite."""
     if at.step == at.saved:
         return
-    with session.meter.paused():
+    with session.metrics_logger.paused():
         # The records first: after a power failure none may be missing of before the checkpoint.
         session.writers.sync()
         about = {**session.run.about, "averaged": at.averaged}
@@ -95,12 +95,12 @@ def rescue(session: Session, at: Position, error: Exception) -> Exception:
     """
     if isinstance(error, IncompleteError):  # in all processes, at the same step
         at.step = error.step
-        session.meter.forget()
-        error = session.feed.error or UserError(
+        session.metrics_logger.forget()
+        error = session.input.error or UserError(
             f"another process could not read its share of the batch of step {at.step + 1} and says "
             "why"
         )
-    elif isinstance(error, Stopped | DivergedError) or jax.process_count() > 1:
+    elif isinstance(error, Interrupted | DivergedError) or jax.process_count() > 1:
         return error
     elif isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
         name = error.filename or f"a file in {session.workdir}"
@@ -130,7 +130,7 @@ def rescue(session: Session, at: Position, error: Exception) -> Exception:
 def _save_whatever_happened(session: Session, at: Position) -> None:
     """Saves the state, though records may not be writable or a step may have broken off."""
     with contextlib.suppress(OSError):
-        session.meter.read()
+        session.metrics_logger.read()
         session.writers.sync()
     lost = any(leaf.is_deleted() for leaf in jax.tree.leaves(at.state))
     if at.step != at.saved and not lost:

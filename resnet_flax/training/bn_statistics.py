@@ -11,8 +11,8 @@ import numpy as np
 from resnet_flax import sharding
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.readers import PATIENT, Patience
-from resnet_flax.train.setup import Run
-from resnet_flax.train.state import TrainState
+from resnet_flax.training.setup import Run
+from resnet_flax.training.state import TrainState
 
 
 def recompute_statistics(

@@ -11,8 +11,8 @@ import ml_collections
 import numpy as np
 
 from resnet_flax.errors import UserError
-from resnet_flax.train.feed import Feed
-from resnet_flax.train.writers import Writers
+from resnet_flax.training.input import Input
+from resnet_flax.training.writers import Writers
 
 
 class DivergedError(UserError):
@@ -34,22 +34,22 @@ class IncompleteError(Exception):
 RATES = 1000  # learning rates that are computed at a time
 
 
-class Meter:
+class MetricsLogger:
     """Reads steps' sums when the next ones are under way, so that the device never waits.
 
     Args:
       config: for the intervals.
       schedule: the learning rate, recorded beside the sums.
       writers: get a record every `log.every` steps.
-      feed: which says how long it has waited.
+      input_: which says how long it has waited.
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers, feed: Feed
+        self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers, input_: Input
     ) -> None:
         self._every, self._steps = config.log.every, config.steps
         self._batch_size = config.batch_size
-        self._schedule, self._writers, self._feed = schedule, writers, feed
+        self._schedule, self._writers, self._input = schedule, writers, input_
         self._pending: tuple[int, int, Any] | None = None
         self._sums = {"loss": 0.0, "errors": 0.0, "count": 0.0}
         self._clock: float | None = None
@@ -92,7 +92,7 @@ class Meter:
         now = time.monotonic()
         timed = self._clock is not None
         if self._clock is None:
-            self._clock, self._waited = now, self._feed.waited
+            self._clock, self._waited = now, self._input.waited
         steps = [{name: float(values[i]) for name, values in rows.items()} for i in range(n)]
         faults = [self._fault(start + i, row) for i, row in enumerate(steps, start=1)]
         good = next((i for i, fault in enumerate(faults) if fault is not None), n)
@@ -100,7 +100,7 @@ class Meter:
             for step, row in enumerate(steps[:good], start=start + 1):
                 self._images += row["count"] * timed
                 elapsed = max(now - self._clock, 1e-9)
-                waited = (self._feed.waited - self._waited) / elapsed
+                waited = (self._input.waited - self._waited) / elapsed
                 self._step(step, row, self._images / elapsed, waited)
         finally:
             # Though a record before may not be writable: who saves the state has to hear this.

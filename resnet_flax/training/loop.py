@@ -9,31 +9,31 @@ from typing import Any
 import jax
 import ml_collections
 
-from resnet_flax import distributed
 from resnet_flax.config import flatten, resolve
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.readers import Patience, WaitInterrupted
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.evaluation.run import evaluate
-from resnet_flax.runtime.signals import Interruption
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.feed import open_feed
-from resnet_flax.train.meter import Meter
-from resnet_flax.train.outputs import claimed, note_session, report
-from resnet_flax.train.recompute import recompute_statistics
-from resnet_flax.train.resume import restore_or_init
-from resnet_flax.train.session import Position, Session, Stopped, rescue, save
-from resnet_flax.train.setup import Run, build
-from resnet_flax.train.state import TrainState
-from resnet_flax.train.writers import Record, Writers
+from resnet_flax.runtime import distributed
+from resnet_flax.runtime.signals import SignalHandler
+from resnet_flax.training.bn_statistics import recompute_statistics
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.input import open_input
+from resnet_flax.training.metrics_logger import MetricsLogger
+from resnet_flax.training.outputs import claimed, note_session, report
+from resnet_flax.training.resume import restore_or_init
+from resnet_flax.training.session import Interrupted, Position, Session, rescue, save
+from resnet_flax.training.setup import Run, build
+from resnet_flax.training.state import TrainState
+from resnet_flax.training.writers import Record, Writers
 
 # Steps between two times at which several processes ask each other whether one has got a signal.
 AGREE_EVERY = 20
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | Path, stop: Interruption | None = None
+    config: ml_collections.ConfigDict, workdir: str | Path, stop: SignalHandler | None = None
 ) -> Result:
     """Trains, or goes on training, or finds the run finished; evaluates at the end in any case.
 
@@ -51,24 +51,24 @@ def train(
       UserError: the config, the data, the workdir or the devices do not fit, the disk is full,
         an image cannot be read, or the loss is not finite. What was trained is saved, unless it is
         that which is not finite.
-      Stopped: a signal came (`runtime.signals`); the state is saved.
+      Interrupted: a signal came (`runtime.signals`); the state is saved.
     """
     config, workdir = resolve(config), Path(workdir)
     with ExitStack() as stack:
-        stop = stack.enter_context(Interruption()) if stop is None else stop
+        stop = stack.enter_context(SignalHandler()) if stop is None else stop
         patience = Patience(config.data.timeout, _asked(stop))
         try:
             run = build(config, patience)
         except WaitInterrupted:
             assert stop.signal is not None
             name = stop.signal.name
-            raise Stopped(f"stopped by {name} before the first step", stop.signal) from None
+            raise Interrupted(f"stopped by {name} before the first step", stop.signal) from None
         besides = ("data.data_dir", "data.source", "log.progress")
-        distributed.check_same(flatten(config), besides)
-        distributed.check_same(run.about["data"], what="data set", compare="its files")
+        distributed.assert_same_on_all(flatten(config), besides)
+        distributed.assert_same_on_all(run.about["data"], what="data set", compare="its files")
         stack.enter_context(claimed(workdir, "checkpoints"))
         result, trained = _train(run, config, workdir, stop, patience)
-        if distributed.is_first():
+        if distributed.is_primary():
             title = f"{_network(config)} on {config.data.source}"
             report(run.about, title, workdir, result, new=trained)
     return result
@@ -78,7 +78,7 @@ def _train(
     run: Run,
     config: ml_collections.ConfigDict,
     workdir: Path,
-    stop: Interruption,
+    stop: SignalHandler,
     patience: Patience,
 ) -> tuple[Result, bool]:
     """What `train` does in a workdir that is its own; also, whether there was anything to train."""
@@ -94,16 +94,18 @@ def _train(
                 config.steps,
                 tensorboard=config.log.tensorboard,
                 bar=config.log.progress,
-                silent=not distributed.is_first(),
+                silent=not distributed.is_primary(),
             )
         )
         for note in [_introduction(run, config, begin.state), *run.notes, *begin.notes]:
             writers.terminal.say(note)
-        if distributed.is_first():
+        if distributed.is_primary():
             note_session(workdir, begin.step, config.steps, begin.changes)
-        feed = stack.enter_context(open_feed(run, config, begin.step, patience))
-        meter = Meter(config, run.programs.schedule, writers, feed)
-        session = Session(run, config, workdir, checkpoints, writers, feed, meter, stop, patience)
+        input_ = stack.enter_context(open_input(run, config, begin.step, patience))
+        metrics_logger = MetricsLogger(config, run.programs.schedule, writers, input_)
+        session = Session(
+            run, config, workdir, checkpoints, writers, input_, metrics_logger, stop, patience
+        )
         # Step 0 is made again faster than it is read.
         at = Position(begin.state, begin.step, begin.step, begin.averaged)
         try:
@@ -122,7 +124,7 @@ def _loop(session: Session, at: Position) -> Result:
     run, config, checkpoints, stop = session.run, session.config, session.checkpoints, session.stop
     before = at.step
     known = session.writers.has(_record_name(config), at.step)
-    evaluated = at.step if distributed.largest(int(known)) else None
+    evaluated = at.step if distributed.all_max(int(known)) else None
     while True:
         checkpoints.poll()
         last = at.step == config.steps
@@ -135,17 +137,17 @@ def _loop(session: Session, at: Position) -> Result:
                 save(session, at)
             if signal:
                 checkpoints.wait()
-                raise Stopped(_how_to_go_on(signal.name, at.step, session.workdir), signal)
+                raise Interrupted(_how_to_go_on(signal.name, at.step, session.workdir), signal)
             if last or (_due(at.step, config.eval.every) and evaluated != at.step):
-                with session.meter.paused():
+                with session.metrics_logger.paused():
                     result = _evaluate(session, at)
                 evaluated = at.step
             if last:
                 return result
-            n = min(session.feed.most, _until_due(at.step, config))
-            at.state, sums = session.feed.advance(at.state, at.step, n)
+            n = min(session.input.most, _until_due(at.step, config))
+            at.state, sums = session.input.advance(at.state, at.step, n)
             before, at.step = at.step, at.step + n
-            session.meter.add(before, n, sums)
+            session.metrics_logger.add(before, n, sums)
         except WaitInterrupted:
             continue  # a signal came while we waited for data: save and stop
 
@@ -167,18 +169,18 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step > 0 and step % every == 0
 
 
-def _asked(stop: Interruption) -> Any:
+def _asked(stop: SignalHandler) -> Any:
     """Whether to stop waiting for data; never one of several processes alone."""
     return lambda: stop.signal is not None and jax.process_count() == 1
 
 
-def _agreed(stop: Interruption, before: int, step: int) -> Signals | None:
+def _agreed(stop: SignalHandler, before: int, step: int) -> Signals | None:
     """The signal to follow: all processes at the same step, so every now and then."""
     if jax.process_count() == 1:
         return stop.signal
     if step // AGREE_EVERY == before // AGREE_EVERY:
         return None
-    number = distributed.largest(stop.signal or 0)
+    number = distributed.all_max(stop.signal or 0)
     return Signals(number) if number else None
 
 

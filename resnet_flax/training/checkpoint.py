@@ -11,10 +11,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_flax import distributed
 from resnet_flax.errors import UserError
-from resnet_flax.runtime import storage
-from resnet_flax.train.checkpoint_files import (
+from resnet_flax.runtime import distributed, storage
+from resnet_flax.training.checkpoint_files import (
     FORMAT,
     DamagedError,
     read_meta,
@@ -23,8 +22,8 @@ from resnet_flax.train.checkpoint_files import (
     steps_in,
     write_sums,
 )
-from resnet_flax.train.digests import digests, sha256_of
-from resnet_flax.train.quiet import silence_stores
+from resnet_flax.training.digests import digests, sha256_of
+from resnet_flax.training.quiet import silence_stores
 
 # Orbax's name of a directory that it still writes into ends so.
 _UNFINISHED = ocp.path.atomicity.TMP_DIR_SUFFIX
@@ -117,7 +116,7 @@ class Checkpoints:
             return
         try:
             self._manager.wait_until_finished()
-            if distributed.is_first():
+            if distributed.is_primary():
                 # Its files are synced; now its name, and what Orbax wrote after `_before_its_name`.
                 path = self.directory / str(self._saving)
                 for entry in path.iterdir():
@@ -151,9 +150,9 @@ class Checkpoints:
         Raises:
           UserError: every checkpoint is damaged, or one is of another network.
         """
-        if distributed.is_first():
+        if distributed.is_primary():
             self._bring_back()
-        distributed.wait()
+        distributed.barrier()
         damaged: dict[int, str] = {}
         for step in self.steps():
             path = self.directory / str(step)
@@ -164,9 +163,9 @@ class Checkpoints:
             except DamagedError as error:
                 damaged[step] = f"checkpoint {path} is damaged: {error}"
                 continue
-            if distributed.is_first():
+            if distributed.is_primary():
                 self._set_aside(damaged)
-            distributed.wait()
+            distributed.barrier()
             return state, meta, list(damaged.values())
         if damaged:
             raise UserError(
@@ -225,9 +224,9 @@ class Checkpoints:
     def _lay_aside(self, step: int) -> None:
         """Gives the checkpoint of a step that is saved once more another name for that time."""
         path = self.directory / str(step)
-        if distributed.is_first() and path.is_dir():
+        if distributed.is_primary() and path.is_dir():
             os.replace(path, self.directory / f"{step}{_REPLACED}")
-        distributed.wait()
+        distributed.barrier()
         if self._manager is not None:
             self._manager.reload()
 

@@ -14,7 +14,7 @@ SETTINGS = {
 }
 
 
-def keep_compiled() -> None:
+def enable() -> None:
     """Lets JAX keep what it compiles on the disk, and find it there; for a command's start.
 
     In `~/.cache/resnet_flax/compiled` (under XDG_CACHE_HOME where that is set), at most 4 GiB, the

@@ -1,4 +1,4 @@
-"""How large buffers are asked for: a program's first line starts it anew with another allocator."""
+"""How large buffers are allocated: a program's first line re-executes it with another allocator."""
 
 import contextlib
 import os
@@ -16,13 +16,13 @@ KEPT = 8 * 2**20
 THRESHOLD = "TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD"
 
 
-def start_anew(keep: bool = False) -> None:
-    """Starts this program anew, so that its large buffers cost less; for a program's first line.
+def reexec(keep: bool = False) -> None:
+    """Re-executes this program so that its large buffers cost less; for a program's first line.
 
     glibc gives every large buffer back to the kernel when it is freed and gets it again, page by
     page, in the next step: on a CPU a quarter of a training step and more (docs/decisions.md).
     Which allocator there is and what it does is settled when a program starts. Nothing happens
-    where the environment speaks of that already.
+    where the environment sets that already.
 
     Args:
       keep: as `settings` has it.
@@ -87,7 +87,7 @@ def _accelerators() -> bool:
 def _is_the_program() -> bool:
     """Whether the interpreter was started for what calls this, and with these arguments.
 
-    Not where a notebook, a debugger or another script runs it: that would be started anew.
+    Not where a notebook, a debugger or another script runs it: that would be re-executed.
     """
     arguments = sys.argv[1:]
     started, given = sys.orig_argv[: len(sys.orig_argv) - len(arguments)], sys.orig_argv

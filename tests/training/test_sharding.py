@@ -15,10 +15,10 @@ from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
 from resnet_flax.models import lowering
-from resnet_flax.train.collectives import collectives, totals
-from resnet_flax.train.optim import make_optimizer
-from resnet_flax.train.state import init_state
-from resnet_flax.train.steps import compile_init, compile_steps, eval_step, train_step
+from resnet_flax.training.collectives import collectives, totals
+from resnet_flax.training.optimizer import make_optimizer
+from resnet_flax.training.state import init_state
+from resnet_flax.training.steps import compile_init, compile_steps, eval_step, train_step
 
 BATCH = 16
 JOINED = {"ways": (("behind_1x1", "joined"),)}  # of models.lowering

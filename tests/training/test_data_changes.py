@@ -7,10 +7,10 @@ import pytest
 from photographs import folder_run, make_folder
 
 from resnet_flax.errors import UserError
-from resnet_flax.train import checkpoint
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.checkpoint_files import read_meta
-from resnet_flax.train.loop import train
+from resnet_flax.training import checkpoint
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_a_checkpoint_from_before_there_were_fingerprints(
 
 def test_a_whole_checkpoint_of_another_network_is_not_called_damaged(config, workdir, monkeypatch):
     """As where another version of the package makes another network of the same config."""
-    monkeypatch.setattr("resnet_flax.train.resume.conflicts", lambda *_: {})
+    monkeypatch.setattr("resnet_flax.training.resume.conflicts", lambda *_: {})
     config.model.axes = config.model.axes.replace("16", "32")
     with pytest.raises(UserError, match=r"is whole, but of another network or optimiser: batch_s"):
         train(config, workdir)

@@ -14,9 +14,9 @@ from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
 from resnet_flax.evaluation.metrics import zero_sums
-from resnet_flax.train.optim import make_optimizer
-from resnet_flax.train.state import init_state
-from resnet_flax.train.steps import (
+from resnet_flax.training.optimizer import make_optimizer
+from resnet_flax.training.state import init_state
+from resnet_flax.training.steps import (
     compile_init,
     compile_steps,
     eval_step,
@@ -233,7 +233,7 @@ def test_evaluation_counts_only_what_the_mask_lets_through(devices):
 
 @pytest.mark.usefixtures("x64")
 def test_norms_for_the_log_are_the_same_laid_end_to_end():
-    from resnet_flax.train.norms import norm_over, tree_norm
+    from resnet_flax.training.norms import norm_over, tree_norm
 
     rng = np.random.default_rng(0)
     tree = {"a": rng.normal(size=(3, 3, 4, 5)), "b": {"c": rng.normal(size=7), "d": np.float64(2)}}
@@ -254,7 +254,7 @@ def test_norms_for_the_log_are_the_same_laid_end_to_end():
 
 def test_norms_laid_end_to_end_are_of_all_leaves(monkeypatch):
     from resnet_flax.models import lowering
-    from resnet_flax.train.norms import norm_over
+    from resnet_flax.training.norms import norm_over
 
     monkeypatch.setattr(lowering, "call", lambda functions, *operands: functions.gpu(*operands))
     tree = {"a": jnp.full((2, 2), 1.0), "b": jnp.full(5, 3.0)}
@@ -264,7 +264,7 @@ def test_norms_laid_end_to_end_are_of_all_leaves(monkeypatch):
 
 def test_a_network_without_statistics_takes_a_step():
     from resnet_flax.config import load_config, override, resolve
-    from resnet_flax.train.setup import compile_programs
+    from resnet_flax.training.setup import compile_programs
 
     config = load_config("configs/digits_resnet20.py")
     tiny = "stage_sizes=(1,) stage_features=(8,) stem_features=8 norm=group"

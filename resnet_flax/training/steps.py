@@ -20,9 +20,9 @@ from resnet_flax import compiler, sharding
 from resnet_flax.compiler import Options
 from resnet_flax.evaluation.metrics import add
 from resnet_flax.models import lowering
-from resnet_flax.train.losses import cross_entropy
-from resnet_flax.train.norms import tree_norm
-from resnet_flax.train.state import TrainState
+from resnet_flax.training.losses import cross_entropy
+from resnet_flax.training.norms import tree_norm
+from resnet_flax.training.state import TrainState
 
 Batch = dict[str, Array]
 Sums = dict[str, Array]

@@ -13,11 +13,11 @@ import pytest
 from experiments import TINY
 from photographs import make_folder
 
-from resnet_flax import distributed
 from resnet_flax.errors import UserError
+from resnet_flax.runtime import distributed
 from resnet_flax.runtime.lock import Lock
-from resnet_flax.train.checkpoint_files import read_meta
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.training.writers import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 SHORT = (
@@ -210,10 +210,10 @@ def test_launchers_are_told_by_the_environment(environment, name, monkeypatch):
 
 
 def test_one_process_asks_nobody():
-    assert distributed.is_first()
-    assert distributed.largest(7) == 7
-    distributed.wait()
-    distributed.check_same({"a": 1})
+    assert distributed.is_primary()
+    assert distributed.all_max(7) == 7
+    distributed.barrier()
+    distributed.assert_same_on_all({"a": 1})
 
 
 @pytest.mark.long

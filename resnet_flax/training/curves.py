@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.training.writers import read_metrics
 
 
 def draw_curves(metrics: Path, target: Path, title: str) -> None:

@@ -25,14 +25,14 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
 from resnet_flax.models.conv import conv2d
 from resnet_flax.runtime.lock import Lock
-from resnet_flax.runtime.signals import Interruption
+from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.sweep import sweep
-from resnet_flax.train.checkpoint import Checkpoints
-from resnet_flax.train.checkpoint_files import SUMS, read_meta, read_state
-from resnet_flax.train.loop import train
-from resnet_flax.train.session import Stopped
-from resnet_flax.train.setup import build
-from resnet_flax.train.writers import read_metrics
+from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.checkpoint_files import SUMS, read_meta, read_state
+from resnet_flax.training.loop import train
+from resnet_flax.training.session import Interrupted
+from resnet_flax.training.setup import build
+from resnet_flax.training.writers import read_metrics
 from resnet_flax.weights.loading import open_pretrained
 
 SHORT = (
@@ -300,7 +300,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, r
 def test_an_evaluation_that_is_not_finite_ends_the_run_after_saving(config, tmp_path, monkeypatch):
     # Running statistics can be useless where the batch's are not.
     monkeypatch.setattr(
-        "resnet_flax.train.loop.evaluate",
+        "resnet_flax.training.loop.evaluate",
         lambda *_: iter([Result(360, 0.9, 0.5, float("nan"), 0.1, (360,), (324,))]),
     )
     with pytest.raises(UserError, match=r"evaluation at step 4 gave a loss of nan, .*is saved in"):
@@ -312,9 +312,9 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_after_saving(config, tmp_
 def test_a_signal_before_the_first_step_is_heard(config, tmp_path):
     config.steps = 5
     for _ in range(2):
-        with Interruption() as stop:
+        with SignalHandler() as stop:
             signal.raise_signal(signal.SIGINT)
-            with pytest.raises(Stopped, match="by SIGINT at step 0, before the first"):
+            with pytest.raises(Interrupted, match="by SIGINT at step 0, before the first"):
                 train(config, tmp_path / "run", stop)
     train(config, tmp_path / "run")
 
