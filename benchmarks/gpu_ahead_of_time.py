@@ -29,7 +29,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from programs import batch_shapes, config_of_network, programs_of
 from sides import IN_ONE, classes_of, image_shape
 
-from resnet_flax.models import lowering
+from resnet_flax.ops import dispatch
 from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import read_json, write_json
 
@@ -121,7 +121,7 @@ def compiled(arguments: argparse.Namespace) -> Any:
     # Pallas asks what GPU it writes for.
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
     there = use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
-    with there, lowering.forced(**dict(way.split("=") for way in arguments.way)):
+    with there, dispatch.override(**dict(way.split("=") for way in arguments.way)):
         return step.lower(state, *operands).compile()
 
 

@@ -7,8 +7,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_flax import compiler, sharding
+from resnet_flax import sharding
 from resnet_flax.config import load_config, override, resolve
+from resnet_flax.evaluation.compile import jit
+from resnet_flax.runtime import xla_options
 from resnet_flax.training.setup import Programs, compile_programs
 
 Shape = tuple[int, int, int]
@@ -76,4 +78,4 @@ def noise(batch: int, shape: Shape, classes: int) -> dict[str, Any]:
 
 def for_one_gpu(function: Any) -> Any:
     """`jax.jit` of a function as for a program on the one GPU that kernels were measured on."""
-    return compiler.jit(function, compiler.Options({}, one_gpu=True))
+    return jit(function, xla_options.Options({}, single_gpu=True))

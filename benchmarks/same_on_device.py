@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_flax import create_model
-from resnet_flax.models import lowering
+from resnet_flax.ops import dispatch
 
 PLAIN = {
     "forward": "conv",
@@ -23,8 +23,8 @@ PLAIN = {
     "pooling": "native",
     "statistics": "two_pass",
     "fusion": "free",
-    "behind_1x1": "apart",
-    "behind_3x3": "apart",
+    "conv_bn_1x1": "unfused",
+    "conv_bn_3x3": "unfused",
 }
 SMALL = {"stage_sizes": (2, 1), "stage_features": (8, 16)}
 NETWORKS: list[tuple[str, dict[str, Any], int, int]] = [
@@ -46,7 +46,7 @@ def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: An
 
     def gradient(**ways: str) -> Any:
         def loss(params: Any) -> Any:
-            with lowering.forced(**ways):
+            with dispatch.override(**ways):
                 given = {**variables, "params": params}
                 logits, _ = model.apply(given, x, train=True, mutable=["batch_stats"])
             return (logits**2).sum()
@@ -55,9 +55,9 @@ def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: An
 
     plain = jax.tree.leaves(gradient(**PLAIN))
     # The second as bfloat16 chooses it, in any type; our own kernels a GPU has in bfloat16 alone.
-    others = [{}, {"behind_1x1": "joined"}]
+    others = [{}, {"conv_bn_1x1": "fused"}]
     if dtype == jnp.bfloat16:
-        others.append({"behind_3x3": "kernels"})
+        others.append({"conv_bn_3x3": "triton"})
     found = [jax.tree.leaves(gradient(**ways)) for ways in others]
     pairs = [pair for leaves in found for pair in zip(leaves, plain, strict=True)]
     return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)) for a, b in pairs)

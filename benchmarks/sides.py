@@ -67,13 +67,17 @@ def make_jax(side: str, network: str, batch: int, what: str, dtype: str) -> tupl
 
 
 def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[Any, Any, Any]:
-    """This package's programs; `side` may name ways of `models.lowering`: 'ours:forward=dot'."""
+    """This package's programs; `side` may name implementations for `ops.override`.
+
+    As in 'ours:forward=dot'.
+    """
     import jax
     import numpy as np
     from programs import config_of_network, noise, programs_of
 
-    from resnet_flax import compiler
-    from resnet_flax.models import lowering
+    from resnet_flax.evaluation.compile import jit
+    from resnet_flax.ops import dispatch
+    from resnet_flax.runtime import xla_options
 
     ways = dict(part.split("=") for part in side.split(":")[1:] if not part.startswith("--"))
     config = config_of_network(network, batch, dtype)
@@ -82,14 +86,16 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     def forced(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            with lowering.forced(**ways):
+            with dispatch.override(**ways):
                 return function(*arguments)
 
         return call
 
-    options = compiler.options(jax.default_backend(), image_shape(network), dtype, training=False)
+    options = xla_options.options(
+        jax.default_backend(), image_shape(network), dtype, training=False
+    )
 
-    @functools.partial(compiler.jit, options=options)
+    @functools.partial(jit, options=options)
     def predict(state: Any, images: Any) -> Any:
         x = ((images.astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)).astype(dtype)
         return programs.model.apply(state.variables, x, train=False)

@@ -23,9 +23,9 @@ OUT = Path(__file__).parent.parent / "results" / "train_step.json"
 
 PEERS = "ours,flax_example,torch,torch_last"
 COMPILED = "ours,flax_example,torch_last,torch_compile:default,torch_compile"
-# What the choices for a GPU in models/lowering.py brought, each taken back by itself, and flags.
+# What the choices for a GPU in ops/heuristics.py brought, each taken back by itself, and flags.
 LEADS = (
-    "behind_1x1=apart",
+    "conv_bn_1x1=unfused",
     "statistics=two_pass",
     "statistics=two_pass:fusion=free",
     "pooling=separable",
@@ -39,7 +39,7 @@ LEADS = (
 PLANS: dict[str, list[tuple[str, int, str, str]]] = {
     "gpu": [
         ("resnet50", 256, "train", COMPILED),
-        ("cifar_resnet20", 128, "resident", "ours,ours:behind_3x3=apart"),
+        ("cifar_resnet20", 128, "resident", "ours,ours:conv_bn_3x3=unfused"),
         *(("resnet50", 256, "train", f"ours,ours:{lead}") for lead in LEADS),
         ("resnet50", 256, "infer", COMPILED),
         ("resnet18", 256, "train", COMPILED),

@@ -38,9 +38,9 @@ def x64():
 @pytest.fixture
 def soon_traced():
     """Where nothing asks how convolutions are computed: XLA's own is traced the soonest."""
-    from resnet_flax.models import lowering
+    from resnet_flax.ops import dispatch
 
-    with lowering.forced(forward="conv"):
+    with dispatch.override(forward="conv"):
         yield
 
 

@@ -12,12 +12,13 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 # their own. A module imports only what is of an inner row, or of its own row and package.
 LAYERS = (
     ("errors",),
-    ("compiler", "runtime"),
+    ("runtime", "ops"),
     (
         "config",
         "sharding",
         "models",
         "data",
+        "evaluation.compile",
         "evaluation.metrics",
         "training.losses",
         "training.optimizer",

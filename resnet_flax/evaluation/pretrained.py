@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 
-from resnet_flax import compiler, sharding
+from resnet_flax import sharding
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result, interval
 from resnet_flax.evaluation.protocols import Network, average, measure, passes, predict
 from resnet_flax.evaluation.run import evaluate
+from resnet_flax.runtime import xla_options
 from resnet_flax.training.steps import compile_eval, eval_step
 
 
@@ -98,7 +99,7 @@ def _in_the_middle(
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
     shape = preprocessing.transform(source[0]["image"]).shape
     platform = mesh.devices.flat[0].platform
-    options = compiler.options(platform, shape, model.dtype, training=False)
+    options = xla_options.options(platform, shape, model.dtype, training=False)
     step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare), options)
     with eval_batches(
         source,

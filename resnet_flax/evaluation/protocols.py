@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resnet_flax import compiler, sharding
+from resnet_flax import sharding
 from resnet_flax.data.pipeline import eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation.compile import jit
 from resnet_flax.evaluation.metrics import Result, add, summarize, zero_sums
+from resnet_flax.runtime import xla_options
 
 PROTOCOLS = {
     "center": "one view, in the middle",
@@ -205,13 +207,13 @@ def predict(
     shape = network.preprocessing.transform(source[0]["image"]).shape
     pixels = batch_size * _area(shape)
     platform = mesh.devices.flat[0].platform
-    options = compiler.options(platform, shape, network.model.dtype, training=False)
+    options = xla_options.options(platform, shape, network.model.dtype, training=False)
     kind = jax.tree.leaves(network.variables)[0].dtype
     log_p = np.full((len(source), network.model.num_classes), -np.inf, kind)
     label = np.zeros(len(source), np.int32)
     accepted = np.zeros(log_p.shape, bool) if "accepted" in source[0] else None
     for step in steps:
-        score = compiler.jit(
+        score = jit(
             partial(
                 log_probabilities,
                 model=network.model,

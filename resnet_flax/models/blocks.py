@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_flax.models.norm import activated
-from resnet_flax.models.normalize import relu
+from resnet_flax.models.layers import conv_norm, norm_act
+from resnet_flax.ops import relu
 
 SHORTCUTS = ("A", "B", "C", "none")
 
@@ -59,7 +59,7 @@ class Shortcut(nn.Module):
         conv = self.conv(self.features, (1, 1), strides=strides, name="conv")
         if self.norm is None:
             return conv(x)
-        return self.norm(name="norm")(conv(x, pending=train), train)
+        return conv_norm(conv, self.norm(name="norm"), x, train)
 
 
 def projects(option: str, channels: int, features: int, strides: int) -> bool:
@@ -74,7 +74,7 @@ def average_pool(x: Map, size: int) -> Float[Array, "b h2 w2 c"]:
 
 
 def smooth(x: Map) -> Map:
-    """Means over windows of 2 by 2 at every position, zeros behind the edges, as timm has it."""
+    """Means over windows of 2 by 2 at every position, zeros beyond the edges, as timm has it."""
     return nn.avg_pool(x, (2, 2), (1, 1), [(0, 1), (0, 1)])
 
 
@@ -151,20 +151,19 @@ class Block(nn.Module):
                 name=f"conv{i}",
             )
             if self.preactivation:
-                y = activated(self.norm(name=f"norm{i}"), y, train)
+                y = norm_act(self.norm(name=f"norm{i}"), y, train)
                 if i == 1 and projects(self.shortcut, x.shape[-1], features, self.strides):
                     x = y
                 y = conv(y)
                 continue
-            y = conv(y, pending=train)
             zero = {"scale_init": nn.initializers.zeros} if self.zero_init and i == last else {}
             norm = self.norm(name=f"norm{i}", **zero)
             if i < last:
-                y = activated(norm, y, train)
+                y = conv_norm(conv, norm, y, train, activate=True)
             elif self.squeeze is None:
-                return activated(norm, y, train, self._shortcut(x, train))
+                return conv_norm(conv, norm, y, train, True, self._shortcut(x, train))
             else:
-                y = norm(y, train)
+                y = conv_norm(conv, norm, y, train)
         if self.squeeze is not None:
             y = self.squeeze(name="se")(y)
         residual = self._shortcut(x, train)

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float
 
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import SHORTCUTS, Block, SqueezeExcitation
-from resnet_flax.models.conv import Conv
-from resnet_flax.models.norm import BatchNorm, GroupNorm, activated
-from resnet_flax.models.pool import max_pool
+from resnet_flax.models.layers import BatchNorm, Conv, GroupNorm, conv_norm, norm_act
 from resnet_flax.models.stacking import scan_in_groups
+from resnet_flax.ops import max_pool
 
 Dtype = Any
 
@@ -57,7 +56,7 @@ class ResNet(nn.Module):
       squeeze_multiple: squeezed channels are rounded to a multiple of it; timm's is 8.
       stem: 'cifar' (one 3x3), 'imagenet' (7x7 and max pooling) or 'deep' (three 3x3 and max
         pooling).
-      stem_norm: normalise and activate behind the stem's last convolution.
+      stem_norm: normalise and activate after the stem's last convolution.
       stem_bias: the stem's convolutions have a bias, as in the Caffe model of ResNet-50.
       stem_pool: 'padded', or 'ceil' as in Caffe, see `pool.max_pool`.
       shortcut_pool: stride of a projection by average pooling (ResNet-D).
@@ -117,7 +116,7 @@ class ResNet(nn.Module):
             makes `batch_stats` mutable) rather than use those.
           features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and `logits`.
           window: 0 averages over the whole last map. Else the network is fully convolutional: the
-            mean over each square of so many positions and the head behind it give logits
+            mean over each square of so many positions and the head after it give logits
             `[b, h, w, classes]`, one for each place of the square.
 
         Raises:
@@ -145,7 +144,7 @@ class ResNet(nn.Module):
                 x = self._unrolled(rest, stage, range(2, size + 1), x, train)
             maps[f"c{stage + 1}"] = x
         if self.preactivation:
-            x = activated(norm(name="norm"), x, train)
+            x = norm_act(norm(name="norm"), x, train)
         x = x.astype(self.param_dtype)
         pooled = nn.avg_pool(x, (window, window)) if window else x.mean((1, 2))
         head = nn.Dense(
@@ -296,9 +295,10 @@ class Stem(nn.Module):
         for i, (width, side, strides) in enumerate(layers, start=1):
             normed = self.last_norm or i < len(layers)
             conv = self.conv(width, (side, side), strides=strides, name=f"conv{i}")
-            x = conv(x, pending=train and normed)
             if normed:
-                x = activated(self.norm(name=f"norm{i}"), x, train)
+                x = conv_norm(conv, self.norm(name=f"norm{i}"), x, train, activate=True)
+            else:
+                x = conv(x)
         return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil")
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_flax.models.conv import Conv
+from resnet_flax.models.layers import Conv
 from resnet_flax.models.resnet import ResNet
 
 
@@ -32,7 +32,7 @@ class Summary(NamedTuple):
       multiply_adds: of convolutions and dense layers, as the papers count them.
       depth: weight layers from the image to the logits, without shortcuts' projections and
         squeeze-and-excitation: the number in a network's name.
-      features: shape of the map behind each stage, `[h, w, c]`, by its name.
+      features: shape of the map after each stage, `[h, w, c]`, by its name.
     """
 
     layers: tuple[Layer, ...]

@@ -12,7 +12,7 @@ from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.protocols import Network
-from resnet_flax.models.norm import BatchNorm
+from resnet_flax.models.layers import BatchNorm
 from resnet_flax.models.stacking import unstack
 
 

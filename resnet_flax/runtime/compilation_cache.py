@@ -36,6 +36,24 @@ def enable() -> None:
             config.update(name, value)
 
 
+# Seconds of compilation from which on JAX keeps a program.
+KEPT_FROM = "jax_persistent_cache_min_compile_time_secs"
+
+
+def stop() -> float:
+    """Has JAX keep nothing more that this process compiles; returns what `resume` takes."""
+    config: Any = jax.config
+    before: float = getattr(config, KEPT_FROM)
+    config.update(KEPT_FROM, float("inf"))
+    return before
+
+
+def resume(before: float) -> None:
+    """Undoes `stop`, which returned `before`."""
+    config: Any = jax.config
+    config.update(KEPT_FROM, before)
+
+
 def _machine() -> str:
     """A name for processors of one kind: code for another's instructions would not run here.
 

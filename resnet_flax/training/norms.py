@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from resnet_flax import sharding
-from resnet_flax.models import lowering
-from resnet_flax.models.lowering import ByDevice
+from resnet_flax.ops import dispatch
+from resnet_flax.ops.dispatch import ByDevice
 
 
 def tree_norm(tree: Any) -> Float[Array, ""]:
@@ -32,7 +32,7 @@ def norm_over(mesh: Mesh) -> Callable[[Any], Float[Array, ""]]:
 
     def norm(tree: Any) -> Float[Array, ""]:
         # Without batch normalisation there are no statistics.
-        return lowering.call(by_device, tree) if jax.tree.leaves(tree) else tree_norm(tree)
+        return dispatch.call(by_device, tree) if jax.tree.leaves(tree) else tree_norm(tree)
 
     return norm
 

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from resnet_flax import compiler, sharding
+from resnet_flax import sharding
 from resnet_flax.config import flatten
 from resnet_flax.data import fingerprint, statistics
 from resnet_flax.data.check import check_examples
@@ -18,6 +18,7 @@ from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet, configured_model
+from resnet_flax.runtime import xla_options
 from resnet_flax.training.norms import norm_over
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.state import init_state
@@ -102,7 +103,7 @@ def compile_programs(
     statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
     evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
     devices = list(mesh.devices.flat)
-    options = compiler.options(devices[0].platform, image_shape, model.dtype, devices=devices)
+    options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
     return Programs(
         model,

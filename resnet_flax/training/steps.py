@@ -16,10 +16,11 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from resnet_flax import compiler, sharding
-from resnet_flax.compiler import Options
+from resnet_flax import sharding
+from resnet_flax.evaluation.compile import jit
 from resnet_flax.evaluation.metrics import add
-from resnet_flax.models import lowering
+from resnet_flax.ops import dispatch
+from resnet_flax.runtime.xla_options import Options
 from resnet_flax.training.losses import cross_entropy
 from resnet_flax.training.norms import tree_norm
 from resnet_flax.training.state import TrainState
@@ -146,7 +147,7 @@ def statistics_step(
     fresh = model.clone(norm_momentum=0.0)  # which keeps nothing of what was before
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
     # In one pass a variance would be taken about these zeros, and lose digits far from them.
-    with lowering.forced(statistics="two_pass", behind_1x1="apart", behind_3x3="apart"):
+    with dispatch.override(statistics="two_pass", conv_bn_1x1="unfused", conv_bn_3x3="unfused"):
         _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
     return jax.tree.map(jnp.add, total, updated["batch_stats"])
 
@@ -226,7 +227,7 @@ def compile_steps(
       options: see `compiler.options`; programs that have some cannot be part of others.
     """
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    compiled_train = compiler.jit(
+    compiled_train = jit(
         train,
         options,
         in_shardings=(state_shardings, cut),
@@ -245,7 +246,7 @@ def compile_eval(
     """`eval_step` (its keywords bound) as a program over the mesh."""
     whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
     inputs = (variable_shardings, cut, whole)
-    return compiler.jit(evaluate, options, in_shardings=inputs, out_shardings=whole)
+    return jit(evaluate, options, in_shardings=inputs, out_shardings=whole)
 
 
 def compile_statistics(
@@ -256,7 +257,7 @@ def compile_statistics(
 ) -> Callable[..., Any]:
     """`statistics_step` (its keywords bound) as a program over the mesh."""
     whole, stats = sharding.replicated(mesh), state_shardings.batch_stats
-    return compiler.jit(
+    return jit(
         function,
         options,
         in_shardings=(state_shardings.params, sharding.over_batch(mesh), whole, stats),
@@ -305,7 +306,7 @@ def compile_resident(
     steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
     inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
     compiled = partial(
-        compiler.jit, options=options, out_shardings=(state_shardings, whole), donate_argnums=0
+        jit, options=options, out_shardings=(state_shardings, whole), donate_argnums=0
     )
 
     def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:

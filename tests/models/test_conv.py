@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.models.conv import Conv, conv2d
+from resnet_flax.models.layers import Conv
+from resnet_flax.ops import conv2d
 
 CASES = [
     # h, w, channels, features, kernel, strides, padding, dilation, groups

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.models.norm import BatchNorm
+from resnet_flax.models.layers import BatchNorm
 
 
 def _apply(x, train, groups=1, **settings):

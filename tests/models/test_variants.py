@@ -11,10 +11,10 @@ from marks import long
 from variables import drawn
 
 from resnet_flax import VARIANTS, UserError, create_model, parse_axes
-from resnet_flax.models import lowering
 from resnet_flax.models.blocks import squeezed_features
 from resnet_flax.models.stacking import stack, unstack
 from resnet_flax.models.summary import native_size, summarize
+from resnet_flax.ops import dispatch
 
 # Parameters, and multiply-adds in units of 1e9 as printed, counted with torchvision and timm.
 # (Lists that give plain-34 as 3.645 and ResNeXt-50 as 4.231 rounded 3.6445 and 4.2305 again; the
@@ -73,7 +73,7 @@ def _summary(name, **axes):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_multiply_adds_and_layers_are_the_published(name):
     # XLA's own convolution has the shapes of the other ways and is traced in a tenth of the time.
-    with lowering.forced(forward="conv"):
+    with dispatch.override(forward="conv"):
         summary = _summary(name)
     parameters, printed = COUNTS.get(name, (summary.parameters, None))
     assert summary.parameters == parameters

@@ -23,7 +23,7 @@ from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result
-from resnet_flax.models.conv import conv2d
+from resnet_flax.ops import conv2d
 from resnet_flax.runtime.lock import Lock
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.sweep import sweep

@@ -14,14 +14,14 @@ from marks import long
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
-from resnet_flax.models import lowering
+from resnet_flax.ops import dispatch
 from resnet_flax.training.collectives import collectives, totals
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import init_state
 from resnet_flax.training.steps import compile_init, compile_steps, eval_step, train_step
 
 BATCH = 16
-JOINED = {"ways": (("behind_1x1", "joined"),)}  # of models.lowering
+JOINED = {"ways": (("conv_bn_1x1", "fused"),)}  # see ops.override
 NORMS = {
     "global": {},
     "groups of 4": {"norm_groups": 4},
@@ -57,7 +57,7 @@ def _program(mesh, axes, dtype, **settings):
 
     gather = sharding.gather(shardings.params, mesh)
     train = partial(train_step, model=model, tx=tx, prepare=prepare, gather=gather, **settings)
-    train = lowering.forced(**ways)(train)
+    train = dispatch.override(**ways)(train)
     step, _ = compile_steps(mesh, shardings, train, partial(eval_step, model=model, prepare=norm))
     return init, step
 

@@ -253,10 +253,10 @@ def test_norms_for_the_log_are_the_same_laid_end_to_end():
 
 
 def test_norms_laid_end_to_end_are_of_all_leaves(monkeypatch):
-    from resnet_flax.models import lowering
+    from resnet_flax.ops import dispatch
     from resnet_flax.training.norms import norm_over
 
-    monkeypatch.setattr(lowering, "call", lambda functions, *operands: functions.gpu(*operands))
+    monkeypatch.setattr(dispatch, "call", lambda functions, *operands: functions.gpu(*operands))
     tree = {"a": jnp.full((2, 2), 1.0), "b": jnp.full(5, 3.0)}
     norm = norm_over(sharding.make_mesh(1, 1, jax.devices()[:1]))
     assert float(norm(tree)) == 7.0

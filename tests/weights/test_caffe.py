@@ -11,7 +11,7 @@ from variables import drawn
 
 from resnet_flax import create_model
 from resnet_flax.errors import UserError
-from resnet_flax.models.pool import max_pool
+from resnet_flax.ops.max_pool import max_pool
 from resnet_flax.weights.caffe import to_torchvision
 from resnet_flax.weights.files import read_weights
 from resnet_flax.weights.loading import load_pretrained, open_pretrained

@@ -1,4 +1,4 @@
-"""The ways to compute a convolution and its two gradients, which `lowering` chooses from."""
+"""The ways to compute a convolution and its two gradients, which `heuristics` chooses from."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,16 +8,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models import winograd
-from resnet_flax.models.conv_reshaped import DIMENSIONS, columns, space_to_depth
-from resnet_flax.models.lowering import Geometry, Pair, output_size
+from resnet_flax.ops import winograd
+from resnet_flax.ops.conv_reshape import DIMENSIONS, columns, space_to_depth
+from resnet_flax.ops.spec import ConvSpec, Pair, output_size
 
 Shape = tuple[int, ...]
-Forward = Callable[[Geometry, Array, Array], Array]
-Gradient = Callable[[Geometry, Shape, Array, Array], Array]
+Forward = Callable[[ConvSpec, Array, Array], Array]
+Gradient = Callable[[ConvSpec, Shape, Array, Array], Array]
 
 
-def _conv(geometry: Geometry, x: Array, kernel: Array) -> Array:
+def _conv(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -33,7 +33,7 @@ def _conv(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
 
 def _input_gradient_of(forward: Forward) -> Gradient:
-    def gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+    def gradient(geometry: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
         x = jax.ShapeDtypeStruct(size, dy.dtype)
         return jax.linear_transpose(lambda x: forward(geometry, x, kernel), x)(dy)[0]
 
@@ -41,7 +41,7 @@ def _input_gradient_of(forward: Forward) -> Gradient:
 
 
 def _kernel_gradient_of(forward: Forward) -> Gradient:
-    def gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+    def gradient(geometry: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
         kernel = jax.ShapeDtypeStruct(shape, dy.dtype)
         return jax.linear_transpose(lambda kernel: forward(geometry, x, kernel), kernel)(dy)[0]
 
@@ -51,7 +51,7 @@ def _kernel_gradient_of(forward: Forward) -> Gradient:
 # As convolutions in NHWC and HWIO ---------------------------------------------------------------
 
 
-def _canonical_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+def _canonical_input_gradient(geometry: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
     """Convolves `dy`, spread out by the strides, with the kernel turned by 180 degrees."""
     strides, padding, dilation, g = geometry
     h, w, i, o = kernel.shape  # i is per group
@@ -77,7 +77,7 @@ def _canonical_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy
     )
 
 
-def _canonical_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+def _canonical_kernel_gradient(geometry: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
     """Convolves `x` with `dy` as the kernel, the batch taking the place of the channels."""
     strides, padding, dilation, g = geometry
     area = shape[:2]
@@ -104,7 +104,7 @@ def _canonical_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: A
     return out.reshape(c // g, *area, o).transpose(1, 2, 0, 3)
 
 
-def _widened_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+def _widened_kernel_gradient(geometry: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
     """`_canonical_kernel_gradient`, of 16 bits in 32."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return _canonical_kernel_gradient(geometry, shape, x.astype(wide), dy.astype(wide)).astype(
@@ -133,16 +133,16 @@ def _outer(x: Array, dy: Array) -> Array:
     return lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
 
-def _dot(geometry: Geometry, x: Array, kernel: Array) -> Array:
+def _dot(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     high, wide = geometry.strides
     return _product(x[:, ::high, ::wide], kernel[0, 0])
 
 
-def _dot_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+def _dot_input_gradient(geometry: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
     return _spread(_product(dy, kernel[0, 0].T), size, geometry.strides, (0, 0))
 
 
-def _dot_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+def _dot_kernel_gradient(geometry: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
     high, wide = geometry.strides
     return _outer(x[:, ::high, ::wide], dy).reshape(shape)
 
@@ -158,19 +158,19 @@ def _spread(dy: Array, size: Shape, strides: Pair, offsets: Pair) -> Array:
 # As a matrix product for each position of the kernel --------------------------------------------
 
 
-def _offsets(geometry: Geometry, area: Shape) -> Iterator[tuple[int, int]]:
+def _offsets(geometry: ConvSpec, area: Shape) -> Iterator[tuple[int, int]]:
     """Of each tap: where in the padded input it meets the first output."""
     for i in range(area[0]):
         for j in range(area[1]):
             yield i * geometry.dilation[0], j * geometry.dilation[1]
 
 
-def _padded(geometry: Geometry, x: Array) -> Array:
+def _padded(geometry: ConvSpec, x: Array) -> Array:
     pads = [(0, 0, 0), *((low, high, 0) for low, high in geometry.padding), (0, 0, 0)]
     return lax.pad(x, jnp.zeros((), x.dtype), pads)
 
 
-def _under(tap: Pair, geometry: Geometry, padded: Array, out: Shape) -> Array:
+def _under(tap: Pair, geometry: ConvSpec, padded: Array, out: Shape) -> Array:
     """What a tap sees, `[b, h2, w2, c]`."""
     (i, j), (high, wide) = tap, geometry.strides
     return padded[
@@ -180,7 +180,7 @@ def _under(tap: Pair, geometry: Geometry, padded: Array, out: Shape) -> Array:
     ]
 
 
-def _taps(geometry: Geometry, x: Array, kernel: Array) -> Array:
+def _taps(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     area = kernel.shape[:2]
     padded = _padded(geometry, x)
     out = output_size(x.shape, kernel.shape, geometry)
@@ -192,7 +192,7 @@ def _taps(geometry: Geometry, x: Array, kernel: Array) -> Array:
     return sum(products[1:], products[0]).astype(x.dtype)
 
 
-def _taps_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+def _taps_input_gradient(geometry: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
     (top, _), (left, _) = geometry.padding
     matrices = kernel.reshape(-1, *kernel.shape[2:])
     pieces = [
@@ -202,7 +202,7 @@ def _taps_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Arr
     return sum(pieces[1:], pieces[0]).astype(dy.dtype)
 
 
-def _taps_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+def _taps_kernel_gradient(geometry: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
     padded = _padded(geometry, x)
     pieces = [
         _outer(_under(tap, geometry, padded, dy.shape[1:3]), dy)
@@ -211,7 +211,7 @@ def _taps_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array)
     return jnp.stack(pieces).reshape(shape)
 
 
-def _rows_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array) -> Array:
+def _rows_kernel_gradient(geometry: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
     """A product for each row of the kernel, its taps side by side: of few channels each is thin."""
     padded, width = _padded(geometry, x), shape[1]
     seen = [_under(tap, geometry, padded, dy.shape[1:3]) for tap in _offsets(geometry, shape[:2])]
@@ -222,7 +222,7 @@ def _rows_kernel_gradient(geometry: Geometry, shape: Shape, x: Array, dy: Array)
 # As a convolution for each residue of the input's positions -------------------------------------
 
 
-def _phases_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: Array) -> Array:
+def _phases_input_gradient(geometry: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
     """Input row r = s u + a meets the taps k with k = a + low modulo s, at output u + const."""
     high, wide = geometry.strides
     rows, columns = -(-size[1] // high), -(-size[2] // wide)
@@ -235,7 +235,7 @@ def _phases_input_gradient(geometry: Geometry, size: Shape, kernel: Array, dy: A
     return whole[:, : size[1], : size[2]]
 
 
-def _phase(geometry: Geometry, phase: Pair, number: Pair, kernel: Array, dy: Array) -> Array:
+def _phase(geometry: ConvSpec, phase: Pair, number: Pair, kernel: Array, dy: Array) -> Array:
     (top, _), (left, _) = geometry.padding
     high, wide = geometry.strides
     first = ((phase[0] + top) % high, (phase[1] + left) % wide)
@@ -255,28 +255,28 @@ def _phase(geometry: Geometry, phase: Pair, number: Pair, kernel: Array, dy: Arr
 FORWARD: dict[str, Forward] = {
     "conv": _conv,
     "dot": _dot,
-    "taps": _taps,
+    "tap_matmul": _taps,
     "space_to_depth": space_to_depth,
-    "columns": columns,
+    "width_to_channels": columns,
     "winograd": winograd.convolve,
 }
 INPUT_GRADIENT: dict[str, Gradient] = {
     "native": _input_gradient_of(_conv),
     "canonical": _canonical_input_gradient,
     "dot": _dot_input_gradient,
-    "taps": _taps_input_gradient,
-    "phases": _phases_input_gradient,
-    "columns": _input_gradient_of(columns),
+    "tap_matmul": _taps_input_gradient,
+    "polyphase": _phases_input_gradient,
+    "width_to_channels": _input_gradient_of(columns),
     "winograd": winograd.input_gradient,
 }
 KERNEL_GRADIENT: dict[str, Gradient] = {
     "native": _kernel_gradient_of(_conv),
     "canonical": _canonical_kernel_gradient,
-    "widened": _widened_kernel_gradient,
+    "float32": _widened_kernel_gradient,
     "dot": _dot_kernel_gradient,
-    "taps": _taps_kernel_gradient,
-    "rows": _rows_kernel_gradient,
+    "tap_matmul": _taps_kernel_gradient,
+    "row_im2col": _rows_kernel_gradient,
     "space_to_depth": _kernel_gradient_of(space_to_depth),
-    "columns": _kernel_gradient_of(columns),
+    "width_to_channels": _kernel_gradient_of(columns),
     "winograd": winograd.kernel_gradient,
 }

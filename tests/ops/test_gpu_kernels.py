@@ -10,16 +10,24 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from variables import drawn
 
-from resnet_flax import compiler, create_model
-from resnet_flax.models import kernel_parts, kernels, lowering
-from resnet_flax.models.conv import Pending
-from resnet_flax.models.conv_norm import normalize_3x3
-from resnet_flax.models.lowering import Behind, ByDevice, Geometry
-from resnet_flax.models.normalize import How
+from resnet_flax import create_model, ops
+from resnet_flax.evaluation.compile import jit
+from resnet_flax.ops import (
+    BatchNormSpec,
+    ConvSpec,
+    dispatch,
+    gpu_kernel_parts,
+    gpu_kernels,
+    heuristics,
+)
+from resnet_flax.ops.dispatch import ByDevice
+from resnet_flax.ops.fused_3x3 import conv_batch_norm_3x3
+from resnet_flax.ops.spec import NormalizedConv
+from resnet_flax.runtime import xla_options
 from resnet_flax.training.steps import statistics_step
 
 ONE = ((1, 1), (1, 1))
-ON_GPU = compiler.Options({}, one_gpu=True)
+ON_GPU = xla_options.Options({}, single_gpu=True)
 
 
 def _operands(batch, side, channels, features, stride, residual, dtype=np.float64):
@@ -32,15 +40,17 @@ def _operands(batch, side, channels, features, stride, residual, dtype=np.float6
     return (maps[0], kernel, scale, bias, maps[1]), running
 
 
-def _run(behind_3x3, stride, relu, running, x, kernel, scale, bias, residual):
+def _run(conv_bn_3x3, stride, relu, running, x, kernel, scale, bias, residual):
     """Activations, batch's moments and running ones, so that no device's way is that of all."""
-    way = lowering.Normalisation("one_pass", behind_3x3=behind_3x3)
-    other = way._replace(behind_3x3="apart" if behind_3x3 == "kernels" else "kernels")
+    way = dispatch.BatchNormImplementation("one_pass", conv_bn_3x3=conv_bn_3x3)
+    other = way._replace(conv_bn_3x3="unfused" if conv_bn_3x3 == "triton" else "triton")
     wide = jnp.promote_types(x.dtype, jnp.float32)
     types = x.dtype, wide, ByDevice(way, other, other)
-    how = How(1, 1e-5, relu, *types, 0.7, 1.25)
-    pending = Pending(x, kernel, Geometry((stride, stride), ONE))
-    return normalize_3x3(how, pending, scale, bias, residual, running)
+    spec, geometry = (
+        BatchNormSpec(1, 1e-5, relu, *types, 0.7, 1.25),
+        ConvSpec((stride, stride), ONE),
+    )
+    return conv_batch_norm_3x3(spec, geometry, x, kernel, scale, bias, residual, running)
 
 
 def _gradients(function, *operands):
@@ -82,7 +92,7 @@ def test_the_same_as_one_after_the_other(shape, relu, residual):
     operands, running = _operands(*shape, residual)
     apart, ours = (
         _gradients(partial(_run, way, shape[-1], relu, running), *operands)
-        for way in ("apart", "kernels")
+        for way in ("unfused", "triton")
     )
     _close(ours, apart, 1e-13)
 
@@ -91,15 +101,15 @@ def test_the_same_as_one_after_the_other(shape, relu, residual):
 def test_programs_that_take_several_turns_and_shares_of_no_power_of_two(monkeypatch):
     # 7 images of 8x8: 7 tiles of 64 positions; of 16 images' 16 tiles programs take 2 or 4.
     for name in ("CONVOLVE", "GRADIENTS", "SUM", "APPLY"):
-        monkeypatch.setattr(kernels, name, {16: kernel_parts.Tile(64, 4)})
+        monkeypatch.setattr(gpu_kernels, name, {16: gpu_kernel_parts.Tile(64, 4)})
     for batch, most, programs in ((7, 512, 7), (16, 8, 8), (16, 5, 4)):
-        monkeypatch.setattr(kernel_parts, "MOST", most)
-        monkeypatch.setattr(kernel_parts, "ADDED_UP", 16 * (8 if most == 512 else 2))
-        assert kernel_parts.cut(64 * batch, kernels.SUM[16])[1] == programs
+        monkeypatch.setattr(gpu_kernel_parts, "MOST", most)
+        monkeypatch.setattr(gpu_kernel_parts, "ADDED_UP", 16 * (8 if most == 512 else 2))
+        assert gpu_kernel_parts.cut(64 * batch, gpu_kernels.SUM[16])[1] == programs
         operands, running = _operands(batch, 8, 16, 16, 1, True)
         apart, ours = (
             _gradients(partial(_run, way, 1, True, running), *operands)
-            for way in ("apart", "kernels")
+            for way in ("unfused", "triton")
         )
         _close(ours, apart, 1e-13)
 
@@ -123,7 +133,7 @@ def test_second_derivatives():
 
         return jax.jit(jax.grad(slope, argnums=every))(*operands)
 
-    _close(product("kernels"), product("apart"), 1e-11)
+    _close(product("triton"), product("unfused"), 1e-11)
 
 
 def test_in_bfloat16_as_near_as_one_after_the_other():
@@ -132,11 +142,11 @@ def test_in_bfloat16_as_near_as_one_after_the_other():
         _gradients(partial(_run, way, 1, True, running), *given)
         for way, given in (
             (
-                "apart",
+                "unfused",
                 (operands[0].astype(jnp.float32), *operands[1:4], operands[4].astype(jnp.float32)),
             ),
-            ("apart", operands),
-            ("kernels", operands),
+            ("unfused", operands),
+            ("triton", operands),
         )
     )
 
@@ -161,7 +171,7 @@ def test_a_network_is_the_same():
 
     def gradients(way):
         def loss(params):
-            with lowering.forced(behind_3x3=way):
+            with dispatch.override(conv_bn_3x3=way):
                 logits, updated = model.apply(
                     {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
                 )
@@ -169,24 +179,23 @@ def test_a_network_is_the_same():
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
-    _close(gradients("kernels"), gradients("apart"), 1e-10)
+    _close(gradients("triton"), gradients("unfused"), 1e-10)
 
 
 def _chosen(behind, groups=1):
-    ways = lowering.normalisation(behind, groups)
-    return [way.behind_3x3 == "kernels" for way in (ways.cpu, ways.gpu, ways.tpu)]
+    ways = heuristics.normalisation(behind, groups)
+    return [way.conv_bn_3x3 == "triton" for way in (ways.cpu, ways.gpu, ways.tpu)]
 
 
 def _behind(side=32, channels=16, features=16, stride=1, dtype=jnp.bfloat16, size=3, groups=1):
-    geometry = Geometry((stride, stride), (((size // 2,) * 2),) * 2, (1, 1), groups)
-    return Behind(side * side, (size, size, channels // groups, features), geometry, dtype)
+    geometry = ConvSpec((stride, stride), (((size // 2,) * 2),) * 2, (1, 1), groups)
+    return NormalizedConv(side * side, (size, size, channels // groups, features), geometry, dtype)
 
 
 def test_what_they_are_chosen_for(monkeypatch):
     only_gpu, never = [False, True, False], [False] * 3
     assert _chosen(_behind()) == never  # it may run on several
-    token = compiler._traced_for.set(ON_GPU)
-    try:
+    with ops.target(single_gpu=True):
         for fits in (
             _behind(),
             _behind(16, 32, 32),
@@ -195,7 +204,6 @@ def test_what_they_are_chosen_for(monkeypatch):
             _behind(16, 16, 32, 2),
         ):
             assert _chosen(fits) == only_gpu
-            assert fits.may_join()
             assert _chosen(fits, groups=2) == never
         for other in (
             _behind(56, 64, 64),
@@ -212,11 +220,9 @@ def test_what_they_are_chosen_for(monkeypatch):
             _behind(groups=4),
         ):
             assert _chosen(other) == never
-        monkeypatch.setattr(compiler, "has_triton", lambda: False)
+        monkeypatch.setattr(dispatch, "has_triton", lambda: False)
         assert _chosen(_behind()) == never
-    finally:
-        compiler._traced_for.reset(token)
-    with lowering.forced(behind_3x3="kernels"):
+    with dispatch.override(conv_bn_3x3="triton"):
         assert _chosen(_behind(dtype=jnp.float32)) == [True] * 3
         assert _chosen(_behind(), groups=2) == never
         assert _chosen(_behind(size=1)) == _chosen(_behind(features=24)) == never
@@ -227,7 +233,7 @@ def test_programs_of_one_hopper_gpu_know_it():
         return [SimpleNamespace(device_kind=kind)] * number
 
     def one_gpu(found):
-        return compiler.options("gpu", (32, 32, 3), "bfloat16", devices=found) == ON_GPU
+        return xla_options.options("gpu", (32, 32, 3), "bfloat16", devices=found) == ON_GPU
 
     assert one_gpu(devices("NVIDIA H200"))
     assert one_gpu(devices("NVIDIA H100 80GB HBM3"))
@@ -245,14 +251,21 @@ def test_a_gpu_program_has_them_and_another_has_not():
     running = tuple(leaf.astype(jnp.float32) for leaf in running)
 
     def loss(x, kernel, scale, bias, residual):
-        pending = Pending(x, kernel, Geometry((1, 1), ONE))
-        ways = lowering.normalisation(pending.behind)
-        how = How(1, 1e-5, True, x.dtype, jnp.float32, ways)
-        (y, _, _), _ = normalize_3x3(how, pending, scale, bias, residual, running)
+        geometry = ConvSpec((1, 1), ONE)
+        types = {"dtype": x.dtype, "param_dtype": kernel.dtype}
+        found = ops.fused(x.shape, kernel.shape, geometry, **types)
+        spec = BatchNormSpec(
+            1, 1e-5, True, x.dtype, jnp.float32, found or heuristics.normalisation()
+        )
+        if found is None:
+            z = ops.conv2d(x, kernel.astype(x.dtype), *geometry)
+            y, _, _ = ops.batch_norm(spec, z, scale, bias, residual, running[0])
+        else:
+            y, _ = ops.conv_batch_norm(spec, geometry, x, kernel, scale, bias, residual, running)
         return y.astype(jnp.float32).sum()
 
     def kernels_of(platform, options):
-        program = compiler.jit(jax.grad(loss, argnums=(0, 1)), options).trace(*operands)
+        program = jit(jax.grad(loss, argnums=(0, 1)), options).trace(*operands)
         return program.lower(lowering_platforms=(platform,)).as_text().count("gpu$xla.gpu.triton")
 
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
@@ -269,10 +282,9 @@ def test_statistics_of_the_end_of_a_training_are_not_by_kernels(monkeypatch):
     x = jnp.ones((2, 8, 8, 3), jnp.bfloat16)
     variables = drawn(model, x)
     seen = []
-    monkeypatch.setattr(kernels, "convolve", lambda *_: seen.append(1))
+    monkeypatch.setattr(gpu_kernels, "convolve", lambda *_: seen.append(1))
     batch = {"image": x, "label": jnp.zeros(2, jnp.int32)}
-    token = compiler._traced_for.set(ON_GPU)
-    try:
+    with ops.target(single_gpu=True):
         prepare = lambda images, labels, step: (images, labels)  # noqa: E731
         step = partial(statistics_step, model=model, prepare=prepare)
         jax.eval_shape(step, variables["params"], batch, 0, variables["batch_stats"])
@@ -281,5 +293,3 @@ def test_statistics_of_the_end_of_a_training_are_not_by_kernels(monkeypatch):
         with pytest.raises(TypeError):  # training itself is
             jax.eval_shape(training, variables, x)
         assert seen
-    finally:
-        compiler._traced_for.reset(token)

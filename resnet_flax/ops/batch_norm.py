@@ -1,4 +1,4 @@
-"""Batch normalisation in training, as one operation with a gradient of its own; see `norm`."""
+"""Batch normalisation in training, as one operation with a gradient of its own."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models import lowering
-from resnet_flax.models.lowering import ByDevice, Normalisation
+from resnet_flax.ops import dispatch
+from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
 
 
 def relu(x: Array) -> Array:
@@ -22,18 +22,18 @@ def relu(x: Array) -> Array:
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
-class How(NamedTuple):
+class BatchNormSpec(NamedTuple):
     """What of a training normalisation is no array.
 
     Attributes:
       groups: of examples, normalised by themselves.
       epsilon: added to the variance.
-      activate: ReLU behind it.
+      activate: ReLU after it.
       dtype: of the output.
       param_dtype: of parameters and statistics.
-      ways: how it is computed.
-      keep: what a running statistic keeps of itself.
-      correction: that a variance is multiplied by before it is averaged.
+      implementations: how it is computed.
+      momentum: what a running statistic keeps of itself.
+      bessel_correction: that a variance is multiplied by before it is averaged.
     """
 
     groups: int
@@ -41,11 +41,13 @@ class How(NamedTuple):
     activate: bool
     dtype: Any
     param_dtype: Any
-    ways: ByDevice[Normalisation]
-    keep: float = 0.9
-    correction: float = 1.0
+    implementations: ByDevice[BatchNormImplementation]
+    momentum: float = 0.9
+    bessel_correction: float = 1.0
 
-    def moved(self, mean: Array, var: Array, running: tuple[Array, Array]) -> tuple[Array, Array]:
+    def update_running(
+        self, mean: Array, var: Array, running: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
         """The running statistics after a batch.
 
         Args:
@@ -53,12 +55,12 @@ class How(NamedTuple):
           var: the same.
           running: means and variances before, `[c]`.
         """
-        pairs = zip(running, (mean, var * self.correction), strict=True)
-        found = (self.keep * old + (1 - self.keep) * now.mean(0) for old, now in pairs)
+        pairs = zip(running, (mean, var * self.bessel_correction), strict=True)
+        found = (self.momentum * old + (1 - self.momentum) * now.mean(0) for old, now in pairs)
         moved_mean, moved_var = (lax.stop_gradient(new) for new in found)
         return moved_mean, moved_var
 
-    def cut(self, x: Array) -> Array:
+    def grouped(self, x: Array) -> Array:
         """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
         return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])
 
@@ -67,49 +69,49 @@ OVER = (1, 2, 3)  # examples of a group, and positions
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def normalize(
-    how: How, x: Array, scale: Array, bias: Array, residual: Array | None, about: Array
+def batch_norm(
+    spec: BatchNormSpec, x: Array, scale: Array, bias: Array, residual: Array | None, shift: Array
 ) -> tuple[Array, Array, Array]:
     """The activations, and `[groups, c]` means and variances of `x`."""
-    functions = how.ways.map(lambda way: partial(normalized, how, way))
-    return lowering.call(functions, x, scale, bias, residual, about)
+    functions = spec.implementations.map(lambda way: partial(batch_norm_forward, spec, way))
+    return dispatch.call(functions, x, scale, bias, residual, shift)
 
 
-def normalized(
-    how: How,
-    way: Normalisation,
+def batch_norm_forward(
+    spec: BatchNormSpec,
+    way: BatchNormImplementation,
     x: Array,
     scale: Array,
     bias: Array,
     residual: Array | None,
-    about: Array,
+    shift: Array,
 ) -> tuple[Array, Array, Array]:
-    """`normalize` in one of the ways."""
-    grouped = how.cut(x)
+    """`batch_norm` in one of the ways."""
+    grouped = spec.grouped(x)
     statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[way.statistics]
-    mean, var = statistics(grouped, about)
-    factor = lax.rsqrt(var + how.epsilon) * scale
+    mean, var = statistics(grouped, shift)
+    factor = lax.rsqrt(var + spec.epsilon) * scale
     y = (grouped - _wide(mean)) * _wide(factor) + bias
-    y = finish(y.reshape(x.shape), how.activate, residual).astype(how.dtype)
+    y = add_relu(y.reshape(x.shape), spec.activate, residual).astype(spec.dtype)
     return barrier(way, y), mean, var
 
 
-def barrier(way: Normalisation, y: Array) -> Array:
-    """`y`, which nobody behind it computes again or takes before it was rounded."""
+def barrier(way: BatchNormImplementation, y: Array) -> Array:
+    """`y`, which nothing after it computes again or takes before it was rounded."""
     return lax.optimization_barrier(y) if way.fusion == "guided" else y
 
 
-def _two_pass(x: Array, about: Array) -> tuple[Array, Array]:
-    del about
+def _two_pass(x: Array, shift: Array) -> tuple[Array, Array]:
+    del shift
     mean = x.mean(OVER)
     return mean, jnp.square(x - _wide(mean)).mean(OVER)
 
 
-def _one_pass(x: Array, about: Array) -> tuple[Array, Array]:
+def _one_pass(x: Array, shift: Array) -> tuple[Array, Array]:
     # About zero, a mean far from it would leave few digits of the difference.
-    x = x - about
+    x = x - shift
     mean = x.mean(OVER)
-    return mean + about, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
+    return mean + shift, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
 
 
 def _wide(statistic: Array) -> Array:
@@ -117,28 +119,28 @@ def _wide(statistic: Array) -> Array:
     return statistic[:, None, None, None]
 
 
-def finish(y: Array, activate: bool, residual: Array | None) -> Array:
+def add_relu(y: Array, activate: bool, residual: Array | None) -> Array:
     """What follows a normalisation."""
     if residual is not None:
         y = y + residual
     return relu(y) if activate else y
 
 
-def _forward(how, x, scale, bias, residual, about):  # type: ignore[no-untyped-def]
-    y, mean, var = normalize(how, x, scale, bias, residual, about)
+def _forward(spec, x, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
+    y, mean, var = batch_norm(spec, x, scale, bias, residual, shift)
     # With a residual the sign of what ReLU met cannot be told from x.
-    kept = None if residual is None or not how.activate else y
+    kept = None if residual is None or not spec.activate else y
     like = None if residual is None else jnp.zeros((), residual.dtype)
-    return (y, mean, var), (x, scale, bias, mean, var, kept, like, about)
+    return (y, mean, var), (x, scale, bias, mean, var, kept, like, shift)
 
 
-def _backward(how, residuals, cotangents):  # type: ignore[no-untyped-def]
-    functions = how.ways.map(lambda way: partial(gradients, how, way))
-    found = lowering.call(functions, residuals[:-1], cotangents)
+def _backward(spec, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = spec.implementations.map(lambda way: partial(batch_norm_backward, spec, way))
+    found = dispatch.call(functions, residuals[:-1], cotangents)
     return (*found, jnp.zeros_like(residuals[-1]))
 
 
-def gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+def batch_norm_backward(spec, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
 
     With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
@@ -146,19 +148,21 @@ def gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     """
     x, scale, bias, mean, var, kept, like = residuals
     dy, dmean, dvar = cotangents
-    n = x.size // x.shape[-1] // how.groups
-    u = how.cut(x) - _wide(mean)
-    inverse = lax.rsqrt(var + how.epsilon)
+    n = x.size // x.shape[-1] // spec.groups
+    u = spec.grouped(x) - _wide(mean)
+    inverse = lax.rsqrt(var + spec.epsilon)
     factor = inverse * scale
-    dz = how.cut(dy)
-    if how.activate:
-        dz = where_positive(way, u * _wide(factor) + bias if kept is None else how.cut(kept), dz)
+    dz = spec.grouped(dy)
+    if spec.activate:
+        dz = where_positive(
+            way, u * _wide(factor) + bias if kept is None else spec.grouped(kept), dz
+        )
     sums = dz.sum(OVER)
     products = (dz * u).sum(OVER)
     if like is not None:
         # The residual's gradient, which is written in any case, is read again for dx: that takes
         # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
-        dz = how.cut(barrier(way, dz.reshape(x.shape).astype(dy.dtype)))
+        dz = spec.grouped(barrier(way, dz.reshape(x.shape).astype(dy.dtype)))
     # Both statistics have a gradient of their own, though a training step asks for none.
     slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
     level = (dmean - factor * sums) / n
@@ -168,7 +172,7 @@ def gradients(how, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     return dx.reshape(x.shape).astype(x.dtype), (products * inverse).sum(0), sums.sum(0), dresidual
 
 
-def where_positive(way: Normalisation, z: Array, dz: Array) -> Array:
+def where_positive(way: BatchNormImplementation, z: Array, dz: Array) -> Array:
     """`dz` where `z` is positive, else zero."""
     if way.fusion == "guided":
         # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
@@ -177,4 +181,4 @@ def where_positive(way: Normalisation, z: Array, dz: Array) -> Array:
     return jnp.where(z > 0, dz, 0)
 
 
-normalize.defvjp(_forward, _backward)
+batch_norm.defvjp(_forward, _backward)

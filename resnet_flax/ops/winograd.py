@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models.lowering import Geometry, Pair, output_size
+from resnet_flax.ops.spec import ConvSpec, Pair, output_size
 
 Parts = Sequence[Array]
 Matrix = Sequence[Sequence[int | float]]
@@ -62,7 +62,7 @@ FEW_CHANNELS = 32
 
 # What a network has many times is traced once.
 @partial(jax.jit, static_argnums=0)
-def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
+def convolve(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     """The convolution.
 
     Args:
@@ -79,7 +79,7 @@ def convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def input_gradient(geometry: Geometry, size: tuple[int, ...], kernel: Array, dy: Array) -> Array:
+def input_gradient(geometry: ConvSpec, size: tuple[int, ...], kernel: Array, dy: Array) -> Array:
     """The gradient of `convolve` to its input: a convolution with the kernel turned around.
 
     Args:
@@ -94,7 +94,7 @@ def input_gradient(geometry: Geometry, size: tuple[int, ...], kernel: Array, dy:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def kernel_gradient(geometry: Geometry, shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+def kernel_gradient(geometry: ConvSpec, shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """The gradient of `convolve` to its kernel, of `shape` `[3, 3, c, o]`; the rest as above."""
     size, tiles = dy.shape[1:3], _tiles(dy.shape[1:3])
     (top, _), (left, _) = geometry.padding

@@ -5,12 +5,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_flax.models import lowering
-from resnet_flax.models.lowering import ByDevice, Padding, Pair, Pooling
+from resnet_flax.ops import dispatch, heuristics
+from resnet_flax.ops.dispatch import ByDevice, PoolImplementation
+from resnet_flax.ops.spec import Padding, Pair
 
 SIDE, STRIDE = 3, 2
 HEIGHT, WIDTH = 1, 2  # axes
@@ -30,28 +30,30 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
     sides = x.shape[1:3]
     # Output ceil((n - 3) / 2) + 1: an even side lacks one position.
     padding = [(0, (n - 3) % 2) for n in sides] if ceil else [(1, 1), (1, 1)]
-    return _max_pool((padding[0], padding[1]), lowering.pooling(), x)
+    return _max_pool((padding[0], padding[1]), heuristics.pooling(), x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _max_pool(padding: Padding, ways: ByDevice[Pooling], x: Array) -> Array:
+def _max_pool(padding: Padding, ways: ByDevice[PoolImplementation], x: Array) -> Array:
     functions = {
         "native": partial(_windows, padding),
         "separable": partial(_by_axes, padding),
         "indexed": partial(_windows, padding),
     }
-    return lowering.call(ways.map(lambda way: functions[way.pooling]), x)
+    return dispatch.call(ways.map(lambda way: functions[way.pooling]), x)
 
 
 def _forward(padding, ways, x):  # type: ignore[no-untyped-def]
     # By functions that have this gradient themselves: how `maximum` shares a tie is not theirs.
-    native, separable = (ByDevice(way, way, way) for way in map(Pooling, ("native", "separable")))
+    native, separable = (
+        ByDevice(way, way, way) for way in map(PoolImplementation, ("native", "separable"))
+    )
     functions = {
         "native": partial(_without_taps, partial(_max_pool, padding, native)),
         "separable": partial(_without_taps, partial(_max_pool, padding, separable)),
         "indexed": partial(_with_taps, padding),
     }
-    y, taps = lowering.call(ways.map(lambda way: functions[way.pooling]), x)
+    y, taps = dispatch.call(ways.map(lambda way: functions[way.pooling]), x)
     return y, (x, y, taps)
 
 
@@ -61,14 +63,16 @@ def _backward(padding, ways, residuals, dy):  # type: ignore[no-untyped-def]
         "separable": partial(_by_axes_gradient, padding),
         "indexed": partial(_gradient_by_taps, padding),
     }
-    return (lowering.call(ways.map(lambda way: functions[way.pooling]), *residuals, dy),)
+    return (dispatch.call(ways.map(lambda way: functions[way.pooling]), *residuals, dy),)
 
 
 _max_pool.defvjp(_forward, _backward)
 
 
 def _windows(padding: Padding, x: Array) -> Array:
-    return nn.max_pool(x, (SIDE, SIDE), (STRIDE, STRIDE), padding)
+    window, strides = (1, SIDE, SIDE, 1), (1, STRIDE, STRIDE, 1)
+    pads = ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, pads)
 
 
 def _windows_gradient(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
@@ -121,7 +125,7 @@ def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Arr
     pairs = (dy.shape[0], rows, STRIDE, columns, STRIDE, dy.shape[-1])
 
     def widened(array: Array, nothing: int) -> Array:
-        """With what is before the first windows and behind the last."""
+        """With what is before the first windows and after the last."""
         value = jnp.array(nothing, array.dtype)
         return lax.pad(array, value, [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)])
 

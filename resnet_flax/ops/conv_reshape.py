@@ -6,13 +6,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models.lowering import Geometry, columns_in_one
+from resnet_flax.ops.heuristics import columns_in_one
+from resnet_flax.ops.spec import ConvSpec
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 CHANNELS_AT_A_TIME = 8  # of a GPU's tensor cores, in bfloat16
 
 
-def space_to_depth(geometry: Geometry, x: Array, kernel: Array) -> Array:
+def space_to_depth(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     """Output u is the sum of x[s u + k] K[k]; with k = s a + b, of x[s (u + a) + b] K[s a + b]."""
     pads, over, squares = [(0, 0, 0)], [], []
     for n, k, s, (low, high) in zip(
@@ -45,7 +46,7 @@ def _filled_conv(x: Array, kernel: Array, padding: Any) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSIONS)
 
 
-def columns(geometry: Geometry, x: Array, kernel: Array) -> Array:
+def columns(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     """Several columns side by side as channels of one, for maps of few channels.
 
     With g columns to one, output column g a + q is channel q of a. It takes input column

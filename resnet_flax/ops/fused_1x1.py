@@ -1,4 +1,4 @@
-"""A 1x1 convolution and the batch normalisation behind it, without the map between them.
+"""A 1x1 convolution and batch normalisation of its output, without the map between them.
 
 The output z = x w of a 1x1 convolution is linear in its input at each position, so what is summed
 over its positions follows from sums over the input's:
@@ -24,40 +24,34 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.models import lowering
-from resnet_flax.models.conv import Pending, conv2d
-from resnet_flax.models.lowering import Geometry, Pair
-from resnet_flax.models.normalize import (
-    How,
+from resnet_flax.ops import dispatch
+from resnet_flax.ops.batch_norm import (
+    BatchNormSpec,
+    add_relu,
     barrier,
-    finish,
-    gradients,
-    normalize,
-    normalized,
+    batch_norm_backward,
+    batch_norm_forward,
     where_positive,
 )
+from resnet_flax.ops.conv import conv2d
+from resnet_flax.ops.spec import ConvSpec, Pair, output_size
 
 EXACT = lax.Precision.HIGHEST
 
 
-def normalize_pointwise(
-    how: How,
-    conv: Pending,
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def conv_batch_norm_1x1(
+    spec: BatchNormSpec,
+    strides: Pair,
+    x: Array,
+    kernel: Array,
     scale: Array,
     bias: Array,
     residual: Array | None,
-    about: Array,
+    shift: Array,
 ) -> tuple[Array, Array, Array]:
-    """`normalize` of a convolution's output."""
-    if not how.ways.any(lambda way: way.behind_1x1 == "joined"):
-        return normalize(how, conv.computed(), scale, bias, residual, about)
-    kernel = conv.kernel.astype(conv.x.dtype)
-    return _normalize(how, conv.geometry.strides, conv.x, kernel, scale, bias, residual, about)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _normalize(how, strides, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
-    return _forward(how, strides, x, kernel, scale, bias, residual, about)[0]
+    """`batch_norm` of the output of a convolution whose kernel is of the type of `x`."""
+    return _forward(spec, strides, x, kernel, scale, bias, residual, shift)[0]
 
 
 class _Kept(NamedTuple):
@@ -66,8 +60,8 @@ class _Kept(NamedTuple):
     Attributes:
       mean: of the convolution's output, `[1, o]`.
       var: the same.
-      z: the convolution's output; for 'apart'.
-      total: the sum of the input's positions, `[c]`; this and the next for 'joined'.
+      z: the convolution's output; for 'unfused'.
+      total: the sum of the input's positions, `[c]`; this and the next for 'fused'.
       spread: the covariance of the input's channels times the kernel, `[c, o]`.
     """
 
@@ -78,48 +72,50 @@ class _Kept(NamedTuple):
     spread: Array
 
 
-def _forward(how, strides, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
-    functions = how.ways.map(
-        lambda way: partial({"apart": _apart, "joined": _joined}[way.behind_1x1], how, strides, way)
-    )
-    y, kept = lowering.call(functions, x, kernel, scale, bias, residual, about)
-    like = None if residual is None else jnp.zeros((), residual.dtype)
-    # The sign of the activations is that of what ReLU met.
-    signs = y if how.activate else None
-    return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, signs, like, about)
-
-
-def _backward(how, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
-    functions = how.ways.map(
+def _forward(spec, strides, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
+    functions = spec.implementations.map(
         lambda way: partial(
-            {"apart": _apart_gradients, "joined": _joined_gradients}[way.behind_1x1],
-            *(how, strides, way),
+            {"unfused": _unfused, "fused": _fused}[way.conv_bn_1x1], spec, strides, way
         )
     )
-    found = lowering.call(functions, residuals[:-1], cotangents)
+    y, kept = dispatch.call(functions, x, kernel, scale, bias, residual, shift)
+    like = None if residual is None else jnp.zeros((), residual.dtype)
+    # The sign of the activations is that of what ReLU met.
+    signs = y if spec.activate else None
+    return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, signs, like, shift)
+
+
+def _backward(spec, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = spec.implementations.map(
+        lambda way: partial(
+            {"unfused": _unfused_gradients, "fused": _fused_gradients}[way.conv_bn_1x1],
+            *(spec, strides, way),
+        )
+    )
+    found = dispatch.call(functions, residuals[:-1], cotangents)
     return (*found, jnp.zeros_like(residuals[-1]))
 
 
-_normalize.defvjp(_forward, _backward)
+conv_batch_norm_1x1.defvjp(_forward, _backward)
 
 
 # One after the other ----------------------------------------------------------------------------
 
 
-def _apart(how, strides, way, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
+def _unfused(spec, strides, way, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
     z = conv2d(x, kernel, strides)
-    y, mean, var = normalized(how, way, z, scale, bias, residual, about)
+    y, mean, var = batch_norm_forward(spec, way, z, scale, bias, residual, shift)
     c, o = kernel.shape[2:]
-    none = jnp.zeros((c,), how.param_dtype), jnp.zeros((c, o), how.param_dtype)
+    none = jnp.zeros((c,), spec.param_dtype), jnp.zeros((c, o), spec.param_dtype)
     return y, _Kept(mean, var, z, *none)
 
 
-def _apart_gradients(how, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+def _unfused_gradients(spec, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     x, kernel, scale, bias, kept, signs, like = residuals
     # Without a residual the sign of what ReLU met is computed again, as `normalize` does.
     signs = None if like is None else signs
     of_norm = (kept.z, scale, bias, kept.mean, kept.var, signs, like)
-    dz, *rest = gradients(how, way, of_norm, cotangents)
+    dz, *rest = batch_norm_backward(spec, way, of_norm, cotangents)
     # What the forward pass computes once more here nobody reads.
     _, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, strides), x, kernel)
     return (*gradient(dz), *rest)
@@ -128,9 +124,10 @@ def _apart_gradients(how, strides, way, residuals, cotangents):  # type: ignore[
 # Joined -----------------------------------------------------------------------------------------
 
 
-def _joined(how, strides, way, x, kernel, scale, bias, residual, about):  # type: ignore[no-untyped-def]
-    del about
-    wide, shape = how.param_dtype, Pending(x, kernel, Geometry(strides)).shape
+def _fused(spec, strides, way, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
+    del shift
+    wide = spec.param_dtype
+    shape = (len(x), *output_size(x.shape, kernel.shape, ConvSpec(strides)), kernel.shape[3])
     x, kernel = _positions(x, strides), kernel[0, 0]
     n, w = len(x), kernel.astype(wide)
     total = x.astype(wide).sum(0)
@@ -140,14 +137,14 @@ def _joined(how, strides, way, x, kernel, scale, bias, residual, about):  # type
     moments = jnp.dot(jnp.vstack([covariance, centre]), w, precision=EXACT)
     spread, mean = moments[:-1], moments[-1]
     var = jnp.maximum((w * spread).sum(0), 0)
-    factor = lax.rsqrt(var + how.epsilon) * scale
-    z = (x @ kernel).astype(how.dtype)
+    factor = lax.rsqrt(var + spec.epsilon) * scale
+    z = (x @ kernel).astype(spec.dtype)
     y = (z.astype(wide) * factor + (bias - mean * factor)).reshape(shape)
-    y = barrier(way, finish(y, how.activate, residual).astype(how.dtype))
+    y = barrier(way, add_relu(y, spec.activate, residual).astype(spec.dtype))
     return y, _Kept(mean[None], var[None], jnp.zeros(shape, x.dtype), total, spread)
 
 
-def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+def _fused_gradients(spec, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
     """As `normalize`'s, with the convolution's output u + mean = x w left out.
 
     With outer = x' dz: sum(dz u) = diag(w' outer) - mean sum(dz), and x' u = n cov(x) w.
@@ -155,9 +152,9 @@ def _joined_gradients(how, strides, way, residuals, cotangents):  # type: ignore
     whole, kernel, scale, _, kept, signs, like = residuals
     dy, dmean, dvar = cotangents
     x, back = _positions(whole, strides), partial(_positions_gradient, whole, strides)
-    wide, n = how.param_dtype, len(x)
+    wide, n = spec.param_dtype, len(x)
     w, mean, var = kernel[0, 0].astype(wide), kept.mean[0], kept.var[0]
-    inverse = lax.rsqrt(var + how.epsilon)
+    inverse = lax.rsqrt(var + spec.epsilon)
     factor = inverse * scale
     dz = dy.astype(wide)
     if signs is not None:

@@ -11,35 +11,45 @@ from flax import linen as nn
 from marks import long
 from variables import drawn
 
-from resnet_flax import compiler
+from resnet_flax import ops
 from resnet_flax.errors import UserError
-from resnet_flax.models import create_model, lowering, winograd
-from resnet_flax.models.conv import Pending, conv2d
-from resnet_flax.models.lowering import ByDevice, Geometry
-from resnet_flax.models.norm import BatchNorm
-from resnet_flax.models.normalize import How, normalize
-from resnet_flax.models.pointwise import normalize_pointwise
-from resnet_flax.models.pool import max_pool
+from resnet_flax.evaluation.compile import jit
+from resnet_flax.models import create_model
+from resnet_flax.models.layers import BatchNorm
+from resnet_flax.ops import (
+    BatchNormSpec,
+    ConvSpec,
+    batch_norm,
+    conv2d,
+    dispatch,
+    heuristics,
+    max_pool,
+    winograd,
+)
+from resnet_flax.ops.dispatch import ByDevice
+from resnet_flax.ops.fused_1x1 import conv_batch_norm_1x1
+from resnet_flax.ops.spec import NormalizedConv
+from resnet_flax.runtime import xla_options
 
 ONE, HALF = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # Height, width, channels, features, kernel and geometry.
 CONVOLUTIONS = [
-    (8, 7, 3, 4, (1, 1), Geometry()),
-    (9, 8, 4, 6, (1, 1), Geometry((2, 3))),
-    (8, 7, 3, 4, (3, 3), Geometry((1, 1), ONE)),
-    (9, 6, 3, 4, (3, 3), Geometry((1, 1), ((0, 2), (3, 0)))),
-    (8, 8, 3, 4, (3, 3), Geometry((2, 2), ONE)),
-    (9, 7, 3, 4, (3, 3), Geometry((2, 2), ONE)),
-    (14, 15, 3, 4, (7, 7), Geometry((2, 2), ((3, 3), (3, 3)))),
-    (9, 9, 2, 3, (3, 3), Geometry((4, 4), ONE)),
-    (11, 12, 2, 4, (2, 5), Geometry((3, 2), ((0, 2), (3, 0)))),
-    (9, 8, 3, 2, (3, 3), Geometry((2, 1), ((2, 2), (2, 2)), (2, 2))),
-    (9, 8, 4, 4, (3, 3), Geometry((2, 2), ONE, (1, 1), 2)),
+    (8, 7, 3, 4, (1, 1), ConvSpec()),
+    (9, 8, 4, 6, (1, 1), ConvSpec((2, 3))),
+    (8, 7, 3, 4, (3, 3), ConvSpec((1, 1), ONE)),
+    (9, 6, 3, 4, (3, 3), ConvSpec((1, 1), ((0, 2), (3, 0)))),
+    (8, 8, 3, 4, (3, 3), ConvSpec((2, 2), ONE)),
+    (9, 7, 3, 4, (3, 3), ConvSpec((2, 2), ONE)),
+    (14, 15, 3, 4, (7, 7), ConvSpec((2, 2), ((3, 3), (3, 3)))),
+    (9, 9, 2, 3, (3, 3), ConvSpec((4, 4), ONE)),
+    (11, 12, 2, 4, (2, 5), ConvSpec((3, 2), ((0, 2), (3, 0)))),
+    (9, 8, 3, 2, (3, 3), ConvSpec((2, 1), ((2, 2), (2, 2)), (2, 2))),
+    (9, 8, 4, 4, (3, 3), ConvSpec((2, 2), ONE, (1, 1), 2)),
     # Several columns for one: four, and two of which a kernel sees two on either side.
-    (8, 12, 3, 4, (5, 7), Geometry((1, 1), ((0, 2), (3, 3)))),
-    (7, 6, 3, 32, (3, 7), Geometry((1, 1), ((1, 1), (3, 3)))),
+    (8, 12, 3, 4, (5, 7), ConvSpec((1, 1), ((0, 2), (3, 3)))),
+    (7, 6, 3, 32, (3, 7), ConvSpec((1, 1), ((1, 1), (3, 3)))),
 ]
-PARTS = {name: lowering.WAYS[name] for name in lowering.Convolution._fields}
+PARTS = {name: dispatch.IMPLEMENTATIONS[name] for name in dispatch.ConvImplementation._fields}
 
 
 def _close(actual, expected, tolerance):
@@ -95,9 +105,9 @@ def _plain():
 def test_every_way_to_convolve(part, way):
     geometries, doubles, expected = [], [], []
     for operands, geometry, gradients in _plain():
-        with lowering.forced(**{part: way}):
+        with dispatch.override(**{part: way}):
             shapes = [leaf.shape for leaf in operands]
-            if getattr(lowering.convolution(*shapes, geometry).cpu, part) != way:
+            if getattr(heuristics.convolution(*shapes, geometry).cpu, part) != way:
                 continue
         geometries.append(geometry)
         doubles.append(operands)
@@ -106,7 +116,7 @@ def test_every_way_to_convolve(part, way):
 
     @jax.jit
     def ours(*pairs):
-        with lowering.forced(**{part: way}):
+        with dispatch.override(**{part: way}):
             return [
                 _both(lambda x, k, geometry=geometry: conv2d(x, k, *geometry), *pair)
                 for geometry, pair in zip(geometries, pairs, strict=True)
@@ -121,7 +131,7 @@ def test_every_way_to_convolve(part, way):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("size", [(8, 8), (9, 7), (3, 4), (12, 5)])
 @pytest.mark.parametrize("ceil", [False, True])
-@pytest.mark.parametrize("way", lowering.WAYS["pooling"])
+@pytest.mark.parametrize("way", dispatch.IMPLEMENTATIONS["pooling"])
 def test_max_pooling_with_and_without_ties(size, ceil, way):
     padding = [(0, (n - 3) % 2) for n in size] if ceil else ONE
     rng = np.random.default_rng(0)
@@ -129,22 +139,22 @@ def test_max_pooling_with_and_without_ties(size, ceil, way):
     assert (ties == 2).mean() > 0.25
     for x in (rng.normal(size=ties.shape), ties, np.zeros(ties.shape), -1.0 - ties):
         x = jnp.asarray(x, jnp.float64)
-        with lowering.forced(pooling=way):
+        with dispatch.override(pooling=way):
             actual = _gradients(lambda x: max_pool(x, ceil), x)
         _close(actual, _gradients(lambda x: nn.max_pool(x, (3, 3), (2, 2), padding), x), 1e-14)
 
 
-@pytest.mark.parametrize("way", lowering.WAYS["pooling"])
+@pytest.mark.parametrize("way", dispatch.IMPLEMENTATIONS["pooling"])
 def test_what_is_no_number_passes_the_pooling(way):
     x = jnp.zeros((1, 8, 8, 1)).at[0, 4, 4, 0].set(jnp.nan)
-    with lowering.forced(pooling=way):
+    with dispatch.override(pooling=way):
         y, vjp = jax.vjp(max_pool, x)
         assert jnp.isnan(y).sum() == jnp.isnan(max_pool(x)).sum() == 1
         assert jnp.isfinite(vjp(jnp.ones_like(y))[0]).all()
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("way", lowering.WAYS["pooling"])
+@pytest.mark.parametrize("way", dispatch.IMPLEMENTATIONS["pooling"])
 def test_second_derivatives_of_the_pooling_go_to_the_first_of_ties(way):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(1, 3, (1, 8, 8, 2)), jnp.float64)
@@ -155,7 +165,7 @@ def test_second_derivatives_of_the_pooling_go_to_the_first_of_ties(way):
         slope = jax.grad(lambda x: (pool(x) ** 3).sum())
         return jax.jit(jax.grad(lambda x: (slope(x) * v).sum()))(x)
 
-    with lowering.forced(pooling=way):
+    with dispatch.override(pooling=way):
         actual = product(max_pool)
     _close(actual, product(lambda x: nn.max_pool(x, (3, 3), (2, 2), ONE)), 1e-14)
 
@@ -184,7 +194,7 @@ def test_normalisation_with_what_follows_it(ways, groups, relu, with_residual):
 
     def ours(params, x, residual):
         variables = {"params": params, "batch_stats": stats}
-        with lowering.forced(**ways):
+        with dispatch.override(**ways):
             return norm.apply(
                 variables, x, True, activate=relu, residual=residual, mutable=["batch_stats"]
             )
@@ -217,20 +227,20 @@ def test_normalisation_behind_1x1(fusion, strides, relu, with_residual):
     x, kernel, residual, scale, bias = _widening(strides)
     residual = residual if with_residual else None
 
-    def run(behind_1x1, x, kernel, scale, bias, residual):
-        pending = Pending(x, kernel, Geometry(strides))
-        way = lowering.Normalisation("two_pass", fusion, behind_1x1)
-        others = way._replace(behind_1x1="joined" if behind_1x1 == "apart" else "apart")
+    def run(conv_bn_1x1, x, kernel, scale, bias, residual):
+        way = dispatch.BatchNormImplementation("two_pass", fusion, conv_bn_1x1)
+        others = way._replace(conv_bn_1x1="fused" if conv_bn_1x1 == "unfused" else "unfused")
         ways = ByDevice(way, others, others)  # so that no device's way is that of all
-        how = How(1, 1e-5, relu, x.dtype, jnp.promote_types(x.dtype, jnp.float32), ways)
+        spec = BatchNormSpec(1, 1e-5, relu, x.dtype, jnp.promote_types(x.dtype, jnp.float32), ways)
         # With the statistics, which have gradients of their own.
-        return normalize_pointwise(how, pending, scale, bias, residual, jnp.zeros_like(scale))
+        shift = jnp.zeros_like(scale)
+        return conv_batch_norm_1x1(spec, strides, x, kernel, scale, bias, residual, shift)
 
     operands = x, kernel, scale, bias, residual
-    expected = _gradients(partial(run, "apart"), *operands)
-    _close(_gradients(partial(run, "joined"), *operands), expected, 1e-13)
+    expected = _gradients(partial(run, "unfused"), *operands)
+    _close(_gradients(partial(run, "fused"), *operands), expected, 1e-13)
     singles = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), operands)
-    _close(_gradients(partial(run, "joined"), *singles), expected, 1e-4)
+    _close(_gradients(partial(run, "fused"), *singles), expected, 1e-4)
 
     def plain(x, kernel, scale, bias, residual):
         z = jnp.einsum("bhwc,co->bhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
@@ -249,10 +259,16 @@ def _widening(strides):
     return jnp.maximum(x + 0.5, 0), *rest
 
 
-def _how(relu, pending):
-    x = pending.x
-    ways = lowering.normalisation(pending.behind)
-    return How(1, 1e-5, relu, x.dtype, jnp.promote_types(x.dtype, jnp.float32), ways)
+def _conv_norm(relu, strides, x, kernel, scale, bias, residual=None):
+    """As `models.layers.conv_norm` has it: activations, means and variances."""
+    geometry = ConvSpec(strides)
+    found = ops.fused(x.shape, kernel.shape, geometry, dtype=x.dtype, param_dtype=kernel.dtype)
+    types = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    spec = BatchNormSpec(1, 1e-5, relu, *types, found or heuristics.normalisation())
+    rest = scale, bias, residual, 0 * bias
+    if found is None:
+        return batch_norm(spec, conv2d(x, kernel, strides), *rest)
+    return conv_batch_norm_1x1(spec, strides, x, kernel, *rest)
 
 
 @pytest.mark.usefixtures("x64")
@@ -267,16 +283,14 @@ def test_gradients_behind_1x1_add_up_in_bfloat16():
         one = jnp.ones(128, jnp.promote_types(dtype, jnp.float32))
 
         def run(x):
-            with lowering.forced(behind_1x1=way):
-                pending = Pending(x, kernel.astype(dtype), Geometry((1, 1)))
-                how = _how(False, pending)
-                return normalize_pointwise(how, pending, one, 0 * one, None, 0 * one)[0]
+            with dispatch.override(conv_bn_1x1=way):
+                return _conv_norm(False, (1, 1), x, kernel.astype(dtype), one, 0 * one)[0]
 
         dx = jax.jit(lambda x, dy: jax.vjp(run, x)[1](dy)[0])(x.astype(dtype), dy.astype(dtype))
         return np.asarray(dx, np.float64).sum((0, 1, 2))
 
-    exact = total("apart", jnp.float64)
-    apart, joined = (np.abs(total(w, jnp.bfloat16) - exact).max() for w in ("apart", "joined"))
+    exact = total("unfused", jnp.float64)
+    apart, joined = (np.abs(total(w, jnp.bfloat16) - exact).max() for w in ("unfused", "fused"))
     assert joined < 3 * apart  # it was 17 times that with a constant of unrounded matrices
 
 
@@ -288,11 +302,9 @@ def test_second_derivatives_behind_1x1():
         """Of the Hessian of a function of all operands with a vector."""
 
         def function(*operands):
-            with lowering.forced(behind_1x1=way):
+            with dispatch.override(conv_bn_1x1=way):
                 x, kernel, residual, scale, bias = operands
-                pending = Pending(x, kernel, Geometry((2, 2)))
-                how = _how(True, pending)
-                y, mean, var = normalize_pointwise(how, pending, scale, bias, residual, 0 * bias)
+                y, mean, var = _conv_norm(True, (2, 2), x, kernel, scale, bias, residual)
             return (y**3).sum() + (mean * var).sum()
 
         every = tuple(range(len(operands)))
@@ -303,7 +315,7 @@ def test_second_derivatives_behind_1x1():
 
         return jax.jit(jax.grad(slope, argnums=every))(*operands)
 
-    _close(product("joined"), product("apart"), 1e-11)
+    _close(product("fused"), product("unfused"), 1e-11)
 
 
 def test_what_a_1x1_convolution_makes_is_not_kept():
@@ -312,11 +324,9 @@ def test_what_a_1x1_convolution_makes_is_not_kept():
     def scratch(way):
         def loss(x, kernels):
             for kernel in kernels:
-                with lowering.forced(behind_1x1=way):
-                    about = jnp.zeros(kernel.shape[-1])
-                    pending = Pending(x, kernel, Geometry((1, 1)))
-                    how = _how(True, pending)
-                    y, _, _ = normalize_pointwise(how, pending, about + 1, about, None, about)
+                with dispatch.override(conv_bn_1x1=way):
+                    zero = jnp.zeros(kernel.shape[-1])
+                    y, _, _ = _conv_norm(True, (1, 1), x, kernel, zero + 1, zero)
                 x = y[..., :5]
             return y.astype(jnp.float32).sum()
 
@@ -324,22 +334,27 @@ def test_what_a_1x1_convolution_makes_is_not_kept():
         program = jax.jit(jax.grad(loss, argnums=1)).lower(*operands).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert scratch("joined") < 0.8 * scratch("apart")
+    assert scratch("fused") < 0.8 * scratch("unfused")
 
 
 def test_what_stands_behind_1x1_is_decided_by_device_and_shape():
     def joined(side, channels, features, groups=1, dtype=jnp.bfloat16):
-        behind = lowering.Behind(side**2, (1, 1, channels, features), Geometry(), dtype)
-        ways = lowering.normalisation(behind, groups)
-        found = [way.behind_1x1 == "joined" for way in (ways.cpu, ways.gpu, ways.tpu)]
-        assert groups > 1 or behind.may_join() == any(found)
+        kernel = (1, 1, channels, features)
+        conv = NormalizedConv(side**2, kernel, ConvSpec(), dtype)
+        ways = heuristics.normalisation(conv, groups)
+        found = [way.conv_bn_1x1 == "fused" for way in (ways.cpu, ways.gpu, ways.tpu)]
+        types = {"dtype": dtype, "param_dtype": jnp.float32, "groups": groups}
+        for batch in (0, 2):  # of no images there is nothing to fuse
+            shape = (batch, side, side, channels)
+            one = ops.fused(shape, kernel, ConvSpec(), **types)
+            assert (one is not None) == (any(found) and batch > 0)
         return found
 
     only_gpu, never = [False, True, False], [False] * 3
     assert joined(56, 64, 256) == joined(14, 256, 1024) == only_gpu
     assert joined(56, 256, 64) == joined(7, 512, 2048) == never
     assert joined(56, 64, 256, groups=2) == joined(56, 64, 256, dtype=jnp.float32) == never
-    with lowering.forced(behind_1x1="joined"):
+    with dispatch.override(conv_bn_1x1="fused"):
         assert joined(1, 64, 64) == [True] * 3
         assert joined(1, 64, 64, groups=2) == never
 
@@ -360,14 +375,14 @@ def test_what_stands_behind_1x1_is_decided_by_device_and_shape():
 @pytest.mark.usefixtures("x64")
 def test_statistics_have_gradients_of_their_own():
     x = jnp.asarray(np.random.default_rng(0).normal(3, 2, size=(8, 5, 4, 6)))
-    how = How(2, 1e-5, False, jnp.float64, jnp.float64, lowering.normalisation())
+    spec = BatchNormSpec(2, 1e-5, False, jnp.float64, jnp.float64, heuristics.normalisation())
     one, zero = jnp.ones(6), jnp.zeros(6)
 
     def plain(x):
         parts = x.reshape(2, 4, 5, 4, 6)
         return parts.mean((1, 2, 3)), parts.var((1, 2, 3))
 
-    actual = _gradients(lambda x: normalize(how, x, one, zero, None, zero)[1:], x)
+    actual = _gradients(lambda x: batch_norm(spec, x, one, zero, None, zero)[1:], x)
     _close(actual, _gradients(plain, x), 1e-12)
 
 
@@ -378,7 +393,7 @@ def test_one_pass_is_exact_about_a_far_mean():
         "params": {"scale": jnp.ones(3), "bias": jnp.zeros(3)},
         "batch_stats": {"mean": jnp.full(3, 999.5), "var": jnp.ones(3)},
     }
-    with lowering.forced(statistics="one_pass"):
+    with dispatch.override(statistics="one_pass"):
         _, updated = norm.apply(variables, x, True, mutable=["batch_stats"])
     expected = np.asarray(x, np.float64).var((0, 1, 2))
     np.testing.assert_allclose(updated["batch_stats"]["var"], expected, rtol=1e-4)
@@ -420,7 +435,7 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
 
     def gradients(**ways):
         def loss(params):
-            with lowering.forced(**ways):
+            with dispatch.override(**ways):
                 logits, updated = model.apply(
                     {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
                 )
@@ -429,18 +444,22 @@ def test_a_network_is_the_same_whichever_way(name, axes, size):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
 
     plain = {"forward": "conv", "input_gradient": "native", "kernel_gradient": "native"}
-    plain["behind_1x1"] = "apart"
+    plain["conv_bn_1x1"] = "unfused"
     expected = gradients(**plain, pooling="native", statistics="two_pass")
     _close(gradients(), expected, 1e-10)
     for ways in (
-        {"forward": "taps", "input_gradient": "taps", "kernel_gradient": "taps"},
+        {"forward": "tap_matmul", "input_gradient": "tap_matmul", "kernel_gradient": "tap_matmul"},
         {"forward": "winograd", "input_gradient": "winograd", "kernel_gradient": "winograd"},
-        {"input_gradient": "phases", "kernel_gradient": "canonical"},
+        {"input_gradient": "polyphase", "kernel_gradient": "canonical"},
         {"pooling": "separable", "statistics": "one_pass"},
         {"pooling": "indexed", "statistics": "one_pass", "fusion": "guided"},
-        {"forward": "columns", "input_gradient": "columns", "kernel_gradient": "columns"},
+        {
+            "forward": "width_to_channels",
+            "input_gradient": "width_to_channels",
+            "kernel_gradient": "width_to_channels",
+        },
         {"forward": "dot", "input_gradient": "dot", "kernel_gradient": "dot"},
-        {"behind_1x1": "joined"},
+        {"conv_bn_1x1": "fused"},
     ):
         _close(gradients(**{**plain, **ways}), expected, 1e-10)
 
@@ -469,7 +488,7 @@ def test_guided_is_the_same_bits_in_bfloat16(activate):
             y, _ = norm.apply(variables, x, True, activate, residual, mutable=["batch_stats"])
             return y
 
-        with lowering.forced(fusion=fusion):
+        with dispatch.override(fusion=fusion):
             return _gradients(run, x, (x + 1).astype(dtype))
 
     for dtype in (jnp.bfloat16, jnp.float32):
@@ -496,7 +515,7 @@ def test_what_a_gpu_runs_is_the_same(monkeypatch):
 
         expected = jax.jit(jax.grad(gradient))(variables["params"])
         with monkeypatch.context() as patched:
-            patched.setattr(lowering, "call", lambda ways, *operands: ways.gpu(*operands))
+            patched.setattr(dispatch, "call", lambda ways, *operands: ways.gpu(*operands))
             actual = jax.jit(lambda params: jax.grad(gradient)(params))(variables["params"])
         _close(actual, expected, 1e-3)
 
@@ -529,8 +548,8 @@ def test_a_gpu_is_told_what_to_write():
     ("size", "channels", "features", "kernel", "strides", "ways"),
     [
         (224, 3, 64, 7, 2, ("space_to_depth", "native", "space_to_depth")),
-        (32, 3, 16, 3, 1, ("columns", "columns", "columns")),
-        (32, 16, 16, 3, 1, ("columns", "columns", "columns")),
+        (32, 3, 16, 3, 1, ("width_to_channels", "width_to_channels", "width_to_channels")),
+        (32, 16, 16, 3, 1, ("width_to_channels", "width_to_channels", "width_to_channels")),
         (16, 32, 32, 3, 1, ("conv", "native", "native")),
         (32, 16, 32, 3, 2, ("conv", "native", "native")),
         (56, 64, 64, 3, 1, ("conv", "native", "native")),
@@ -541,9 +560,9 @@ def test_a_gpu_is_told_what_to_write():
 def test_the_size_of_a_convolution_decides_on_a_gpu(
     size, channels, features, kernel, strides, ways
 ):
-    geometry = Geometry((strides, strides), ((kernel // 2,) * 2,) * 2)
+    geometry = ConvSpec((strides, strides), ((kernel // 2,) * 2,) * 2)
     x, shape = (16, size, size, channels), (kernel, kernel, channels, features)
-    assert lowering.convolution(x, shape, geometry).gpu == ways
+    assert heuristics.convolution(x, shape, geometry).gpu == ways
 
 
 @pytest.mark.parametrize(
@@ -556,17 +575,17 @@ def test_the_size_of_a_convolution_decides_on_a_gpu(
         (56, 64, 8, 1, ("conv", "canonical", "canonical")),
         (4, 64, 64, 1, ("conv", "canonical", "canonical")),
         (200, 64, 64, 1, ("conv", "canonical", "canonical")),
-        (2, 512, 512, 1, ("taps", "taps", "taps")),
-        (56, 128, 128, 2, ("conv", "phases", "taps")),
-        (32, 16, 32, 2, ("conv", "phases", "taps")),
-        (32, 3, 16, 1, ("conv", "canonical", "rows")),
-        (14, 512, 512, 2, ("taps", "taps", "taps")),
+        (2, 512, 512, 1, ("tap_matmul", "tap_matmul", "tap_matmul")),
+        (56, 128, 128, 2, ("conv", "polyphase", "tap_matmul")),
+        (32, 16, 32, 2, ("conv", "polyphase", "tap_matmul")),
+        (32, 3, 16, 1, ("conv", "canonical", "row_im2col")),
+        (14, 512, 512, 2, ("tap_matmul", "tap_matmul", "tap_matmul")),
     ],
 )
 def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features, strides, ways):
-    geometry = Geometry((strides, strides), ONE)
+    geometry = ConvSpec((strides, strides), ONE)
     x, kernel = (16, size, size, channels), (3, 3, channels, features)
-    assert lowering.convolution(x, kernel, geometry).cpu == ways
+    assert heuristics.convolution(x, kernel, geometry).cpu == ways
 
 
 @pytest.mark.parametrize(
@@ -574,28 +593,28 @@ def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features
     [
         (56, 64, 64, 1, "float32", ("conv", "canonical", "winograd")),
         (28, 128, 128, 1, "float32", ("winograd", "winograd", "winograd")),
-        (14, 256, 512, 2, "float32", ("conv", "taps", "taps")),
-        (2, 512, 512, 1, "float32", ("taps", "taps", "taps")),
-        (28, 128, 128, 1, "bfloat16", ("conv", "canonical", "rows")),
+        (14, 256, 512, 2, "float32", ("conv", "tap_matmul", "tap_matmul")),
+        (2, 512, 512, 1, "float32", ("tap_matmul", "tap_matmul", "tap_matmul")),
+        (28, 128, 128, 1, "bfloat16", ("conv", "canonical", "row_im2col")),
         (56, 64, 64, 1, "bfloat16", ("conv", "canonical", "winograd")),
-        (2, 512, 512, 1, "bfloat16", ("conv", "canonical", "rows")),
-        (14, 256, 512, 2, "bfloat16", ("conv", "phases", "rows")),
+        (2, 512, 512, 1, "bfloat16", ("conv", "canonical", "row_im2col")),
+        (14, 256, 512, 2, "bfloat16", ("conv", "polyphase", "row_im2col")),
         (32, 16, 16, 1, "bfloat16", ("conv", "canonical", "winograd")),
-        (8, 16, 16, 1, "float32", ("conv", "canonical", "rows")),
+        (8, 16, 16, 1, "float32", ("conv", "canonical", "row_im2col")),
     ],
 )
 def test_a_program_for_onednn_convolves_more(size, channels, features, strides, dtype, ways):
-    geometry = Geometry((strides, strides), ONE)
+    geometry = ConvSpec((strides, strides), ONE)
     x, kernel = (16, size, size, channels), (3, 3, channels, features)
     found = []
-    traced = compiler.jit(
-        lambda: found.append(lowering.convolution(x, kernel, geometry, dtype)),
-        compiler.Options(dict(compiler.ONEDNN)),
+    traced = jit(
+        lambda: found.append(heuristics.convolution(x, kernel, geometry, dtype)),
+        xla_options.Options({}, onednn=True),
     )
     traced.trace()
     assert found[0].cpu == ways
-    assert found[0].gpu == lowering.convolution(x, kernel, geometry, dtype).gpu
-    assert not compiler.traced_for_onednn()
+    assert found[0].gpu == heuristics.convolution(x, kernel, geometry, dtype).gpu
+    assert not dispatch.current_target().onednn
 
 
 @pytest.mark.usefixtures("x64")
@@ -606,12 +625,12 @@ def test_minimal_filtering_keeps_the_digits_of_its_type(dtype, tolerance):
     exact = [jnp.asarray(rng.normal(size=shape)).astype(dtype) for shape in shapes]
 
     def run(way, *operands):
-        with lowering.forced(**dict.fromkeys(PARTS, way)):
+        with dispatch.override(**dict.fromkeys(PARTS, way)):
             return _gradients(lambda x, k: conv2d(x, k, padding=ONE), *operands)
 
     found = run("winograd", *exact)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(dtype)}
-    expected = run("taps", *(leaf.astype(jnp.float64) for leaf in exact))
+    expected = run("tap_matmul", *(leaf.astype(jnp.float64) for leaf in exact))
     _close([leaf.astype(jnp.float64) for leaf in jax.tree.leaves(found)], expected, tolerance)
 
 
@@ -622,7 +641,7 @@ def test_minimal_filtering_takes_large_maps_in_runs_of_rows(monkeypatch):
     rng = np.random.default_rng(0)
 
     def convolved(way, *operands):
-        with lowering.forced(**dict.fromkeys(PARTS, way)):
+        with dispatch.override(**dict.fromkeys(PARTS, way)):
             return _gradients(lambda x, k: conv2d(x, k, padding=((1, 2), (0, 0))), *operands)
 
     def loops(*operands):
@@ -633,7 +652,7 @@ def test_minimal_filtering_takes_large_maps_in_runs_of_rows(monkeypatch):
         shapes = (batch, 14, 11, 3), (3, 3, 3, 4)
         operands = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
         assert loops(*operands) == loops_
-        _close(convolved("winograd", *operands), convolved("taps", *operands), 1e-13)
+        _close(convolved("winograd", *operands), convolved("tap_matmul", *operands), 1e-13)
     many = winograd.FEW_CHANNELS + 1
     assert loops(jnp.zeros((many, 15, 11, 3)), jnp.zeros((3, 3, 3, many))) == 2
 
@@ -645,17 +664,19 @@ def test_minimal_filtering_has_second_derivatives():
 
     def product(way):
         def loss(k):
-            with lowering.forced(**dict.fromkeys(PARTS, way)):
+            with dispatch.override(**dict.fromkeys(PARTS, way)):
                 return (conv2d(x, k, padding=ONE) ** 3).sum()
 
         return jax.jit(jax.grad(lambda k: (jax.grad(loss)(k) * v).sum()))(k)
 
-    _close(product("winograd"), product("taps"), 1e-12)
+    _close(product("winograd"), product("tap_matmul"), 1e-12)
 
 
 def test_no_such_way():
     with (
-        pytest.raises(UserError, match=r"no lowering is called forward=fft; .*forward=conv\|dot"),
-        lowering.forced(forward="fft"),
+        pytest.raises(
+            UserError, match=r"there is no implementation forward=fft; .*forward=conv\|dot"
+        ),
+        dispatch.override(forward="fft"),
     ):
         pass

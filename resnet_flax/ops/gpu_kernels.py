@@ -1,4 +1,4 @@
-"""Kernels for GPUs: a 3x3 convolution of few channels and the batch normalisation behind it.
+"""Kernels for GPUs: a 3x3 convolution of few channels and batch normalisation of its output.
 
 cuDNN takes several times as long for few channels as their maps take to read and write, and of the
 small maps of CIFAR's networks what lies between kernels takes as long as they do. Here one kernel
@@ -9,7 +9,7 @@ from the same shifted tiles:
     dx(p) = sum over taps of dz(p - tap) k(tap)',   dk(tap) = sum over p of x(p)' dz(p - tap)
 
 Maps are taken as one row of numbers, images one after the other. Each program of a grid has
-some positions in a row, and leaves its share of a sum, which the kernel behind it adds up: no sum
+some positions in a row, and leaves its share of a sum, which the next kernel adds up: no sum
 depends on the order in which programs run.
 
 Written in Pallas, for its Triton backend; elsewhere it is interpreted, for tests.
@@ -24,9 +24,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from resnet_flax.models import kernel_parts as parts
-from resnet_flax.models.kernel_parts import Tile
-from resnet_flax.models.normalize import How, relu
+from resnet_flax.ops import gpu_kernel_parts as parts
+from resnet_flax.ops.batch_norm import BatchNormSpec, relu
+from resnet_flax.ops.gpu_kernel_parts import Tile
 
 CONVOLVE = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 4)}
 GRADIENTS = {16: Tile(64, 2, 4), 32: Tile(128, 2), 64: Tile(128, 8)}
@@ -120,7 +120,7 @@ def _sums(z, about, sums, squares, again, *, tile):  # type: ignore[no-untyped-d
 
 
 def normalize(
-    how: How,
+    spec: BatchNormSpec,
     z: Array,
     shares: Shares,
     running: tuple[Array, Array],
@@ -131,7 +131,7 @@ def normalize(
     """The activations.
 
     Args:
-      how: the rest.
+      spec: the rest.
       z: the convolution's output, `[b, h, w, c]`.
       shares: from it.
       running: mean and variance, `[c]`.
@@ -146,10 +146,10 @@ def normalize(
     rows, warps = math.gcd(n, APPLY[c].rows), APPLY[c].warps
     flat = [] if residual is None else [residual.reshape(-1)]
     y, moments, *moved = parts.call(
-        partial(_normalize, how=how, n=n, rows=rows),
+        partial(_normalize, spec=spec, n=n, rows=rows),
         (
-            parts.shape(n * c, how.dtype),
-            *(parts.shape(size, how.param_dtype) for size in (2 * c, c, c)),
+            parts.shape(n * c, spec.dtype),
+            *(parts.shape(size, spec.param_dtype) for size in (2 * c, c, c)),
         ),
         n // rows,
         warps,
@@ -159,7 +159,7 @@ def normalize(
     return y.reshape(z.shape), moments.reshape(2, c), (moved[0], moved[1])
 
 
-def _normalize(*refs, how, n, rows):  # type: ignore[no-untyped-def]
+def _normalize(*refs, spec, n, rows):  # type: ignore[no-untyped-def]
     z, sums, squares, about, old_mean, old_var, scale, bias, *residual = refs[:-4]
     y, moments, mean, var = refs[-4:]
     program, c = pl.program_id(0), scale.shape[0]
@@ -168,18 +168,18 @@ def _normalize(*refs, how, n, rows):  # type: ignore[no-untyped-def]
     spread = relu(parts.added_up(squares, c) / n - centre * centre)  # what is no number stays so
     middle = centre + about[...]
     parts.put_pair(moments, middle, spread, program == 0)
-    found = middle, spread * how.correction
+    found = middle, spread * spec.bessel_correction
     for old, now, new in zip((old_mean, old_var), found, (mean, var), strict=True):
-        parts.put(new, how.keep * old[...] + (1 - how.keep) * now, program == 0)
-    factor = lax.rsqrt(spread + how.epsilon) * scale[...]
-    found = (z[here].astype(how.param_dtype) - middle) * factor + bias[...]
+        parts.put(new, spec.momentum * old[...] + (1 - spec.momentum) * now, program == 0)
+    factor = lax.rsqrt(spread + spec.epsilon) * scale[...]
+    found = (z[here].astype(spec.param_dtype) - middle) * factor + bias[...]
     for one in residual:
-        found += one[here].astype(how.param_dtype)
-    y[here] = (relu(found) if how.activate else found).astype(y.dtype)
+        found += one[here].astype(spec.param_dtype)
+    y[here] = (relu(found) if spec.activate else found).astype(y.dtype)
 
 
 def sum_gradients(
-    how: How,
+    spec: BatchNormSpec,
     dy: Array,
     z: Array,
     moments: Array,
@@ -190,7 +190,7 @@ def sum_gradients(
     """What arrives at the normalisation, and sums of it and of its products with z - mean.
 
     Args:
-      how: the rest.
+      spec: the rest.
       dy: the gradient of the activations, `[b, h, w, c]`.
       z: the convolution's output.
       moments: `[2, c]`, its mean and variance.
@@ -206,8 +206,8 @@ def sum_gradients(
     flat = [] if signs is None else [signs.reshape(-1)]
     masked = [] if signs is None else [parts.shape(n * c, dy.dtype)]
     *passed, sums, products = parts.call(
-        partial(_sum_gradients, how=how, tile=tile, masked=len(masked)),
-        (*masked, *[parts.shape(programs * c, how.param_dtype)] * 2),
+        partial(_sum_gradients, spec=spec, tile=tile, masked=len(masked)),
+        (*masked, *[parts.shape(programs * c, spec.param_dtype)] * 2),
         programs,
         tile.warps,
         *(dy.reshape(-1), z.reshape(-1), moments.reshape(-1), scale, bias, *flat),
@@ -215,31 +215,33 @@ def sum_gradients(
     return passed[0].reshape(z.shape) if passed else dy, sums, products
 
 
-def _sum_gradients(*refs, how, tile, masked):  # type: ignore[no-untyped-def]
+def _sum_gradients(*refs, spec, tile, masked):  # type: ignore[no-untyped-def]
     dy, z, moments, scale, bias, *more, sums, products = refs
     program, c = pl.program_id(0), scale.shape[0]
     (middle, spread), shift = parts.pair(moments, c), bias[...]
-    factor = lax.rsqrt(spread + how.epsilon) * scale[...]
+    factor = lax.rsqrt(spread + spec.epsilon) * scale[...]
 
     def some(time: Any, found: Any) -> Any:
         here = parts.places((program * tile.times + time) * tile.rows, tile.rows, c)
-        u = z[here].astype(how.param_dtype) - middle
-        dz = dy[here].astype(how.param_dtype)
+        u = z[here].astype(spec.param_dtype) - middle
+        dz = dy[here].astype(spec.param_dtype)
         if masked:
             signs, passed = more
             dz = jnp.where(signs[here] > 0, dz, 0)
             passed[here] = dz.astype(passed.dtype)
-        elif how.activate:
+        elif spec.activate:
             dz = jnp.where(u * factor + shift > 0, dz, 0)
         return found[0] + dz.sum(0), found[1] + (dz * u).sum(0)
 
-    total, product = parts.repeat(tile.times, some, (jnp.zeros(middle.shape, how.param_dtype),) * 2)
+    total, product = parts.repeat(
+        tile.times, some, (jnp.zeros(middle.shape, spec.param_dtype),) * 2
+    )
     parts.put_row(sums, program, total)
     parts.put_row(products, program, product)
 
 
 def through_norm(
-    how: How,
+    spec: BatchNormSpec,
     passed: Array,
     masked: bool,
     z: Array,
@@ -253,7 +255,7 @@ def through_norm(
     """The gradients to the convolution's output, and `[2, c]` to scale and bias.
 
     Args:
-      how: the rest.
+      spec: the rest.
       passed: from `sum_gradients`, as are `sums` and `products`.
       masked: whether it is past ReLU.
       z: the convolution's output.
@@ -267,8 +269,8 @@ def through_norm(
     n, c = math.prod(z.shape[:-1]), z.shape[-1]
     rows, warps = math.gcd(n, APPLY[c].rows), APPLY[c].warps
     dz, slopes = parts.call(
-        partial(_through_norm, how=how, n=n, rows=rows, masked=masked),
-        (parts.shape(n * c, z.dtype), parts.shape(2 * c, how.param_dtype)),
+        partial(_through_norm, spec=spec, n=n, rows=rows, masked=masked),
+        (parts.shape(n * c, z.dtype), parts.shape(2 * c, spec.param_dtype)),
         n // rows,
         warps,
         *(passed.reshape(-1), z.reshape(-1), sums, products),
@@ -277,20 +279,20 @@ def through_norm(
     return dz.reshape(z.shape), slopes.reshape(2, c)
 
 
-def _through_norm(*refs, how, n, rows, masked):  # type: ignore[no-untyped-def]
+def _through_norm(*refs, spec, n, rows, masked):  # type: ignore[no-untyped-def]
     passed, z, sums, products, moments, scale, bias, dmoments, dz, slopes = refs
     program, c = pl.program_id(0), scale.shape[0]
     here = parts.places(program * rows, rows, c)
     total, product = parts.added_up(sums, c), parts.added_up(products, c)
     (middle, spread), (dmean, dvar) = parts.pair(moments, c), parts.pair(dmoments, c)
-    inverse = lax.rsqrt(spread + how.epsilon)
+    inverse = lax.rsqrt(spread + spec.epsilon)
     factor = inverse * scale[...]
     parts.put_pair(slopes, product * inverse, total, program == 0)
     slope = (2 * dvar - factor * inverse * inverse * product) / n
     level = (dmean - factor * total) / n
-    u = z[here].astype(how.param_dtype) - middle
-    found = passed[here].astype(how.param_dtype)
-    if how.activate and not masked:
+    u = z[here].astype(spec.param_dtype) - middle
+    found = passed[here].astype(spec.param_dtype)
+    if spec.activate and not masked:
         found = jnp.where(u * factor + bias[...] > 0, found, 0)
     dz[here] = (found * factor + (u * slope + level)).astype(dz.dtype)
 

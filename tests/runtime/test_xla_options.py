@@ -12,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax import compiler, sharding
+from resnet_flax import sharding
 from resnet_flax.config import load_config, override, resolve
-from resnet_flax.models.conv import conv2d
-from resnet_flax.models.conv_ways import FORWARD
-from resnet_flax.models.lowering import Geometry
+from resnet_flax.evaluation.compile import jit
+from resnet_flax.ops import conv2d
+from resnet_flax.ops.conv_implementations import FORWARD
+from resnet_flax.ops.dispatch import current_target
+from resnet_flax.ops.spec import ConvSpec
+from resnet_flax.runtime import compilation_cache, xla_options
 from resnet_flax.training.setup import compile_programs
 
 CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
@@ -33,10 +36,10 @@ def asked_anew(monkeypatch):
     """Each test as a new process would; what it decides is not the next one's."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     before = _least()
-    compiler._does.cache_clear()
+    xla_options._does.cache_clear()
     yield
-    compiler._does.cache_clear()
-    jax.config.update(compiler.KEPT_FROM, before)
+    xla_options._does.cache_clear()
+    jax.config.update(compilation_cache.KEPT_FROM, before)
 
 
 def _least():
@@ -44,71 +47,72 @@ def _least():
 
 
 def test_where_it_pays():
-    found = compiler.options("cpu", CIFAR, "float32")
+    found = xla_options.options("cpu", CIFAR, "float32")
     assert (found is not None) == THERE
-    assert compiler.options("cpu", PHOTOGRAPH, "float32") == found
-    assert compiler.options("cpu", CIFAR, "float32", training=False) == found
-    assert compiler.options("cpu", PHOTOGRAPH, "float32", training=False) is None
-    assert compiler.options("cpu", DIGIT, "float32") is None
-    assert compiler.options("gpu", CIFAR, "float32") is None
-    assert compiler.options("tpu", CIFAR, "float32") is None
+    assert xla_options.options("cpu", PHOTOGRAPH, "float32") == found
+    assert xla_options.options("cpu", CIFAR, "float32", training=False) == found
+    assert xla_options.options("cpu", PHOTOGRAPH, "float32", training=False) is None
+    assert xla_options.options("cpu", DIGIT, "float32") is None
+    assert xla_options.options("gpu", CIFAR, "float32") is None
+    assert xla_options.options("tpu", CIFAR, "float32") is None
 
 
-@pytest.mark.parametrize("name", compiler.ONEDNN)
+@pytest.mark.parametrize("name", xla_options.ONEDNN)
 def test_what_the_user_says_goes_before(monkeypatch, name):
     monkeypatch.setenv("XLA_FLAGS", f"--{name}=")
-    assert compiler.options("cpu", CIFAR, "float32") is None
+    assert xla_options.options("cpu", CIFAR, "float32") is None
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"xla_cpu_no_such_option": True},
-        {**compiler.ONEDNN, "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_NEW"},
+        {**xla_options.ONEDNN, "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_NEW"},
         {"xla_cpu_enable_fast_math": False},  # known, and brings no oneDNN
     ],
 )
 def test_a_compiler_without_it_has_its_defaults_and_keeps_programs(monkeypatch, wrong):
-    monkeypatch.setattr(compiler, "ONEDNN", wrong)
+    monkeypatch.setattr(xla_options, "ONEDNN", wrong)
     before = _least()
-    assert compiler.options("cpu", CIFAR, "float32") is None
+    assert xla_options.options("cpu", CIFAR, "float32") is None
     assert _least() == before < float("inf")
 
 
 def test_types_that_were_not_measured_have_the_defaults():
-    assert compiler.options("cpu", CIFAR, "float64") is None
-    assert compiler.options("cpu", CIFAR, "float16") is None
+    assert xla_options.options("cpu", CIFAR, "float64") is None
+    assert xla_options.options("cpu", CIFAR, "float16") is None
 
 
 def test_where_the_user_has_all_by_onednn_convolutions_are_chosen_for_it(monkeypatch):
-    assert not compiler.traced_for_onednn()
+    assert not current_target().onednn
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=true")
-    assert compiler.traced_for_onednn()
-    assert compiler.options("cpu", CIFAR, "float32") is None
+    assert current_target().onednn
+    assert xla_options.options("cpu", CIFAR, "float32") is None
 
 
 def test_a_program_keeps_its_name_and_takes_arguments_by_name():
     def add(a, b):
-        assert compiler.traced_for_one_gpu()
-        assert not compiler.traced_for_onednn()
+        assert current_target().single_gpu
+        assert not current_target().onednn
         return a + b
 
-    options = compiler.Options({"xla_cpu_enable_fast_math": False}, one_gpu=True)
-    program = compiler.jit(partial(add, b=1), options)
+    options = xla_options.Options({"xla_cpu_enable_fast_math": False}, single_gpu=True)
+    program = jit(partial(add, b=1), options)
     assert program(a=1) == 2
-    assert not compiler.traced_for_one_gpu()
+    assert not current_target().single_gpu
     assert "jit_add" in program.lower(1).as_text()
 
 
 @needs_onednn
 def test_small_images_programs_are_kept_still():
     before = _least()
-    compiler.options("cpu", DIGIT, "float32")
-    assert _least() == before
-    compiler.options("cpu", CIFAR, "float32")
+    assert jit(abs, xla_options.options("cpu", DIGIT, "float32"))(-1) == 1
+    options = xla_options.options("cpu", CIFAR, "float32")
+    assert _least() == before  # to ask changes nothing
+    jit(abs, options)
     assert _least() == float("inf")
-    jax.config.update(compiler.KEPT_FROM, before)  # as `compilation_cache.enable` may
-    compiler.options("cpu", CIFAR, "float32")
+    compilation_cache.resume(before)  # as `compilation_cache.enable` may
+    jit(abs, options)
     assert _least() == float("inf")
 
 
@@ -116,10 +120,11 @@ def test_small_images_programs_are_kept_still():
 def test_nothing_is_said_where_programs_would_be_kept(tmp_path):
     program = (
         "import jax, jax.numpy as jnp\n"
-        "from resnet_flax import compiler\n"
-        "options = compiler.options('cpu', (32, 32, 3), 'float32')\n"
+        "from resnet_flax.evaluation.compile import jit\n"
+        "from resnet_flax.runtime import xla_options\n"
+        "options = xla_options.options('cpu', (32, 32, 3), 'float32')\n"
         "x = jnp.ones((1024, 1024))\n"
-        "product = jax.jit(lambda x: x @ x, compiler_options=options.flags)\n"
+        "product = jit(lambda x: x @ x, options)\n"
         "assert '__onednn' in product.lower(x).compile().as_text()\n"
         "print(float(product(x).sum()))\n"
     )
@@ -160,13 +165,13 @@ def _step(programs):
 @needs_onednn
 def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
     # In bfloat16 where the processor multiplies it.
-    dtypes = [d for d in ("float32", "bfloat16") if compiler.options("cpu", CIFAR, d)]
+    dtypes = [d for d in ("float32", "bfloat16") if xla_options.options("cpu", CIFAR, d)]
     found = {}
     for dtype in dtypes:
         found[dtype], loss, program = _step(_programs(dtype))
         assert "__onednn$convolution" in program
         with monkeypatch.context() as patched:
-            patched.setattr(compiler, "options", lambda *_, **__: None)
+            patched.setattr(xla_options, "options", lambda *_, **__: None)
             found[dtype, "own"], expected_loss, program = _step(_programs(dtype))
         assert "__onednn" not in program
         assert loss == pytest.approx(expected_loss, rel=1e-5 if dtype == "float32" else 1e-3)
@@ -209,7 +214,7 @@ def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
     """Batches of few images most of all: kernel gradients as convolutions were wrong for those."""
     size, channels, features, stride, k, groups, dilation = shape
     pad = dilation * (k // 2)
-    geometry = Geometry((stride,) * 2, ((pad, pad),) * 2, (dilation,) * 2, groups)
+    geometry = ConvSpec((stride,) * 2, ((pad, pad),) * 2, (dilation,) * 2, groups)
     rng = np.random.default_rng(0)
 
     def all_three(convolve, x, kernel, dy):
@@ -226,8 +231,8 @@ def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
         shapes = (batch, size, size, channels), (k, k, channels // groups, features)
         x, kernel = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
         dy = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), dtype)
-        options = compiler.options("cpu", CIFAR, dtype)
-        program = compiler.jit(partial(all_three, ours), options).lower(x, kernel, dy).compile()
+        options = xla_options.options("cpu", CIFAR, dtype)
+        program = jit(partial(all_three, ours), options).lower(x, kernel, dy).compile()
         if options and groups == 1 and k > 1:  # small products are not handed over
             assert "__onednn" in program.as_text()
         found = program(x, kernel, dy)

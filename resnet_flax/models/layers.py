@@ -1,0 +1,291 @@
+"""Convolution and normalisation as modules that own parameters, and the two in a row."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+from resnet_flax import ops
+from resnet_flax.errors import UserError
+from resnet_flax.ops import BatchNormSpec, ConvSpec, heuristics
+
+Dtype = Any
+
+# Zero-mean normal with variance 2 / (kernel area * output channels): He et al. 2015,
+# "Delving Deep into Rectifiers", eq. 14, which keeps the gradients' scale through the depth.
+he_normal: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+    """A convolution; one parameter, `kernel` (HWIO), and `bias` where asked for.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel.
+      strides: step between output positions.
+      padding: zeros on every side; by default half the dilated kernel, so that an odd kernel at
+        stride 1 keeps the size.
+      dilation: spacing of the kernel's taps.
+      groups: groups of channels (ResNeXt's cardinality).
+      use_bias: add a bias; no use before a normalisation.
+      dtype: type of the computation.
+      param_dtype: type of the parameters.
+    """
+
+    features: int
+    kernel_size: Sequence[int] = (3, 3)
+    strides: int = 1
+    padding: int | None = None
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @property
+    def spec(self) -> ConvSpec:
+        """The convolution's geometry."""
+        ph, pw = (
+            self.dilation * (k - 1) // 2 if self.padding is None else self.padding
+            for k in self.kernel_size
+        )
+        strides, dilation = (self.strides,) * 2, (self.dilation,) * 2
+        return ConvSpec(strides, ((ph, ph), (pw, pw)), dilation, self.groups)
+
+    def kernel_shape(self, channels: int) -> tuple[int, int, int, int]:
+        """Of the kernel for an input of so many channels, HWIO."""
+        if channels % self.groups or self.features % self.groups:
+            raise ValueError(
+                f"groups={self.groups} must divide the {channels} input and the "
+                f"{self.features} output channels of a convolution"
+            )
+        height, width = self.kernel_size
+        return height, width, channels // self.groups, self.features
+
+    @nn.compact
+    def parameters(self, channels: int) -> tuple[Array, Array | None]:
+        """The kernel and the bias, declared; computes nothing."""
+        kernel = self.param("kernel", he_normal, self.kernel_shape(channels), self.param_dtype)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
+        """The convolution of `x`, computed in `dtype`."""
+        kernel, bias = self.parameters(x.shape[-1])
+        y = ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype), *self.spec)
+        return y if bias is None else y + bias.astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015), each group of examples by itself.
+
+    In training the batch is cut into `groups` equal runs of examples, and each is normalised by
+    its own mean and (biased) variance; the running statistics move towards the groups' average.
+    One group is the usual batch normalisation, over the global batch however it is sharded.
+    In evaluation the running statistics are used.
+
+    Statistics, `scale` and `bias` are of `param_dtype` (float32), and the statistics are computed
+    in it: in bfloat16 a mean over a large batch loses most of its digits.
+
+    Attributes:
+      groups: number of groups; divides the batch.
+      momentum: what a running statistic keeps of itself in a step (1 - torch's momentum).
+      unbiased: the running variance follows the unbiased variance of a group, as torch's does.
+      epsilon: added to the variance.
+      scale_init: initialiser of `scale`; zeros for the last normalisation of a block where the
+        block is to start as the identity.
+      dtype: type of the output.
+      param_dtype: type of parameters and statistics.
+    """
+
+    groups: int = 1
+    momentum: float = 0.9
+    unbiased: bool = False
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def parameters(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
+        """Scale, bias, and the running mean and variance, declared; computes nothing."""
+        shape, dtype = (channels,), self.param_dtype
+        return (
+            self.param("scale", self.scale_init, shape, dtype),
+            self.param("bias", nn.initializers.zeros, shape, dtype),
+            self.variable("batch_stats", "mean", jnp.zeros, shape, dtype),
+            self.variable("batch_stats", "var", jnp.ones, shape, dtype),
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool,
+        activate: bool = False,
+        residual: Array | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Normalises by the batch where `train`, updating the running statistics, else by those.
+
+        Then adds `residual`, where there is one, and takes the ReLU, where `activate`.
+        """
+        scale, bias, running_mean, running_var = self.parameters(x.shape[-1])
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            shift = bias - running_mean.value * factor
+            return ops.add_relu(x * factor + shift, activate, residual).astype(self.dtype)
+        spec = self.spec(x.shape, activate, heuristics.normalisation())
+        running = lax.stop_gradient((running_mean.value, running_var.value))
+        y, mean, var = ops.batch_norm(spec, x, scale, bias, residual, running[0])
+        self._update(spec.update_running(mean, var, running), running_mean, running_var)
+        return y
+
+    def of_conv(
+        self,
+        conv: Conv,
+        x: Float[Array, "b h w c"],
+        implementations: Any,
+        activate: bool,
+        residual: Array | None,
+    ) -> Float[Array, "b h2 w2 f"]:
+        """Normalises a convolution's output in training, the two as one; see `conv_norm`."""
+        kernel, _ = conv.parameters(x.shape[-1])
+        scale, bias, running_mean, running_var = self.parameters(conv.features)
+        positions = ops.output_size(x.shape, kernel.shape, conv.spec)
+        spec = self.spec((len(x), *positions, conv.features), activate, implementations)
+        running = lax.stop_gradient((running_mean.value, running_var.value))
+        y, updated = ops.conv_batch_norm(
+            spec, conv.spec, x.astype(conv.dtype), kernel, scale, bias, residual, running
+        )
+        self._update(updated, running_mean, running_var)
+        return y
+
+    def spec(self, shape: Sequence[int], activate: bool, implementations: Any) -> BatchNormSpec:
+        """What is static of the normalisation of a map of shape `[b, h, w, c]` in training."""
+        b, h, w, _ = shape
+        if b % self.groups:
+            raise ValueError(
+                f"a batch of {b} does not divide into {self.groups} groups for batch "
+                "normalisation; choose a multiple of the groups as the batch size"
+            )
+        n = b // self.groups * h * w
+        return BatchNormSpec(
+            self.groups,
+            self.epsilon,
+            activate,
+            self.dtype,
+            self.param_dtype,
+            implementations,
+            self.momentum,
+            n / max(n - 1, 1) if self.unbiased else 1.0,
+        )
+
+    def _update(self, updated: Any, running_mean: nn.Variable, running_var: nn.Variable) -> None:
+        if not self.is_initializing():
+            running_mean.value, running_var.value = updated
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu and He 2018): each example by itself, over groups of channels.
+
+    Takes `BatchNorm`'s place: the same parameters, no statistics, `train` without effect.
+
+    Attributes:
+      channel_groups: 32, or as many as there are channels where these are fewer.
+      epsilon: added to the variance.
+      scale_init: initialiser of `scale`.
+      dtype: type of the output.
+      param_dtype: type of the parameters, and of the computation.
+    """
+
+    channel_groups: int = 32
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        train: bool,
+        activate: bool = False,
+        residual: Array | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Normalises, the same in training and evaluation; the rest as in `BatchNorm`."""
+        del train
+        b, h, w, c = x.shape
+        groups = min(self.channel_groups, c)
+        if c % groups:
+            raise UserError(f"group normalisation cannot cut {c} channels into {groups} groups")
+        scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
+        x = x.astype(self.param_dtype).reshape(b, h, w, groups, c // groups)
+        mean = x.mean((1, 2, 4), keepdims=True)
+        centred = x - mean
+        var = jnp.square(centred).mean((1, 2, 4), keepdims=True)
+        y = (centred * lax.rsqrt(var + self.epsilon)).reshape(b, h, w, c)
+        return ops.add_relu(y * scale + bias, activate, residual).astype(self.dtype)
+
+
+def norm_act(
+    norm: nn.Module,
+    x: Float[Array, "b h w c"],
+    train: bool,
+    residual: Array | None = None,
+) -> Float[Array, "b h w c"]:
+    """ReLU of a normalisation of `x`, to which `residual` is added before where there is one.
+
+    In training that is one operation, which for its gradient keeps `x` alone (and with a residual
+    its own output, which the next layer keeps as well). In evaluation the compiler joins them by
+    itself, and the normalisation's own output can be looked at with `capture_intermediates`.
+
+    Args:
+      norm: `BatchNorm` or `GroupNorm`.
+      x: feature maps.
+      train: as for `BatchNorm`.
+      residual: of the shape of `x`.
+    """
+    if train:
+        return norm(x, train, activate=True, residual=residual)
+    y = norm(x, train)
+    return ops.relu(y if residual is None else y + residual)
+
+
+def conv_norm(
+    conv: Conv,
+    norm: nn.Module,
+    x: Float[Array, "b h w c"],
+    train: bool,
+    activate: bool = False,
+    residual: Array | None = None,
+) -> Float[Array, "b h2 w2 f"]:
+    """A convolution and a normalisation of its output, in training as one where that is faster.
+
+    As one operation the convolution's output need not be kept for the gradient, or not even be
+    written, and `capture_intermediates` does not see it.
+
+    Args:
+      conv: the convolution.
+      norm: `BatchNorm` or `GroupNorm`.
+      x: feature maps.
+      train: as for `BatchNorm`.
+      activate: take the ReLU of the sum of both.
+      residual: of the shape of the output.
+    """
+    if train and isinstance(norm, BatchNorm) and not conv.use_bias:
+        implementations = ops.fused(
+            x.shape,
+            conv.kernel_shape(x.shape[-1]),
+            conv.spec,
+            dtype=conv.dtype,
+            param_dtype=conv.param_dtype,
+            groups=norm.groups,
+        )
+        if implementations is not None:
+            return norm.of_conv(conv, x, implementations, activate, residual)
+    y = conv(x)
+    return norm_act(norm, y, train, residual) if activate else norm(y, train, residual=residual)

@@ -1,0 +1,80 @@
+"""A convolution and the batch normalisation of its output, where the two may be one operation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Array
+
+from resnet_flax.ops import heuristics
+from resnet_flax.ops.batch_norm import BatchNormSpec
+from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
+from resnet_flax.ops.fused_1x1 import conv_batch_norm_1x1
+from resnet_flax.ops.fused_3x3 import conv_batch_norm_3x3
+from resnet_flax.ops.spec import ConvSpec, NormalizedConv, output_size
+
+
+def fused(
+    x: Sequence[int],
+    kernel: Sequence[int],
+    geometry: ConvSpec,
+    *,
+    dtype: Any,
+    param_dtype: Any,
+    groups: int = 1,
+) -> ByDevice[BatchNormImplementation] | None:
+    """How to compute the two as one; the only place that asks whether they may be.
+
+    Args:
+      x: shape of the convolution's input, NHWC.
+      kernel: shape of its kernel, HWIO.
+      geometry: of the convolution.
+      dtype: of the computation.
+      param_dtype: of the kernel.
+      groups: of examples that are normalised by themselves.
+
+    Returns:
+      Implementations of which on some device one is fused; None where on none it is.
+    """
+    height, width = output_size(x, kernel, geometry)
+    conv = NormalizedConv(height * width, kernel, geometry, dtype, x[0], param_dtype)
+    chosen = heuristics.normalisation(conv, groups)
+    one = chosen.any(lambda it: (it.conv_bn_1x1, it.conv_bn_3x3) != ("unfused", "unfused"))
+    # Without images there is nothing to fuse, and no program of a kernel.
+    return chosen if one and x[0] else None
+
+
+def conv_batch_norm(
+    spec: BatchNormSpec,
+    geometry: ConvSpec,
+    x: Array,
+    kernel: Array,
+    scale: Array,
+    bias: Array,
+    residual: Array | None,
+    running: tuple[Array, Array],
+) -> tuple[Array, tuple[Array, Array]]:
+    """Convolution, batch normalisation in training, addition of `residual` and ReLU, as one.
+
+    Args:
+      spec: of the normalisation; its implementations are what `fused` returned.
+      geometry: of the convolution.
+      x: its input `[b, h, w, c]`.
+      kernel: `[kh, kw, c, o]`, which is taken in the type of `x`.
+      scale: of the normalisation, `[o]`.
+      bias: the same.
+      residual: of the shape of the output, or None.
+      running: means and variances before, `[o]`.
+
+    Returns:
+      The activations, and the running means and variances after the batch.
+    """
+    if spec.implementations.any(lambda it: it.conv_bn_3x3 != "unfused"):
+        (y, _, _), updated = conv_batch_norm_3x3(
+            spec, geometry, x, kernel, scale, bias, residual, running
+        )
+        return y, updated
+    kernel = kernel.astype(x.dtype)
+    y, mean, var = conv_batch_norm_1x1(
+        spec, geometry.strides, x, kernel, scale, bias, residual, running[0]
+    )
+    return y, spec.update_running(mean, var, running)

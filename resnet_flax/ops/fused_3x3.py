@@ -1,0 +1,147 @@
+"""A 3x3 convolution and batch normalisation of its output as one operation; see `gpu_kernels`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from resnet_flax.ops import dispatch
+from resnet_flax.ops.batch_norm import BatchNormSpec, batch_norm_backward, batch_norm_forward
+from resnet_flax.ops.conv import conv2d
+from resnet_flax.ops.dispatch import BatchNormImplementation
+from resnet_flax.ops.spec import ConvSpec
+
+Pair = tuple[Array, Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def conv_batch_norm_3x3(
+    spec: BatchNormSpec,
+    geometry: ConvSpec,
+    x: Array,
+    kernel: Array,
+    scale: Array,
+    bias: Array,
+    residual: Array | None,
+    running: Pair,
+) -> tuple[tuple[Array, Array, Array], Pair]:
+    """`batch_norm` of a convolution's output, and the running mean and variance after it."""
+    return _forward(spec, geometry, x, kernel, scale, bias, residual, running)[0]
+
+
+def _forward(spec, geometry, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+    functions = spec.implementations.map(partial(_way, spec, geometry, _unfused, _by_kernels))
+    y, moments, z, moved = dispatch.call(functions, x, kernel, scale, bias, residual, running)
+    like = None if residual is None else jnp.zeros((), residual.dtype)
+    # With a residual the sign of what ReLU met cannot be told from z.
+    signs = y if spec.activate and residual is not None else None
+    found = (y, moments[:1], moments[1:]), moved
+    return found, (x, kernel, scale, bias, z, moments, signs, like, running)
+
+
+def _backward(spec, geometry, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = spec.implementations.map(
+        partial(_way, spec, geometry, _unfused_gradients, _gradients_by_kernels)
+    )
+    (dy, dmean, dvar), _ = cotangents  # nothing follows from running statistics
+    dmoments = jnp.concatenate([dmean, dvar])
+    found = dispatch.call(functions, *residuals[:-1], dy, dmoments)
+    return (*found, jax.tree.map(jnp.zeros_like, residuals[-1]))
+
+
+conv_batch_norm_3x3.defvjp(_forward, _backward)
+
+
+def _way(
+    spec: BatchNormSpec,
+    geometry: ConvSpec,
+    apart: Any,
+    by_kernels: Any,
+    way: BatchNormImplementation,
+) -> Callable[..., Any]:
+    plain = partial(apart, spec, geometry, way)
+    if way.conv_bn_3x3 == "unfused":
+        return plain
+    return _derived_as(plain, partial(by_kernels, spec, geometry))
+
+
+def _derived_as(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the derivatives of a plain one: kernels have none of their own."""
+
+    @jax.custom_vjp
+    def call(*operands: Any) -> Any:
+        return function(*operands)
+
+    call.defvjp(
+        lambda *operands: (function(*operands), operands),
+        lambda operands, cotangents: jax.vjp(plain, *operands)[1](cotangents),
+    )
+    return call
+
+
+# One after the other ----------------------------------------------------------------------------
+
+
+def _unfused(spec, geometry, way, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+    z = _convolved(geometry, x, kernel)
+    y, mean, var = batch_norm_forward(spec, way, z, scale, bias, residual, running[0])
+    return y, jnp.concatenate([mean, var]), z, spec.update_running(mean, var, running)
+
+
+def _unfused_gradients(  # type: ignore[no-untyped-def]
+    spec, geometry, way, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
+):
+    of_norm = (z, scale, bias, moments[:1], moments[1:], signs, like)
+    dz, *rest = batch_norm_backward(spec, way, of_norm, (dy, dmoments[:1], dmoments[1:]))
+    return (*_convolution_gradients(geometry, x, kernel, dz), *rest)
+
+
+def _convolved(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
+    return conv2d(x, kernel.astype(x.dtype), *geometry)
+
+
+def _convolution_gradients(geometry: ConvSpec, x: Array, kernel: Array, dz: Array) -> Any:
+    # What the forward pass computes once more here nobody reads.
+    _, gradient = jax.vjp(partial(_convolved, geometry), x, kernel)
+    return gradient(dz)
+
+
+# By kernels -------------------------------------------------------------------------------------
+
+
+def _by_kernels(spec, geometry, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+    from resnet_flax.ops import gpu_kernels
+
+    if _ours(geometry, kernel):
+        z, shares = gpu_kernels.convolve(x, kernel, running[0], spec.param_dtype)
+    else:
+        z = _convolved(geometry, x, kernel)
+        shares = gpu_kernels.sums(z, running[0], spec.param_dtype)
+    y, moments, moved = gpu_kernels.normalize(spec, z, shares, running, scale, bias, residual)
+    return y, moments, z, moved
+
+
+def _gradients_by_kernels(  # type: ignore[no-untyped-def]
+    spec, geometry, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
+):
+    from resnet_flax.ops import gpu_kernels
+
+    masked = signs is not None
+    passed, sums, products = gpu_kernels.sum_gradients(spec, dy, z, moments, scale, bias, signs)
+    dz, slopes = gpu_kernels.through_norm(
+        spec, passed, masked, z, sums, products, moments, scale, bias, dmoments
+    )
+    if _ours(geometry, kernel):
+        dx, dkernel = gpu_kernels.gradients(x, kernel, dz, spec.param_dtype)
+    else:
+        dx, dkernel = _convolution_gradients(geometry, x, kernel, dz)
+    dresidual = None if like is None else passed.astype(like.dtype)
+    return dx, dkernel, slopes[0], slopes[1], dresidual
+
+
+def _ours(geometry: ConvSpec, kernel: Array) -> bool:
+    """Whether there is a kernel for the convolution too, as for most of a network's."""
+    return geometry.strides == (1, 1) and kernel.shape[2] == kernel.shape[3]
