@@ -7,7 +7,7 @@
 Sides, each in a process of its own and taken in turns round by round, so that a machine that drifts
 drifts for all:
 
-    ours           this package's step; 'ours:WHAT=NAME' overrides an implementation (resnet_flax/ops),
+    ours           this package's step; 'ours:WHAT=NAME' overrides an implementation (ops),
                    'ours:--FLAG=VALUE' gives XLA a flag
     flax_example   what Flax's ImageNet example computes, written anew: nn.Conv, nn.BatchNorm
     torch          torchvision's network, contiguous
