@@ -1,8 +1,8 @@
 """How convolutions, poolings and normalisations are computed: decided here, by device and shape.
 
 Parameters and results are the same whichever it is (tests/ops/test_implementations.py); time and
-memory are not. The choice falls when a program is lowered, so that compiling ahead for another device is
-right too (whether a CPU's is for oneDNN and a GPU's for it alone, when it is traced).
+memory are not. The choice falls when a program is lowered, so that compiling ahead for another
+device is right too (whether a CPU's is for oneDNN and a GPU's for it alone, when it is traced).
 docs/decisions.md says what was measured.
 """
 
