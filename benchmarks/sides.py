@@ -116,7 +116,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
 
 
 def _flax_example(network: str, dtype: str) -> tuple[Any, Any, Any]:
-    """What Flax's ImageNet example computes, written anew."""
+    """What Flax's ImageNet example computes, written again."""
     import jax
     import jax.numpy as jnp
     import optax

@@ -9,7 +9,7 @@ drifts for all:
 
     ours           this package's step; 'ours:WHAT=NAME' overrides an implementation (ops),
                    'ours:--FLAG=VALUE' gives XLA a flag
-    flax_example   what Flax's ImageNet example computes, written anew: nn.Conv, nn.BatchNorm
+    flax_example   what Flax's ImageNet example computes, written again: nn.Conv, nn.BatchNorm
     torch          torchvision's network, contiguous
     torch_last     the same in channels-last, on a GPU under bfloat16 autocast
     torch_compile  the same under torch.compile(mode='max-autotune'); 'torch_compile:MODE' under
@@ -60,7 +60,7 @@ class Side:
         # All sides get the allocator that train.py, or eval, gives itself.
         chosen = allocator.settings(keep=what != "infer")
         environment = {**os.environ, **chosen, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        # One GPU each, and what is compiled is compiled anew.
+        # One GPU each, and what is compiled is compiled again.
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
         self._scratch = tempfile.TemporaryDirectory()
         environment["TORCHINDUCTOR_CACHE_DIR"] = self._scratch.name

@@ -14,7 +14,7 @@ from resnet_flax.errors import UserError
 
 
 class Batches:
-    """Batches of a split; iterating starts anew each time. Made by `batches`.
+    """Batches of a split; iterating starts again each time. Made by `batches`.
 
     Attributes:
       source: the examples.

@@ -52,7 +52,7 @@ class TfdsSource:
         except Exception as error:  # the stores and decoders raise all kinds
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
-                "prepare the set anew"
+                "prepare the set again"
             ) from error
         name = f"example {index} of {self._name}"
         image = load(io.BytesIO(example["image"]), name, self._channels)

@@ -13,8 +13,8 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import Result, interval
 from resnet_flax.evaluation.protocols import Network, average, measure, passes, predict
 from resnet_flax.evaluation.run import evaluate
+from resnet_flax.evaluation.step import compile_eval, eval_step
 from resnet_flax.runtime import xla_options
-from resnet_flax.training.steps import compile_eval, eval_step
 
 
 def evaluate_pretrained(

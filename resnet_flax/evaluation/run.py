@@ -24,7 +24,7 @@ def evaluate(
     """Evaluates batch by batch, so that the caller can stop or show progress in between.
 
     Args:
-      eval_step: compiled, see `steps.compile_eval`.
+      eval_step: compiled, see `step.compile_eval`.
       variables: the network's parameters and running statistics.
       batches: padded and masked, see `pipeline.eval_batches`.
       mesh: of the devices.

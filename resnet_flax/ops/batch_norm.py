@@ -73,32 +73,32 @@ def batch_norm(
     spec: BatchNormSpec, x: Array, scale: Array, bias: Array, residual: Array | None, shift: Array
 ) -> tuple[Array, Array, Array]:
     """The activations, and `[groups, c]` means and variances of `x`."""
-    functions = spec.implementations.map(lambda way: partial(batch_norm_forward, spec, way))
+    functions = spec.implementations.map(lambda chosen: partial(batch_norm_forward, spec, chosen))
     return dispatch.call(functions, x, scale, bias, residual, shift)
 
 
 def batch_norm_forward(
     spec: BatchNormSpec,
-    way: BatchNormImplementation,
+    chosen: BatchNormImplementation,
     x: Array,
     scale: Array,
     bias: Array,
     residual: Array | None,
     shift: Array,
 ) -> tuple[Array, Array, Array]:
-    """`batch_norm` in one of the ways."""
+    """`batch_norm` by one implementation."""
     grouped = spec.grouped(x)
-    statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[way.statistics]
+    statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[chosen.statistics]
     mean, var = statistics(grouped, shift)
     factor = lax.rsqrt(var + spec.epsilon) * scale
     y = (grouped - _wide(mean)) * _wide(factor) + bias
     y = add_relu(y.reshape(x.shape), spec.activate, residual).astype(spec.dtype)
-    return barrier(way, y), mean, var
+    return barrier(chosen, y), mean, var
 
 
-def barrier(way: BatchNormImplementation, y: Array) -> Array:
+def barrier(chosen: BatchNormImplementation, y: Array) -> Array:
     """`y`, which nothing after it computes again or takes before it was rounded."""
-    return lax.optimization_barrier(y) if way.fusion == "guided" else y
+    return lax.optimization_barrier(y) if chosen.fusion == "guided" else y
 
 
 def _two_pass(x: Array, shift: Array) -> tuple[Array, Array]:
@@ -135,12 +135,12 @@ def _forward(spec, x, scale, bias, residual, shift):  # type: ignore[no-untyped-
 
 
 def _backward(spec, residuals, cotangents):  # type: ignore[no-untyped-def]
-    functions = spec.implementations.map(lambda way: partial(batch_norm_backward, spec, way))
+    functions = spec.implementations.map(lambda chosen: partial(batch_norm_backward, spec, chosen))
     found = dispatch.call(functions, residuals[:-1], cotangents)
     return (*found, jnp.zeros_like(residuals[-1]))
 
 
-def batch_norm_backward(spec, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+def batch_norm_backward(spec, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
     """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
 
     With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
@@ -155,14 +155,14 @@ def batch_norm_backward(spec, way, residuals, cotangents):  # type: ignore[no-un
     dz = spec.grouped(dy)
     if spec.activate:
         dz = where_positive(
-            way, u * _wide(factor) + bias if kept is None else spec.grouped(kept), dz
+            chosen, u * _wide(factor) + bias if kept is None else spec.grouped(kept), dz
         )
     sums = dz.sum(OVER)
     products = (dz * u).sum(OVER)
     if like is not None:
         # The residual's gradient, which is written in any case, is read again for dx: that takes
         # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
-        dz = spec.grouped(barrier(way, dz.reshape(x.shape).astype(dy.dtype)))
+        dz = spec.grouped(barrier(chosen, dz.reshape(x.shape).astype(dy.dtype)))
     # Both statistics have a gradient of their own, though a training step asks for none.
     slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
     level = (dmean - factor * sums) / n
@@ -172,9 +172,9 @@ def batch_norm_backward(spec, way, residuals, cotangents):  # type: ignore[no-un
     return dx.reshape(x.shape).astype(x.dtype), (products * inverse).sum(0), sums.sum(0), dresidual
 
 
-def where_positive(way: BatchNormImplementation, z: Array, dz: Array) -> Array:
+def where_positive(chosen: BatchNormImplementation, z: Array, dz: Array) -> Array:
     """`dz` where `z` is positive, else zero."""
-    if way.fusion == "guided":
+    if chosen.fusion == "guided":
         # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
         # this it computes again.
         return dz * jnp.maximum(jnp.sign(z), 0)

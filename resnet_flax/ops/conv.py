@@ -36,31 +36,33 @@ def conv2d(
       groups: number of groups of channels that see only each other.
     """
     geometry = ConvSpec(strides, padding, dilation, groups)
-    ways = heuristics.convolution(x.shape, kernel.shape, geometry, x.dtype)
-    return _conv2d(geometry, ways, x, kernel)
+    implementations = heuristics.convolution(x.shape, kernel.shape, geometry, x.dtype)
+    return _conv2d(geometry, implementations, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv2d(
-    geometry: ConvSpec, ways: ByDevice[ConvImplementation], x: Array, kernel: Array
+    geometry: ConvSpec, implementations: ByDevice[ConvImplementation], x: Array, kernel: Array
 ) -> Array:
-    functions = ways.map(lambda way: way.forward).map(lambda way: partial(FORWARD[way], geometry))
+    functions = implementations.map(lambda chosen: chosen.forward).map(
+        lambda chosen: partial(FORWARD[chosen], geometry)
+    )
     return dispatch.call(functions, x, kernel)
 
 
-def _forward(geometry, ways, x, kernel):  # type: ignore[no-untyped-def]
-    return _conv2d(geometry, ways, x, kernel), (x, kernel)
+def _forward(geometry, implementations, x, kernel):  # type: ignore[no-untyped-def]
+    return _conv2d(geometry, implementations, x, kernel), (x, kernel)
 
 
-def _backward(geometry, ways, residuals, dy):  # type: ignore[no-untyped-def]
-    def gradients(way: ConvImplementation) -> Callable[..., tuple[Array, Array]]:
+def _backward(geometry, implementations, residuals, dy):  # type: ignore[no-untyped-def]
+    def gradients(chosen: ConvImplementation) -> Callable[..., tuple[Array, Array]]:
         def both(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-            dx = INPUT_GRADIENT[way.input_gradient](geometry, x.shape, kernel, dy)
-            return dx, KERNEL_GRADIENT[way.kernel_gradient](geometry, kernel.shape, x, dy)
+            dx = INPUT_GRADIENT[chosen.input_gradient](geometry, x.shape, kernel, dy)
+            return dx, KERNEL_GRADIENT[chosen.kernel_gradient](geometry, kernel.shape, x, dy)
 
         return both
 
-    return dispatch.call(ways.map(gradients), *residuals, dy)
+    return dispatch.call(implementations.map(gradients), *residuals, dy)
 
 
 _conv2d.defvjp(_forward, _backward)

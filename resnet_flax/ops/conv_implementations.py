@@ -1,4 +1,4 @@
-"""The ways to compute a convolution and its two gradients, which `heuristics` chooses from."""
+"""Implementations of a convolution and its two gradients, which `heuristics` chooses from."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -137,7 +137,7 @@ _overrides: ContextVar[dict[str, str]] = ContextVar("overrides")
 
 def overridden(chosen: Any) -> Any:
     """The implementations that were chosen, but for those that `override` names."""
-    asked = {name: way for name, way in _overrides.get({}).items() if name in chosen._fields}
+    asked = {name: it for name, it in _overrides.get({}).items() if name in chosen._fields}
     return chosen._replace(**asked)
 
 

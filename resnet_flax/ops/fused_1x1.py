@@ -55,7 +55,7 @@ def conv_batch_norm_1x1(
 
 
 class _Kept(NamedTuple):
-    """For the gradient; what only the other way needs is zeros, which a program drops.
+    """For the gradient; what only the other implementation needs is zeros, which a program drops.
 
     Attributes:
       mean: of the convolution's output, `[1, o]`.
@@ -74,8 +74,8 @@ class _Kept(NamedTuple):
 
 def _forward(spec, strides, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
     functions = spec.implementations.map(
-        lambda way: partial(
-            {"unfused": _unfused, "fused": _fused}[way.conv_bn_1x1], spec, strides, way
+        lambda chosen: partial(
+            {"unfused": _unfused, "fused": _fused}[chosen.conv_bn_1x1], spec, strides, chosen
         )
     )
     y, kept = dispatch.call(functions, x, kernel, scale, bias, residual, shift)
@@ -87,9 +87,9 @@ def _forward(spec, strides, x, kernel, scale, bias, residual, shift):  # type: i
 
 def _backward(spec, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
     functions = spec.implementations.map(
-        lambda way: partial(
-            {"unfused": _unfused_gradients, "fused": _fused_gradients}[way.conv_bn_1x1],
-            *(spec, strides, way),
+        lambda chosen: partial(
+            {"unfused": _unfused_gradients, "fused": _fused_gradients}[chosen.conv_bn_1x1],
+            *(spec, strides, chosen),
         )
     )
     found = dispatch.call(functions, residuals[:-1], cotangents)
@@ -102,20 +102,20 @@ conv_batch_norm_1x1.defvjp(_forward, _backward)
 # One after the other ----------------------------------------------------------------------------
 
 
-def _unfused(spec, strides, way, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
+def _unfused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
     z = conv2d(x, kernel, strides)
-    y, mean, var = batch_norm_forward(spec, way, z, scale, bias, residual, shift)
+    y, mean, var = batch_norm_forward(spec, chosen, z, scale, bias, residual, shift)
     c, o = kernel.shape[2:]
     none = jnp.zeros((c,), spec.param_dtype), jnp.zeros((c, o), spec.param_dtype)
     return y, _Kept(mean, var, z, *none)
 
 
-def _unfused_gradients(spec, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+def _unfused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
     x, kernel, scale, bias, kept, signs, like = residuals
     # Without a residual the sign of what ReLU met is computed again, as `normalize` does.
     signs = None if like is None else signs
     of_norm = (kept.z, scale, bias, kept.mean, kept.var, signs, like)
-    dz, *rest = batch_norm_backward(spec, way, of_norm, cotangents)
+    dz, *rest = batch_norm_backward(spec, chosen, of_norm, cotangents)
     # What the forward pass computes once more here nobody reads.
     _, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, strides), x, kernel)
     return (*gradient(dz), *rest)
@@ -124,7 +124,7 @@ def _unfused_gradients(spec, strides, way, residuals, cotangents):  # type: igno
 # Joined -----------------------------------------------------------------------------------------
 
 
-def _fused(spec, strides, way, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
+def _fused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
     del shift
     wide = spec.param_dtype
     shape = (len(x), *output_size(x.shape, kernel.shape, ConvSpec(strides)), kernel.shape[3])
@@ -140,11 +140,11 @@ def _fused(spec, strides, way, x, kernel, scale, bias, residual, shift):  # type
     factor = lax.rsqrt(var + spec.epsilon) * scale
     z = (x @ kernel).astype(spec.dtype)
     y = (z.astype(wide) * factor + (bias - mean * factor)).reshape(shape)
-    y = barrier(way, add_relu(y, spec.activate, residual).astype(spec.dtype))
+    y = barrier(chosen, add_relu(y, spec.activate, residual).astype(spec.dtype))
     return y, _Kept(mean[None], var[None], jnp.zeros(shape, x.dtype), total, spread)
 
 
-def _fused_gradients(spec, strides, way, residuals, cotangents):  # type: ignore[no-untyped-def]
+def _fused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
     """As `normalize`'s, with the convolution's output u + mean = x w left out.
 
     With outer = x' dz: sum(dz u) = diag(w' outer) - mean sum(dz), and x' u = n cov(x) w.
@@ -158,9 +158,9 @@ def _fused_gradients(spec, strides, way, residuals, cotangents):  # type: ignore
     factor = inverse * scale
     dz = dy.astype(wide)
     if signs is not None:
-        dz = where_positive(way, signs.astype(wide), dz)
+        dz = where_positive(chosen, signs.astype(wide), dz)
     sums = dz.sum((0, 1, 2))
-    dz = barrier(way, dz.astype(dy.dtype))
+    dz = barrier(chosen, dz.astype(dy.dtype))
     dresidual = None if like is None else dz.astype(like.dtype)
     dz = dz.reshape(n, -1)
     outer = _summed(x, dz, wide)
@@ -177,7 +177,7 @@ def _fused_gradients(spec, strides, way, residuals, cotangents):  # type: ignore
     excess = (weights[:, None] * matrices.astype(wide)).sum(0)
     constant = (jnp.dot(w, dmean[0], precision=EXACT) - excess) / n
     dx = (dz @ onward).astype(wide) + ((x @ through).astype(wide) + constant)
-    dx = barrier(way, dx.astype(x.dtype))
+    dx = barrier(chosen, dx.astype(x.dtype))
     return (
         *(back(dx), dkernel.reshape(kernel.shape).astype(kernel.dtype)),
         *(products * inverse, sums, dresidual),

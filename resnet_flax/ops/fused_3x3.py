@@ -60,10 +60,10 @@ def _way(
     geometry: ConvSpec,
     apart: Any,
     by_kernels: Any,
-    way: BatchNormImplementation,
+    chosen: BatchNormImplementation,
 ) -> Callable[..., Any]:
-    plain = partial(apart, spec, geometry, way)
-    if way.conv_bn_3x3 == "unfused":
+    plain = partial(apart, spec, geometry, chosen)
+    if chosen.conv_bn_3x3 == "unfused":
         return plain
     return _derived_as(plain, partial(by_kernels, spec, geometry))
 
@@ -85,17 +85,17 @@ def _derived_as(plain: Callable[..., Any], function: Callable[..., Any]) -> Call
 # One after the other ----------------------------------------------------------------------------
 
 
-def _unfused(spec, geometry, way, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+def _unfused(spec, geometry, chosen, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
     z = _convolved(geometry, x, kernel)
-    y, mean, var = batch_norm_forward(spec, way, z, scale, bias, residual, running[0])
+    y, mean, var = batch_norm_forward(spec, chosen, z, scale, bias, residual, running[0])
     return y, jnp.concatenate([mean, var]), z, spec.update_running(mean, var, running)
 
 
 def _unfused_gradients(  # type: ignore[no-untyped-def]
-    spec, geometry, way, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
+    spec, geometry, chosen, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
 ):
     of_norm = (z, scale, bias, moments[:1], moments[1:], signs, like)
-    dz, *rest = batch_norm_backward(spec, way, of_norm, (dy, dmoments[:1], dmoments[1:]))
+    dz, *rest = batch_norm_backward(spec, chosen, of_norm, (dy, dmoments[:1], dmoments[1:]))
     return (*_convolution_gradients(geometry, x, kernel, dz), *rest)
 
 

@@ -40,7 +40,7 @@ class Shares(NamedTuple):
     Attributes:
       sums: of the differences from `about`, `[programs * c]`.
       squares: of their squares, the same.
-      about: `[c]`, written anew, as what it was read from is to be overwritten.
+      about: `[c]`, written again, as what it was read from is to be overwritten.
     """
 
     sums: Array

@@ -26,7 +26,7 @@ from resnet_flax.ops.spec import ConvSpec, NormalizedConv, Pair, is_pointwise, o
 def convolution(
     x: Sequence[int], kernel: Sequence[int], geometry: ConvSpec, dtype: Any = np.float32
 ) -> ByDevice[ConvImplementation]:
-    """How to convolve.
+    """Which implementation of a convolution.
 
     Args:
       x: shape of the input, NHWC.
@@ -38,7 +38,7 @@ def convolution(
     if dispatch.current_target().onednn:
         cpu = _convolution_by_onednn(cpu, kernel, geometry, np.dtype(dtype).itemsize == 2)
     chosen = ByDevice(cpu, _convolution_on_gpu(kernel, geometry), ConvImplementation())
-    return chosen.map(lambda ways: _applicable(ways, kernel, geometry))
+    return chosen.map(lambda it: _applicable(it, kernel, geometry))
 
 
 def _convolution_on_gpu(kernel: Sequence[int], geometry: ConvSpec) -> ConvImplementation:
@@ -148,7 +148,7 @@ def _columns_apply(kernel: Sequence[int], geometry: ConvSpec) -> bool:
 def _applicable(
     chosen: ConvImplementation, kernel: Sequence[int], geometry: ConvSpec
 ) -> ConvImplementation:
-    """What is chosen, or forced where that is possible."""
+    """What is chosen, or named by `dispatch.override` where that is possible."""
     possible = {
         "dot": is_pointwise(kernel, geometry),
         "tap_matmul": geometry.groups == 1,
@@ -159,16 +159,18 @@ def _applicable(
         "winograd": _winograd_applies(kernel, geometry),
     }
     wanted = overridden(chosen)._asdict()
-    return chosen._replace(**{part: way for part, way in wanted.items() if possible.get(way, True)})
+    return chosen._replace(
+        **{part: name for part, name in wanted.items() if possible.get(name, True)}
+    )
 
 
 def normalisation(
     conv: NormalizedConv | None = None, groups: int = 1
 ) -> ByDevice[BatchNormImplementation]:
-    """How to normalise.
+    """Which implementation of batch normalisation.
 
     Args:
-      conv: what convolution, if any.
+      conv: the convolution whose output is normalised, if any.
       groups: of examples that are normalised by themselves.
     """
     plain, on_gpu = BatchNormImplementation(), BatchNormImplementation("one_pass", "guided")
@@ -178,9 +180,9 @@ def normalisation(
         on_gpu = on_gpu._replace(conv_bn_3x3="triton")
     chosen = ByDevice(plain, on_gpu, plain).map(overridden)
     if conv is None or groups > 1 or not conv.pointwise:
-        chosen = chosen.map(lambda way: way._replace(conv_bn_1x1="unfused"))
+        chosen = chosen.map(lambda it: it._replace(conv_bn_1x1="unfused"))
     if conv is None or groups > 1 or not _kernels_apply(conv):
-        chosen = chosen.map(lambda way: way._replace(conv_bn_3x3="unfused"))
+        chosen = chosen.map(lambda it: it._replace(conv_bn_3x3="unfused"))
     return chosen
 
 
@@ -221,7 +223,7 @@ def _kernels_pay(conv: NormalizedConv) -> bool:
 
 
 def pooling() -> ByDevice[PoolImplementation]:
-    """How to pool."""
+    """Which implementation of max pooling."""
     separable = PoolImplementation("separable")
     return ByDevice(separable, PoolImplementation("indexed"), PoolImplementation("native")).map(
         overridden

@@ -34,36 +34,41 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _max_pool(padding: Padding, ways: ByDevice[PoolImplementation], x: Array) -> Array:
+def _max_pool(padding: Padding, implementations: ByDevice[PoolImplementation], x: Array) -> Array:
     functions = {
         "native": partial(_windows, padding),
         "separable": partial(_by_axes, padding),
         "indexed": partial(_windows, padding),
     }
-    return dispatch.call(ways.map(lambda way: functions[way.pooling]), x)
+    return dispatch.call(implementations.map(lambda chosen: functions[chosen.pooling]), x)
 
 
-def _forward(padding, ways, x):  # type: ignore[no-untyped-def]
+def _forward(padding, implementations, x):  # type: ignore[no-untyped-def]
     # By functions that have this gradient themselves: how `maximum` shares a tie is not theirs.
     native, separable = (
-        ByDevice(way, way, way) for way in map(PoolImplementation, ("native", "separable"))
+        ByDevice(chosen, chosen, chosen)
+        for chosen in map(PoolImplementation, ("native", "separable"))
     )
     functions = {
         "native": partial(_without_taps, partial(_max_pool, padding, native)),
         "separable": partial(_without_taps, partial(_max_pool, padding, separable)),
         "indexed": partial(_with_taps, padding),
     }
-    y, taps = dispatch.call(ways.map(lambda way: functions[way.pooling]), x)
+    y, taps = dispatch.call(implementations.map(lambda chosen: functions[chosen.pooling]), x)
     return y, (x, y, taps)
 
 
-def _backward(padding, ways, residuals, dy):  # type: ignore[no-untyped-def]
+def _backward(padding, implementations, residuals, dy):  # type: ignore[no-untyped-def]
     functions = {
         "native": partial(_windows_gradient, padding),
         "separable": partial(_by_axes_gradient, padding),
         "indexed": partial(_gradient_by_taps, padding),
     }
-    return (dispatch.call(ways.map(lambda way: functions[way.pooling]), *residuals, dy),)
+    return (
+        dispatch.call(
+            implementations.map(lambda chosen: functions[chosen.pooling]), *residuals, dy
+        ),
+    )
 
 
 _max_pool.defvjp(_forward, _backward)

@@ -159,7 +159,7 @@ def _filter(x: Array, kernel: Array, over: int, low: Pair, size: Pair) -> Array:
 
 def _rows_at_once(tiles_of_a_row: int, rows: int, channels: int, features: int) -> int:
     """How many rows of tiles are taken at a time; all, or a number that divides them."""
-    # Each run reads all matrices anew, so it wants many tiles.
+    # Each run reads all matrices again, so it wants many tiles.
     enough = max(RUN / (SEEN**2 * max(channels, features)), channels + features)
     divisors = (n for n in range(1, rows + 1) if rows % n == 0)
     return next((n for n in divisors if n * tiles_of_a_row >= enough), rows)

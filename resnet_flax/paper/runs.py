@@ -172,7 +172,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Error rates under a protocol, kept in the workdir of the first member."""
     path = members[0].workdir / f"{protocol}{'_ensemble' * (len(members) > 1)}.json"
-    # What each member's training ended with, all figures of it: trained anew, it ends otherwise.
+    # What each member's training ended with, all figures of it: trained again, it ends otherwise.
     which = [one.result for one in members]
     known = read_json(path)
     if known and known["of"] == which:

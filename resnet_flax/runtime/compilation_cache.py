@@ -28,7 +28,7 @@ def enable() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         place = cache / "resnet_flax" / "compiled" / _machine()
         place.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or none to write to: compiled anew each time
+    except (OSError, RuntimeError):  # no home, or none to write to: compiled again each time
         return
     config.update("jax_compilation_cache_dir", str(place))
     for name, value in SETTINGS.items():

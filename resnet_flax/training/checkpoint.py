@@ -170,7 +170,7 @@ class Checkpoints:
         if damaged:
             raise UserError(
                 "; ".join(damaged.values())
-                + "; no whole one is left: bring one back or start anew in another --workdir"
+                + "; no whole one is left: bring one back or start again in another --workdir"
             )
         return None
 

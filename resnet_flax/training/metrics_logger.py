@@ -157,6 +157,6 @@ def diverged(step: int, figures: str) -> DivergedError:
     """What is said where a step gave something that is not finite."""
     return DivergedError(
         f"training diverged at step {step} ({figures}); no checkpoint holds that step or a later "
-        "one; start anew in another --workdir with a lower optim.learning_rate or a longer "
+        "one; start again in another --workdir with a lower optim.learning_rate or a longer "
         "optim.warmup_steps"
     )

@@ -17,6 +17,7 @@ from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation.step import eval_step
 from resnet_flax.models import ResNet, configured_model
 from resnet_flax.runtime import xla_options
 from resnet_flax.training.norms import norm_over
@@ -27,7 +28,6 @@ from resnet_flax.training.steps import (
     compile_resident,
     compile_statistics,
     compile_steps,
-    eval_step,
     statistics_step,
     train_step,
     unless_incomplete,

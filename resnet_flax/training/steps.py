@@ -1,4 +1,4 @@
-"""One step of training and one of evaluation, as pure functions.
+"""One step of training as a pure function, and the programs of a run.
 
 `compile_steps` puts them under `jax.jit` with shardings; nothing here knows how many devices
 there are.
@@ -18,16 +18,12 @@ from jaxtyping import Array, Int
 
 from resnet_flax import sharding
 from resnet_flax.evaluation.compile import jit
-from resnet_flax.evaluation.metrics import add
+from resnet_flax.evaluation.step import Batch, Prepare, Sums, compile_eval
 from resnet_flax.ops import dispatch
 from resnet_flax.runtime.xla_options import Options
 from resnet_flax.training.losses import cross_entropy
 from resnet_flax.training.norms import tree_norm
 from resnet_flax.training.state import TrainState
-
-Batch = dict[str, Array]
-Sums = dict[str, Array]
-Prepare = Callable[..., Any]
 
 
 def train_step(
@@ -152,23 +148,6 @@ def statistics_step(
     return jax.tree.map(jnp.add, total, updated["batch_stats"])
 
 
-def eval_step(
-    variables: dict[str, Any], batch: Batch, sums: Sums, *, model: nn.Module, prepare: Prepare
-) -> Sums:
-    """Adds one batch to `sums`, see `metrics.add`.
-
-    Args:
-      variables: the network's parameters and running statistics.
-      batch: as for `train_step`; examples whose `mask` is false add nothing. May have
-        `accepted`, `[b, classes]`.
-      sums: of the batches before, `metrics.zero_sums(classes)` at the first.
-      model: the network.
-      prepare: `(images) -> x`, normalisation on the device.
-    """
-    logits: Any = model.apply(variables, prepare(batch["image"]), train=False)
-    return add(sums, logits, batch["label"], batch["mask"], batch.get("accepted"))
-
-
 def resident_steps(
     state: TrainState,
     data: dict[str, Array],
@@ -235,18 +214,6 @@ def compile_steps(
         donate_argnums=0,
     )
     return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate, options)
-
-
-def compile_eval(
-    mesh: Mesh,
-    variable_shardings: Any,
-    evaluate: Callable[..., Any],
-    options: Options | None = None,
-) -> Callable[..., Sums]:
-    """`eval_step` (its keywords bound) as a program over the mesh."""
-    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    inputs = (variable_shardings, cut, whole)
-    return jit(evaluate, options, in_shardings=inputs, out_shardings=whole)
 
 
 def compile_statistics(

@@ -68,7 +68,7 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise
     except Exception as error:  # damaged files raise all kinds
         raise UserError(
-            f"{path} is damaged or cut off ({first_line(error)}); fetch it anew"
+            f"{path} is damaged or cut off ({first_line(error)}); fetch it again"
         ) from error
     if not arrays:
         raise UserError(f"{path} holds no state dictionary of tensors; give one of weights")
@@ -79,7 +79,7 @@ def read_weights(path: str | Path) -> WeightsFile:
     ]
     if wrong:
         raise UserError(
-            f"{path} has values that are not finite in {', '.join(wrong)}; fetch it anew, or take "
+            f"{path} has values that are not finite in {', '.join(wrong)}; fetch it again, or take "
             "weights of an earlier step"
         )
     return WeightsFile(_unwrapped(arrays), about, digest, is_caffe)
@@ -103,7 +103,7 @@ def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
 def _refuse_what_is_none(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
-        raise UserError(f"{path} is empty; fetch it anew")
+        raise UserError(f"{path} is empty; fetch it again")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         raise UserError(
             f"{path} is a web page, no weights: its address leads to a page about the file; "

@@ -207,7 +207,7 @@ def _described(about: Any, what: str) -> tuple[ResNet, Preprocessing | None, tup
     except Exception as error:  # of all kinds
         raise UserError(
             f"{what} describes itself in a way that cannot be used ({first_line(error)}); export "
-            "it anew"
+            "it again"
         ) from error
 
 

@@ -280,5 +280,5 @@ def _check(path: Path, published: Published) -> None:
     if not digest.startswith(published.sha256):
         raise UserError(
             f"{path} is another file than was published: its SHA-256 begins with {digest[:8]}, not "
-            f"{published.sha256}; fetch {published.address} anew"
+            f"{published.sha256}; fetch {published.address} again"
         )

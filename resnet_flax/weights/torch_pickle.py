@@ -118,7 +118,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(program), encoding="utf-8")
         self._name, self._storage = name, storage
 
-        # Made anew for each file: what a pickle may do to them, it does to its own.
+        # Made again for each file: what a pickle may do to them, it does to its own.
         def rebuild(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
             if not isinstance(storage, _Storage) or any(more[2:]):  # conjugate, negative
                 raise ValueError("a tensor of an unknown kind")

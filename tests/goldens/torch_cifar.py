@@ -7,7 +7,7 @@ from torch import nn
 
 
 class CifarBlock(nn.Module):
-    """The block of akamaster/pytorch_resnet_cifar10, option A, written anew."""
+    """The block of akamaster/pytorch_resnet_cifar10, option A, written again."""
 
     def __init__(self, channels: int, features: int, strides: int) -> None:
         super().__init__()

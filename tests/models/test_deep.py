@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# A process of its own: the peak of its memory is the step's. Compiled anew, by no cache.
+# A process of its own: the peak of its memory is the step's. Compiled again, by no cache.
 MEASURE = """
 import json, resource, sys, time
 from functools import partial
@@ -18,7 +18,8 @@ from resnet_flax.config import default_config
 from resnet_flax.data.augment import normalize
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import compile_init, compile_steps, eval_step, train_step
+from resnet_flax.evaluation.step import eval_step
+from resnet_flax.training.steps import compile_init, compile_steps, train_step
 
 config = default_config()
 model = create_model(sys.argv[1], scan=True, remat=int(sys.argv[2]))

@@ -17,18 +17,13 @@ from resnet_flax.data.experiment import Prepare
 from resnet_flax.data.order import Order
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sources import ArraySource
+from resnet_flax.evaluation.step import eval_step
 from resnet_flax.training.checkpoint_files import read_meta
 from resnet_flax.training.input import Resident, Streaming
 from resnet_flax.training.loop import train
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import TrainState, init_state
-from resnet_flax.training.steps import (
-    compile_init,
-    compile_resident,
-    compile_steps,
-    eval_step,
-    train_step,
-)
+from resnet_flax.training.steps import compile_init, compile_resident, compile_steps, train_step
 
 BATCH, EXAMPLES = 16, 40
 

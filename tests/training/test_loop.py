@@ -433,8 +433,8 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     config.eval.recompute_bn = 3
     config.data.flip = False
     config.data.pad = 0
-    result = train(config, tmp_path / "anew")
-    state = open_pretrained(str(tmp_path / "anew")).variables
+    result = train(config, tmp_path / "again")
+    state = open_pretrained(str(tmp_path / "again")).variables
     # The stem's first normalisation, by its definition: of the batches 12, 13, 14.
     source = open_source("tfds:digits", "train", config.data.data_dir)
     means, variances = [], []
@@ -448,7 +448,7 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     np.testing.assert_allclose(stem["mean"], np.mean(means, 0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stem["var"], np.mean(variances, 0), rtol=1e-4)
     # Found finished, the run evaluates what it saved.
-    assert train(config, tmp_path / "anew") == result
+    assert train(config, tmp_path / "again") == result
 
 
 PAD = ((1, 1), (1, 1))

@@ -14,11 +14,12 @@ from marks import long
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
+from resnet_flax.evaluation.step import eval_step
 from resnet_flax.ops import dispatch
 from resnet_flax.training.collectives import collectives, totals
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import compile_init, compile_steps, eval_step, train_step
+from resnet_flax.training.steps import compile_init, compile_steps, train_step
 
 BATCH = 16
 JOINED = {"ways": (("conv_bn_1x1", "fused"),)}  # see ops.override

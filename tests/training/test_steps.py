@@ -14,14 +14,10 @@ from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.augment import crop_and_flip, normalize
 from resnet_flax.evaluation.metrics import zero_sums
+from resnet_flax.evaluation.step import eval_step
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import (
-    compile_init,
-    compile_steps,
-    eval_step,
-    train_step,
-)
+from resnet_flax.training.steps import compile_init, compile_steps, train_step
 
 BATCH = 16
 

@@ -291,7 +291,7 @@ def test_flipped_bits_give_an_error_or_arrays_but_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "w.pth is empty; fetch it anew"),
+        (b"", "w.pth is empty; fetch it again"),
         (b"\n<!DOCTYPE html><html>", "w.pth is a web page, no weights"),
         (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, no weights"),
         (b"<html><head>", "w.pth is a web page, no weights"),
