@@ -61,7 +61,7 @@ def main() -> None:
         "ways": ways,
         "seconds": seconds,
         "kinds": by_kind(kernels),
-        "triton": kernels,
+        "kernels": kernels,
         **about,
     }
     print(f"{about['device']}, {versions(about)}")
@@ -153,11 +153,11 @@ def device_events(data: Any) -> list[tuple[Any, str]]:
 
 def by_kind(kernels: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Milliseconds and number of kernels of a step, of each kind."""
-    found = {name: {"milliseconds": 0.0, "triton": 0.0} for name, _ in KINDS}
+    found = {name: {"milliseconds": 0.0, "kernels": 0.0} for name, _ in KINDS}
     for kernel in kernels:
         kind = next(name for name, pattern in KINDS if re.search(pattern, kernel["kernel"].lower()))
         found[kind]["milliseconds"] += kernel["microseconds"] / 1e3
-        found[kind]["triton"] += kernel["times"]
+        found[kind]["kernels"] += kernel["times"]
     return found
 
 
@@ -168,8 +168,8 @@ def table(found: dict[str, Any]) -> str:
         f"{1e3 * found['seconds']:.2f} ms a step, {found['batch'] / found['seconds']:,.0f} images/s"
     ]
     for name, kind in found["kinds"].items():
-        lines.append(f"{name:28}{kind['milliseconds']:9.3f} ms {kind['triton']:8.0f} kernels")
-    for kernel in found["triton"][:25]:
+        lines.append(f"{name:28}{kind['milliseconds']:9.3f} ms {kind['kernels']:8.0f} kernels")
+    for kernel in found["kernels"][:25]:
         lines.append(
             f"{kernel['microseconds']:9.1f} us {kernel['times']:4.0f}x "
             f"{kernel['operation'][:22]:22} {kernel['kernel'][:38]}"

@@ -150,7 +150,7 @@ SCHEMA: dict[str, Key] = {
     "optim.momentum": Key(0.9, "of SGD", _FRACTION),
     "optim.nesterov": Key(False, "Nesterov's form of the momentum"),
     "optim.weight_decay": Key(1e-4, "coupled L2, entering before the momentum", _NOT_NEGATIVE),
-    "optim.decay": Key("triton", "what decays: kernels, or all", _one_of("triton", "all")),
+    "optim.decay": Key("kernels", "what decays: kernels, or all", _one_of("kernels", "all")),
     "optim.label_smoothing": Key(0.0, "share of the target spread over all classes", _FRACTION),
     "mesh.data": Key(-1, "devices that share a batch", _DEVICES, True),
     "mesh.fsdp": Key(1, "devices that share batch and parameters", _DEVICES, True),

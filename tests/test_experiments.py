@@ -138,7 +138,7 @@ RECIPES = {
         "optim.boundaries": tuple(round(e * 1_281_167 / 1024) for e in (30, 60, 80)),
         "optim.warmup_steps": round(5 * 1_281_167 / 1024),
         "optim.weight_decay": 1e-4,
-        "optim.decay": "triton",
+        "optim.decay": "kernels",
         "data.crop": "random_resized",
         "data.size": 224,
         "data.crop_area": (0.08, 1.0),

@@ -1,6 +1,7 @@
 """Residual blocks, their shortcuts, and squeeze-and-excitation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -161,7 +162,7 @@ class Block(nn.Module):
             if i < last:
                 y = conv_norm(conv, norm, y, train, activate=True)
             elif self.squeeze is None:
-                return conv_norm(conv, norm, y, train, True, self._shortcut(x, train))
+                return conv_norm(conv, norm, y, train, True, partial(self._shortcut, x, train))
             else:
                 y = conv_norm(conv, norm, y, train)
         if self.squeeze is not None:

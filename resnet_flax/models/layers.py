@@ -261,7 +261,7 @@ def conv_norm(
     x: Float[Array, "b h w c"],
     train: bool,
     activate: bool = False,
-    residual: Array | None = None,
+    shortcut: Callable[[], Array | None] = lambda: None,
 ) -> Float[Array, "b h2 w2 f"]:
     """A convolution and a normalisation of its output, in training as one where that is faster.
 
@@ -274,7 +274,9 @@ def conv_norm(
       x: feature maps.
       train: as for `BatchNorm`.
       activate: take the ReLU of the sum of both.
-      residual: of the shape of the output.
+      shortcut: makes what is added before the ReLU, of the shape of the output, or None. It is
+        called after the convolution: in another order of the same operations XLA rounds otherwise,
+        and runs would not go on with the same bits.
     """
     if train and isinstance(norm, BatchNorm) and not conv.use_bias:
         implementations = ops.fused(
@@ -286,6 +288,6 @@ def conv_norm(
             groups=norm.groups,
         )
         if implementations is not None:
-            return norm.of_conv(conv, x, implementations, activate, residual)
-    y = conv(x)
+            return norm.of_conv(conv, x, implementations, activate, shortcut())
+    y, residual = conv(x), shortcut()
     return norm_act(norm, y, train, residual) if activate else norm(y, train, residual=residual)

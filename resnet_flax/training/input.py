@@ -146,5 +146,5 @@ class Resident:
         for i in range(n):
             first = (step + i) * self._batch_size + jax.process_index() * share
             rows[i] = self._order.examples(first, share)
-        indices = sharding.put_batch({"row_im2col": rows}, self._mesh, axis=1)["row_im2col"]
+        indices = sharding.put_batch({"rows": rows}, self._mesh, axis=1)["rows"]
         return self._steps(state, self._data, indices, n)
