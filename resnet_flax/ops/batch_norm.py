@@ -13,7 +13,7 @@ from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
 
 
 def relu(x: Array) -> Array:
-    """The positive part; what is no number stays so.
+    """The positive part; NaN propagates.
 
     As a choice between two maps, not as `max(x, 0)`: that is to XLA's CPU compiler a function of
     one map, which it computes again wherever it is read, and with it all that lies before it up to
@@ -128,7 +128,7 @@ def add_relu(y: Array, activate: bool, residual: Array | None) -> Array:
 
 def _forward(spec, x, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
     y, mean, var = batch_norm(spec, x, scale, bias, residual, shift)
-    # With a residual the sign of what ReLU met cannot be told from x.
+    # With a residual the sign of what ReLU met does not follow from x.
     kept = None if residual is None or not spec.activate else y
     like = None if residual is None else jnp.zeros((), residual.dtype)
     return (y, mean, var), (x, scale, bias, mean, var, kept, like, shift)

@@ -36,7 +36,7 @@ def _forward(spec, geometry, x, kernel, scale, bias, residual, running):  # type
     functions = spec.implementations.map(partial(_way, spec, geometry, _unfused, _by_kernels))
     y, moments, z, moved = dispatch.call(functions, x, kernel, scale, bias, residual, running)
     like = None if residual is None else jnp.zeros((), residual.dtype)
-    # With a residual the sign of what ReLU met cannot be told from z.
+    # With a residual the sign of what ReLU met does not follow from z.
     signs = y if spec.activate and residual is not None else None
     found = (y, moments[:1], moments[1:]), moved
     return found, (x, kernel, scale, bias, z, moments, signs, like, running)

@@ -165,7 +165,7 @@ def _normalize(*refs, spec, n, rows):  # type: ignore[no-untyped-def]
     program, c = pl.program_id(0), scale.shape[0]
     here = parts.places(program * rows, rows, c)
     centre = parts.added_up(sums, c) / n
-    spread = relu(parts.added_up(squares, c) / n - centre * centre)  # what is no number stays so
+    spread = relu(parts.added_up(squares, c) / n - centre * centre)  # NaN propagates
     middle = centre + about[...]
     parts.put_pair(moments, middle, spread, program == 0)
     found = middle, spread * spec.bessel_correction

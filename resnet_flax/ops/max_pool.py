@@ -20,7 +20,7 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
     """The stem's: 3x3 windows, stride 2.
 
     Where several positions of a window are the largest, the gradient goes to the first of them,
-    row by row, as in JAX and torch. Of a window that holds what is no number it goes anywhere.
+    row by row, as in JAX and torch. Of a window that holds NaN it goes anywhere.
 
     Args:
       x: of any size.

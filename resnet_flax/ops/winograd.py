@@ -1,4 +1,4 @@
-"""3x3 convolutions without strides by Winograd's minimal filtering, where arithmetic is dear.
+"""3x3 convolutions without strides by Winograd's algorithm, where arithmetic is dear.
 
 F(4 x 4, 3 x 3) of Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks". Along
 one axis, four outputs of a filter of three, which see six inputs, take six products instead of
