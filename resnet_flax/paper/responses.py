@@ -46,7 +46,7 @@ def responses(network: Network, source: Source, *, batch_size: int = 100) -> lis
             variables,
             preprocessing.normalize(images, model.dtype),
             train=False,
-            capture_intermediates=lambda module, _: isinstance(module, BatchNorm),
+            capture_intermediates=_is_norm,
             mutable=["intermediates"],
         )
         outputs = flatten_dict(state["intermediates"])
@@ -63,6 +63,11 @@ def responses(network: Network, source: Source, *, batch_size: int = 100) -> lis
             total += np.asarray(moments(variables, batch["image"], batch["mask"]), np.float64)
     mean, square = total.T / len(source)
     return np.sqrt(square - mean**2).tolist()
+
+
+def _is_norm(module: Any, method: str) -> bool:
+    """Whether an output is a normalisation's; its other methods return parameters."""
+    return isinstance(module, BatchNorm) and method == "__call__"
 
 
 def _norms(params: Any) -> list[tuple[str, ...]]:

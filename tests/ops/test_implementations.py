@@ -13,7 +13,6 @@ from variables import drawn
 
 from resnet_flax import ops
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.compile import jit
 from resnet_flax.models import create_model
 from resnet_flax.models.layers import BatchNorm
 from resnet_flax.ops import (
@@ -29,7 +28,6 @@ from resnet_flax.ops import (
 from resnet_flax.ops.dispatch import ByDevice
 from resnet_flax.ops.fused_1x1 import conv_batch_norm_1x1
 from resnet_flax.ops.spec import NormalizedConv
-from resnet_flax.runtime import xla_options
 
 ONE, HALF = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # Height, width, channels, features, kernel and geometry.
@@ -606,14 +604,10 @@ def test_the_size_of_a_3x3_convolution_decides_on_a_cpu(size, channels, features
 def test_a_program_for_onednn_convolves_more(size, channels, features, strides, dtype, ways):
     geometry = ConvSpec((strides, strides), ONE)
     x, kernel = (16, size, size, channels), (3, 3, channels, features)
-    found = []
-    traced = jit(
-        lambda: found.append(heuristics.convolution(x, kernel, geometry, dtype)),
-        xla_options.Options({}, onednn=True),
-    )
-    traced.trace()
-    assert found[0].cpu == ways
-    assert found[0].gpu == heuristics.convolution(x, kernel, geometry, dtype).gpu
+    with ops.target(onednn=True):
+        found = heuristics.convolution(x, kernel, geometry, dtype)
+    assert found.cpu == ways
+    assert found.gpu == heuristics.convolution(x, kernel, geometry, dtype).gpu
     assert not dispatch.current_target().onednn
 
 
