@@ -36,6 +36,7 @@ def asked_anew(monkeypatch):
     """Each test as a new process would; what it decides is not the next one's."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     before = _least()
+    compilation_cache.resume(0.3)  # other tests of this process may have stopped it
     xla_options._does.cache_clear()
     yield
     xla_options._does.cache_clear()
