@@ -1,17 +1,18 @@
 """`python -m resnet_flax VERB`, the same as `resnet-flax VERB`."""
 
 import sys
+from typing import NoReturn
 
 from resnet_flax import cli
 from resnet_flax.runtime import allocator
 
 
-def main() -> int:
-    """The command; returns the exit status."""
+def main() -> NoReturn:
+    """The command; ends with the exit status."""
     # Evaluation may ask for buffers of many sizes, training for those of its step.
     allocator.reexec(keep=sys.argv[1:2] in (["train"], ["sweep"]))
-    return cli.main()
+    cli.main_and_exit()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

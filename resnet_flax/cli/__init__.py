@@ -64,6 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in OF_THE_MACHINE:
             raise
         status = fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+    return status
+
+
+def main_and_exit(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a verb and ends the process, also where a thread hangs in a read or a write.
+
+    Raises:
+      SystemExit: with the status of `main`.
+    """
+    try:
+        status = main(argv)
     except Exception:
         if not _stuck():
             raise
@@ -71,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = 1
     if _stuck():
         os._exit(status)
-    return status
+    sys.exit(status)
 
 
 def _stuck() -> bool:
-    """Whether Python would wait for ever before it ends: for a read or a write that does not."""
+    """Whether a thread is left in a read or a write, for which Python would wait for ever."""
     readers = sys.modules.get("resnet_flax.data.readers")  # Grain, if it is there, takes seconds
     return terminal.stuck() or (readers is not None and readers.stuck())
 
