@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_flax.models.layers import conv_norm, norm_act
+from resnet_flax.models.layers import Conv, conv_norm, norm_act
 from resnet_flax.ops import relu
 
 SHORTCUTS = ("A", "B", "C", "none")
 
 Map = Float[Array, "b h w c"]
 MapOut = Float[Array, "b h2 w2 f"]
+BlockInput = Float[Array, "b h1 w1 c1"]  # beside a map within the block
 
 
 class Shortcut(nn.Module):
@@ -111,75 +112,162 @@ def squeezed_features(features: int, ratio: int, multiple: int) -> int:
     return max(multiple, int(features / ratio + multiple / 2) // multiple * multiple)
 
 
-class Block(nn.Module):
-    """A residual block of any kind (He et al. 2015, figure 5; He et al. 2016, figure 4).
+class ResidualBlock(nn.Module):
+    """What all blocks have in common: their attributes, and how a block ends.
 
     Attributes:
-      convs: of each convolution, output channels, kernel side, stride, dilation and groups.
-      shortcut: one of `SHORTCUTS`; with 'none' the block is layers of a plain network.
+      features: the stage's width; the output has `expansion` times as many channels.
       strides: the block's.
-      preactivation: normalise and activate before the convolutions, not after; a projection
-        then takes the normalised input.
+      dilation: of the 3x3 convolutions.
+      first_dilation: of the first 3x3 convolution. In the first block of a stage whose stride
+        became dilation it still is the stage's before, as that is how its input is spaced.
+      shortcut: one of `SHORTCUTS`; with 'none' the block is layers of a plain network.
       shortcut_pool: see `Shortcut`.
       zero_init: start the last normalisation's scale at zero, and so the block as the identity.
+      groups: of a bottleneck's 3x3 convolution (ResNeXt's cardinality).
+      group_width: of a bottleneck, see `ResNet`.
+      stride_on: the bottleneck's convolution that takes the stride, '1x1' or '3x3'.
       squeeze: makes squeeze-and-excitation, or None.
-      conv: makes a convolution.
+      conv: makes a convolution from features and kernel size.
       norm: makes a normalisation.
     """
 
-    convs: tuple[tuple[int, int, int, int, int], ...]
-    shortcut: str
+    features: int
     strides: int
-    preactivation: bool
+    dilation: int
+    first_dilation: int
+    shortcut: str
     shortcut_pool: bool
     zero_init: bool
+    groups: int
+    group_width: int
+    stride_on: str
     squeeze: Callable[..., Any] | None
     conv: Callable[..., Any]
     norm: Callable[..., Any]
 
-    @nn.compact
-    def __call__(self, x: Map, train: bool) -> MapOut:
-        """The block's output; `train` as for `BatchNorm`."""
-        features = self.convs[-1][0]
-        y, last = x, len(self.convs)
-        for i, (width, side, strides, dilation, groups) in enumerate(self.convs, start=1):
-            conv = self.conv(
-                width,
-                (side, side),
-                strides=strides,
-                dilation=dilation,
-                groups=groups,
-                name=f"conv{i}",
-            )
-            if self.preactivation:
-                y = norm_act(self.norm(name=f"norm{i}"), y, train)
-                if i == 1 and projects(self.shortcut, x.shape[-1], features, self.strides):
-                    x = y
-                y = conv(y)
-                continue
-            zero = {"scale_init": nn.initializers.zeros} if self.zero_init and i == last else {}
-            norm = self.norm(name=f"norm{i}", **zero)
-            if i < last:
-                y = conv_norm(conv, norm, y, train, activate=True)
-            elif self.squeeze is None:
-                return conv_norm(conv, norm, y, train, True, partial(self._shortcut, x, train))
-            else:
-                y = conv_norm(conv, norm, y, train)
+    expansion: ClassVar[int] = 1
+
+    def _relu_of_sum(self, conv: Conv, name: str, y: Map, x: BlockInput, train: bool) -> MapOut:
+        """The last convolution, its normalisation, the shortcut of `x`, and ReLU of the sum."""
+        zero = {"scale_init": nn.initializers.zeros} if self.zero_init else {}
+        norm = self.norm(name=name, **zero)
+        if self.squeeze is None:
+            return conv_norm(conv, norm, y, train, True, lambda: self._added(x, train, self.norm))
+        y = self.squeeze(name="se")(conv_norm(conv, norm, y, train))
+        added = self._added(x, train, self.norm)
+        return relu(y if added is None else y + added)
+
+    def _sum(self, y: MapOut, x: Map, normalized: Map, train: bool) -> MapOut:
+        """The last convolution's output and the shortcut of `x`, or a projection of `normalized`.
+
+        (He et al. 2016, section 4.1: activations before a projection are shared with the branch.)
+        """
         if self.squeeze is not None:
             y = self.squeeze(name="se")(y)
-        residual = self._shortcut(x, train)
-        y = y if residual is None else y + residual
-        return y if self.preactivation else relu(y)
+        if projects(self.shortcut, x.shape[-1], y.shape[-1], self.strides):
+            x = normalized
+        added = self._added(x, train, None)
+        return y if added is None else y + added
 
-    def _shortcut(self, x: Map, train: bool) -> MapOut | None:
+    def _added(self, x: Map, train: bool, norm: Callable[..., Any] | None) -> MapOut | None:
         if self.shortcut == "none":
             return None
         return Shortcut(
             self.shortcut,
-            self.convs[-1][0],
+            self.features * self.expansion,
             self.strides,
             self.conv,
-            None if self.preactivation else self.norm,
+            norm,
             self.shortcut_pool,
             name="shortcut",
         )(x, train)
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions (He et al. 2015, figure 5, left)."""
+
+    @nn.compact
+    def __call__(self, x: Map, train: bool) -> MapOut:
+        """The block's output; `train` as for `BatchNorm`."""
+        conv1, conv2 = _two_convolutions(self)
+        y = conv_norm(conv1, self.norm(name="norm1"), x, train, activate=True)
+        return self._relu_of_sum(conv2, "norm2", y, x, train)
+
+
+class Bottleneck(ResidualBlock):
+    """1x1 to fewer channels, 3x3, and 1x1 to four times the width (figure 5, right).
+
+    ResNeXt's is the same with groups (Xie et al. 2017, figure 3c).
+    """
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: Map, train: bool) -> MapOut:
+        """The block's output; `train` as for `BatchNorm`."""
+        conv1, conv2, conv3 = _three_convolutions(self)
+        y = conv_norm(conv1, self.norm(name="norm1"), x, train, activate=True)
+        y = conv_norm(conv2, self.norm(name="norm2"), y, train, activate=True)
+        return self._relu_of_sum(conv3, "norm3", y, x, train)
+
+
+class PreActBasicBlock(ResidualBlock):
+    """A basic block that normalises and activates before its convolutions.
+
+    He et al. 2016, "Identity Mappings in Deep Residual Networks", figure 4e. `zero_init` has no
+    effect: no normalisation is last.
+    """
+
+    @nn.compact
+    def __call__(self, x: Map, train: bool) -> MapOut:
+        """The block's output, not activated; `train` as for `BatchNorm`."""
+        conv1, conv2 = _two_convolutions(self)
+        normalized = norm_act(self.norm(name="norm1"), x, train)
+        y = conv1(normalized)
+        y = conv2(norm_act(self.norm(name="norm2"), y, train))
+        return self._sum(y, x, normalized, train)
+
+
+class PreActBottleneck(ResidualBlock):
+    """A bottleneck that normalises and activates before its convolutions, see above."""
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: Map, train: bool) -> MapOut:
+        """The block's output, not activated; `train` as for `BatchNorm`."""
+        conv1, conv2, conv3 = _three_convolutions(self)
+        normalized = norm_act(self.norm(name="norm1"), x, train)
+        y = conv1(normalized)
+        y = conv2(norm_act(self.norm(name="norm2"), y, train))
+        y = conv3(norm_act(self.norm(name="norm3"), y, train))
+        return self._sum(y, x, normalized, train)
+
+
+def _two_convolutions(block: ResidualBlock) -> tuple[Conv, Conv]:
+    conv = partial(block.conv, block.features, (3, 3))
+    return (
+        conv(strides=block.strides, dilation=block.first_dilation, name="conv1"),
+        conv(dilation=block.dilation, name="conv2"),
+    )
+
+
+def _three_convolutions(block: ResidualBlock) -> tuple[Conv, Conv, Conv]:
+    inner = block.features * block.group_width // 64 * block.groups
+    on_1x1, on_3x3 = (block.strides, 1) if block.stride_on == "1x1" else (1, block.strides)
+    dilation, groups = block.first_dilation, block.groups
+    return (
+        block.conv(inner, (1, 1), strides=on_1x1, name="conv1"),
+        block.conv(inner, (3, 3), strides=on_3x3, dilation=dilation, groups=groups, name="conv2"),
+        block.conv(block.features * block.expansion, (1, 1), name="conv3"),
+    )
+
+
+# By `ResNet.block` and `ResNet.preactivation`.
+BLOCKS: dict[tuple[str, bool], type[ResidualBlock]] = {
+    ("basic", False): BasicBlock,
+    ("bottleneck", False): Bottleneck,
+    ("basic", True): PreActBasicBlock,
+    ("bottleneck", True): PreActBottleneck,
+}

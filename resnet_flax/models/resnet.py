@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_flax.errors import UserError
-from resnet_flax.models.blocks import SHORTCUTS, Block, SqueezeExcitation
+from resnet_flax.models.blocks import BLOCKS, SHORTCUTS, SqueezeExcitation
 from resnet_flax.models.layers import BatchNorm, Conv, GroupNorm, conv_norm, norm_act
 from resnet_flax.models.stacking import scan_in_groups
 from resnet_flax.ops import max_pool
@@ -195,32 +195,24 @@ class ResNet(nn.Module):
                 param_dtype=self.param_dtype,
             )
 
-        def make(strides: int, first_dilation: int, dilation: int, pool: bool) -> Any:
-            if self.block == "basic":
-                convs: Any = ((width, 3, strides, first_dilation, 1), (width, 3, 1, dilation, 1))
-            else:
-                inner = width * self.group_width // 64 * self.groups
-                on_1x1 = self.stride_on == "1x1"
-                convs = (
-                    (inner, 1, strides if on_1x1 else 1, 1, 1),
-                    (inner, 3, 1 if on_1x1 else strides, first_dilation, self.groups),
-                    (4 * width, 1, 1, 1, 1),
-                )
-            return partial(
-                Block,
-                convs,
-                self.shortcut,
-                strides,
-                self.preactivation,
-                pool,
-                self.zero_init,
-                squeeze,
-                conv,
-                norm,
-            )
-
         pool = self.shortcut_pool and (strides > 1 or dilation > 1)
-        return make(strides, before, dilation, pool), make(1, dilation, dilation, False)
+        block = partial(
+            BLOCKS[self.block, self.preactivation],
+            width,
+            dilation=dilation,
+            shortcut=self.shortcut,
+            zero_init=self.zero_init,
+            groups=self.groups,
+            group_width=self.group_width,
+            stride_on=self.stride_on,
+            squeeze=squeeze,
+            conv=conv,
+            norm=norm,
+        )
+        return (
+            partial(block, strides=strides, first_dilation=before, shortcut_pool=pool),
+            partial(block, strides=1, first_dilation=dilation, shortcut_pool=False),
+        )
 
     def _unrolled(self, make: Any, stage: int, numbers: Any, x: Array, train: bool) -> Array:
         def several(parent: nn.Module, x: Array, numbers: Any) -> Array:
