@@ -11,7 +11,7 @@ from resnet_flax import sharding
 from resnet_flax.config import load_config, override, resolve
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.runtime import xla_options
-from resnet_flax.training.setup import Programs, compile_programs
+from resnet_flax.training.programs import Programs, compile_programs
 
 Shape = tuple[int, int, int]
 

@@ -10,9 +10,9 @@ from resnet_flax import sharding
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation.evaluate import evaluate
 from resnet_flax.evaluation.metrics import Result, interval
 from resnet_flax.evaluation.protocols import Network, average, measure, passes, predict
-from resnet_flax.evaluation.run import evaluate
 from resnet_flax.evaluation.step import compile_eval, eval_step
 from resnet_flax.runtime import xla_options
 
@@ -109,15 +109,11 @@ def _in_the_middle(
         hosts=jax.process_count(),
         workers=workers,
     ) as batches:
-        found = evaluate(
+        return evaluate(
             *(step, jax.device_put(variables, whole), batches, mesh, source, model.num_classes),
             confusion=confusion,
+            after_batch=lambda done: progress(min(done * size, len(source)), len(source)),
         )
-        for done, result in enumerate(found, start=1):
-            if result is None:
-                progress(min(done * size, len(source)), len(source))
-    assert result is not None
-    return result
 
 
 def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:

@@ -6,53 +6,28 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from resnet_flax import sharding
 from resnet_flax.data.order import Order
-from resnet_flax.data.pipeline import Batch, train_batches
-from resnet_flax.data.readers import PATIENT, Patience
-from resnet_flax.training.setup import Run
+from resnet_flax.data.pipeline import Batch
+from resnet_flax.training.run import Run
 from resnet_flax.training.state import TrainState
 
 
 @contextmanager
-def open_input(
-    run: Run,
-    config: ml_collections.ConfigDict,
-    start: int,
-    patience: Patience = PATIENT,
-) -> Iterator["Input"]:
-    """What takes the steps of a run, from the step `start`.
-
-    Args:
-      run: what `config` was made into.
-      config: see there.
-      start: the first step.
-      patience: see `readers.reading`.
-    """
-    data = config.data
-    if data.resident:
-        order = Order(len(run.train_source), config.seed, data.repeats)
+def open_input(run: Run, start: int) -> Iterator["Input"]:
+    """What takes the steps of a run, from the step `start`."""
+    config = run.config
+    if config.data.resident:
+        order = Order(len(run.train_source), config.seed, config.data.repeats)
         most = config.steps_per_dispatch
         yield Resident(
             run.programs.resident_steps, run.train_source, order, config.batch_size, most, run.mesh
         )
         return
-    with train_batches(
-        run.train_source,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        transform=run.train_transform,
-        repeats=data.repeats,
-        start=start,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        workers=data.workers,
-        patience=patience,
-    ) as batches:
+    with run.train_batches(start) as batches:
         yield Streaming(run.programs.train_step, batches, run.mesh)
 
 

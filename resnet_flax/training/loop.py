@@ -10,11 +10,10 @@ import jax
 import ml_collections
 
 from resnet_flax.config import flatten, resolve
-from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.readers import Patience, WaitInterrupted
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation.evaluate import evaluate
 from resnet_flax.evaluation.metrics import Result
-from resnet_flax.evaluation.run import evaluate
 from resnet_flax.runtime import distributed
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.training.bn_statistics import recompute_statistics
@@ -23,8 +22,8 @@ from resnet_flax.training.input import open_input
 from resnet_flax.training.metrics_logger import MetricsLogger
 from resnet_flax.training.outputs import claimed, note_session, report
 from resnet_flax.training.resume import restore_or_init
+from resnet_flax.training.run import Run, build
 from resnet_flax.training.session import Interrupted, Position, Session, rescue, save
-from resnet_flax.training.setup import Run, build
 from resnet_flax.training.state import TrainState
 from resnet_flax.training.writers import Record, Writers
 
@@ -67,26 +66,21 @@ def train(
         distributed.assert_same_on_all(flatten(config), besides)
         distributed.assert_same_on_all(run.about["data"], what="data set", compare="its files")
         stack.enter_context(claimed(workdir, "checkpoints"))
-        result, trained = _train(run, config, workdir, stop, patience)
+        result, trained = _train(run, workdir, stop)
         if distributed.is_primary():
             title = f"{_network(config)} on {config.data.source}"
             report(run.about, title, workdir, result, new=trained)
     return result
 
 
-def _train(
-    run: Run,
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    stop: SignalHandler,
-    patience: Patience,
-) -> tuple[Result, bool]:
+def _train(run: Run, workdir: Path, stop: SignalHandler) -> tuple[Result, bool]:
     """What `train` does in a workdir that is its own; also, whether there was anything to train."""
+    config = run.config
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
         )
-        begin = restore_or_init(run, config, checkpoints, workdir)
+        begin = restore_or_init(run, checkpoints, workdir)
         writers = stack.enter_context(
             Writers(
                 workdir,
@@ -97,15 +91,13 @@ def _train(
                 silent=not distributed.is_primary(),
             )
         )
-        for note in [_introduction(run, config, begin.state), *run.notes, *begin.notes]:
+        for note in [_introduction(run, begin.state), *run.notes, *begin.notes]:
             writers.terminal.say(note)
         if distributed.is_primary():
             note_session(workdir, begin.step, config.steps, begin.changes)
-        input_ = stack.enter_context(open_input(run, config, begin.step, patience))
+        input_ = stack.enter_context(open_input(run, begin.step))
         metrics_logger = MetricsLogger(config, run.programs.schedule, writers, input_)
-        session = Session(
-            run, config, workdir, checkpoints, writers, input_, metrics_logger, stop, patience
-        )
+        session = Session(run, workdir, checkpoints, writers, input_, metrics_logger, stop)
         # Step 0 is made again faster than it is read.
         at = Position(begin.state, begin.step, begin.step, begin.averaged)
         try:
@@ -121,7 +113,8 @@ def _loop(session: Session, at: Position) -> Result:
     checkpoint does what the uninterrupted one does after saving it; nothing that was trained waits
     for an evaluation, which may fail; and an evaluation that was broken off is made again.
     """
-    run, config, checkpoints, stop = session.run, session.config, session.checkpoints, session.stop
+    run, checkpoints, stop = session.run, session.checkpoints, session.stop
+    config = run.config
     before = at.step
     known = session.writers.has(_record_name(config), at.step)
     evaluated = at.step if distributed.all_max(int(known)) else None
@@ -131,7 +124,7 @@ def _loop(session: Session, at: Position) -> Result:
         signal = _agreed(stop, before, at.step)
         try:
             if last and not at.averaged and not signal:
-                at.state = recompute_statistics(run, config, at.state, session.patience)
+                at.state = recompute_statistics(run, at.state)
                 at.averaged, at.saved = True, -1
             if last or signal or _due(at.step, config.checkpoint.every):
                 save(session, at)
@@ -152,11 +145,11 @@ def _loop(session: Session, at: Position) -> Result:
             continue  # a signal came while we waited for data: save and stop
 
 
-def _introduction(run: Run, config: ml_collections.ConfigDict, state: TrainState) -> str:
+def _introduction(run: Run, state: TrainState) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     return (
-        f"{_network(config)} ({parameters:,} parameters) on {config.data.source} "
+        f"{_network(run.config)} ({parameters:,} parameters) on {run.config.data.source} "
         f"({len(run.train_source):,} + {len(run.eval_source):,} images), {devices}"
     )
 
@@ -202,32 +195,24 @@ def _evaluate(session: Session, at: Position) -> Result:
     Raises:
       WaitInterrupted: a signal came before the end.
     """
-    run, config, writers = session.run, session.config, session.writers
-    source, size = run.eval_source, config.data.eval_batch_size or config.batch_size
-    number = -(-len(source) // size)
-    with eval_batches(
-        source,
-        batch_size=size,
-        transform=run.eval_transform,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        workers=config.data.workers,
-        patience=session.patience,
-    ) as batches:
-        progress = evaluate(
+    run, writers = session.run, session.writers
+    batches_in_all = -(-len(run.eval_source) // run.eval_batch_size)
+
+    def after_batch(done: int) -> None:
+        writers.terminal.evaluating(done, batches_in_all)
+        if run.patience.interrupted():
+            raise WaitInterrupted
+
+    with run.eval_batches() as batches:
+        result = evaluate(
             run.programs.eval_step,
             at.state.variables,
             batches,
             run.mesh,
-            source,
-            len(run.about["class_names"]),
+            run.eval_source,
+            run.num_classes,
+            after_batch=after_batch,
         )
-        for done, result in enumerate(progress, start=1):
-            if result is None:
-                writers.terminal.evaluating(done, number)
-                if session.patience.interrupted():
-                    raise WaitInterrupted
-    assert result is not None
     if not math.isfinite(result.loss):
         raise UserError(
             f"the evaluation at step {at.step} gave a loss of {result.loss}, though training's is "
@@ -236,7 +221,7 @@ def _evaluate(session: Session, at: Position) -> Result:
             "train on without evaluations by --config.eval.every=0"
         )
     record: Record = {
-        "split": _record_name(config),
+        "split": _record_name(run.config),
         "step": at.step,
         "loss": result.loss,
         "error": result.error,

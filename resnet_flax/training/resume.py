@@ -11,7 +11,7 @@ from resnet_flax.data import fingerprint
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import distributed, storage
 from resnet_flax.training.checkpoint import Checkpoints
-from resnet_flax.training.setup import Run
+from resnet_flax.training.run import Run
 from resnet_flax.training.state import TrainState
 
 # In a workdir: the names and sizes of the images of a folder.
@@ -36,21 +36,19 @@ class Start(NamedTuple):
     notes: list[str]
 
 
-def restore_or_init(
-    run: Run, config: ml_collections.ConfigDict, checkpoints: Checkpoints, workdir: Path
-) -> Start:
+def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
     """Restores the newest whole checkpoint, or makes the state before the first step.
 
     Raises:
       UserError: the workdir holds a run of another config or, unless `data.accept_changes`, of
         other data.
     """
-    changes: list[str] = []
+    config, changes = run.config, list[str]()
 
     def accept(meta: dict[str, Any]) -> None:
-        changes[:] = _changes(run, config, meta, workdir)
+        changes[:] = _changes(run, meta, workdir)
         _check_config(config, meta, workdir)
-        _check_data(run, config, meta, workdir, changes)
+        _check_data(run, meta, workdir, changes)
 
     target = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -92,16 +90,14 @@ def _check_config(config: ml_collections.ConfigDict, meta: dict[str, Any], workd
         )
 
 
-def _changes(
-    run: Run, config: ml_collections.ConfigDict, meta: dict[str, Any], workdir: Path
-) -> list[str]:
+def _changes(run: Run, meta: dict[str, Any], workdir: Path) -> list[str]:
     """What differs between the data of a checkpoint and that of now."""
     now = run.about["data"]
     # Before there were fingerprints, checkpoints had the names of the classes.
     names = {"kind": now["train"]["kind"], "class_names": meta["class_names"]}
     saved = meta.get("data") or {"train": {**now["train"], **names}}
     listed = fingerprint.read_listings(workdir / LISTINGS)
-    same_split = flatten(meta["config"]).get("data.eval_split") == config.data.eval_split
+    same_split = flatten(meta["config"]).get("data.eval_split") == run.config.data.eval_split
     found: dict[str, None] = {}  # in order, each once: both splits may be of one source
     for split, described in (("train", "training"), ("eval", "evaluation")):
         if split in saved and (split == "train" or same_split):
@@ -111,13 +107,7 @@ def _changes(
     return list(found)
 
 
-def _check_data(
-    run: Run,
-    config: ml_collections.ConfigDict,
-    meta: dict[str, Any],
-    workdir: Path,
-    changes: list[str],
-) -> None:
+def _check_data(run: Run, meta: dict[str, Any], workdir: Path, changes: list[str]) -> None:
     if not changes:
         return
     listed = "; ".join(changes)
@@ -128,7 +118,7 @@ def _check_data(
             f"apart and there are {classes} now: bring back the data that the run began with, or "
             "give another --workdir"
         )
-    if not config.data.accept_changes:
+    if not run.config.data.accept_changes:
         raise UserError(
             f"{workdir} was trained on other data: {listed}; bring back the data that the run "
             "began with, give another --workdir, or go on with what is there now by "

@@ -5,16 +5,14 @@ import dataclasses
 from pathlib import Path
 
 import jax
-import ml_collections
 
-from resnet_flax.data.readers import Patience
 from resnet_flax.errors import UserError
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.storage import OF_THE_MACHINE
 from resnet_flax.training.checkpoint import Checkpoints, SaveError
 from resnet_flax.training.input import Input
 from resnet_flax.training.metrics_logger import DivergedError, IncompleteError, MetricsLogger
-from resnet_flax.training.setup import Run
+from resnet_flax.training.run import Run
 from resnet_flax.training.state import TrainState
 from resnet_flax.training.writers import Writers
 
@@ -54,25 +52,21 @@ class Session:
 
     Attributes:
       run: what the config was made into.
-      config: see `resnet_flax.config`.
       workdir: of the run.
       checkpoints: saves.
       writers: of records and to the terminal.
       input: takes the steps.
       metrics_logger: reads what they gave.
       stop: hears signals.
-      patience: with which data is waited for.
     """
 
     run: Run
-    config: ml_collections.ConfigDict
     workdir: Path
     checkpoints: Checkpoints
     writers: Writers
     input: Input
     metrics_logger: MetricsLogger
     stop: SignalHandler
-    patience: Patience
 
 
 def save(session: Session, at: Position) -> None:

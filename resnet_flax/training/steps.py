@@ -34,8 +34,8 @@ def train_step(
     tx: optax.GradientTransformation,
     prepare: Prepare,
     label_smoothing: float = 0.0,
-    parts: int = 1,
-    run: int = 1,
+    num_microbatches: int = 1,
+    bn_group_size: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,
     norm: Callable[[Any], Array] = tree_norm,
 ) -> tuple[TrainState, Sums]:
@@ -50,9 +50,10 @@ def train_step(
       prepare: `(images, labels, step) -> x, targets`, augmentation and normalisation on the
         device; targets as `losses.cross_entropy` takes them.
       label_smoothing: see `losses.cross_entropy`.
-      parts: that the batch is cut into, whose gradients are computed one after another and added;
-        the model's groups of batch normalisation are those of one part.
-      run: of so many examples, all in one part: the group that batch normalisation averages over.
+      num_microbatches: that the batch is cut into, whose gradients are computed one after another
+        and added; the model's groups of batch normalisation are those of one microbatch.
+      bn_group_size: so many examples in a row, which batch normalisation averages over, are all
+        of one microbatch.
       gather: makes parameters that are cut over devices whole, see `sharding.gather`.
       norm: `norms.tree_norm`, or what is faster for parameters that are not cut.
 
@@ -64,8 +65,8 @@ def train_step(
     images, targets = prepare(batch["image"], batch["label"], state.step)
     count = batch["mask"].sum()
 
-    def loss_of(params: Any, part: tuple[Array, ...]) -> tuple[Array, tuple[Array, Any]]:
-        images, targets, labels, weights = part
+    def loss_of(params: Any, microbatch: tuple[Array, ...]) -> tuple[Array, tuple[Array, Any]]:
+        images, targets, labels, weights = microbatch
         variables = {"params": gather(params), "batch_stats": state.batch_stats}
         logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
         losses = cross_entropy(logits, targets, label_smoothing)
@@ -74,13 +75,15 @@ def train_step(
 
     gradient = partial(jax.value_and_grad(loss_of, has_aux=True), state.params)
     whole = (images, targets, batch["label"], batch["mask"])
-    if parts == 1:
+    if num_microbatches == 1:
         (loss, (errors, batch_stats)), grads = gradient(whole)
     else:
-        (loss, (errors, batch_stats)), grads = _added(gradient, whole, parts, run)
-        # Each part moved the same running statistics by its own: the mean of these is what all
-        # groups together would have made of them.
-        batch_stats = jax.tree.map(lambda leaf: leaf / parts, batch_stats)
+        (loss, (errors, batch_stats)), grads = _accumulated(
+            gradient, whole, num_microbatches, bn_group_size
+        )
+        # Each microbatch moved the same running statistics by its own: the mean of these is what
+        # all groups together would have made of them.
+        batch_stats = jax.tree.map(lambda leaf: leaf / num_microbatches, batch_stats)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
@@ -118,16 +121,19 @@ def unless_incomplete(
     return jax.tree.map(partial(jnp.where, complete), new, state), sums
 
 
-def _added(function: Callable[..., Any], batch: Any, parts: int, run: int) -> Any:
-    """The sum of a function's values on parts of a batch, one part at a time."""
+def _accumulated(
+    function: Callable[..., Any], batch: Any, num_microbatches: int, group_size: int
+) -> Any:
+    """The sum of a function's values on microbatches of a batch, one at a time."""
 
     def cut(array: Array) -> Array:
-        # Not in contiguous halves: so each device's share of the batch is its share of every part.
-        rows = array.reshape(-1, parts, run, *array.shape[1:])
-        return rows.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
+        # Not in contiguous halves: so each device's share of the batch is its share of every
+        # microbatch.
+        groups = array.reshape(-1, num_microbatches, group_size, *array.shape[1:])
+        return groups.swapaxes(0, 1).reshape(num_microbatches, -1, *array.shape[1:])
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(part)), None
+    def add(total: Any, microbatch: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(microbatch)), None
 
     cuts = jax.tree.map(cut, batch)
     shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], cuts))

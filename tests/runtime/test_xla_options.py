@@ -20,7 +20,7 @@ from resnet_flax.ops.conv_implementations import FORWARD
 from resnet_flax.ops.dispatch import current_target
 from resnet_flax.ops.spec import ConvSpec
 from resnet_flax.runtime import compilation_cache, xla_options
-from resnet_flax.training.setup import compile_programs
+from resnet_flax.training.programs import compile_programs
 
 CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
 

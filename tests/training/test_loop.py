@@ -30,8 +30,8 @@ from resnet_flax.sweep import sweep
 from resnet_flax.training.checkpoint import Checkpoints
 from resnet_flax.training.checkpoint_files import SUMS, read_meta, read_state
 from resnet_flax.training.loop import train
+from resnet_flax.training.run import build
 from resnet_flax.training.session import Interrupted
-from resnet_flax.training.setup import build
 from resnet_flax.training.writers import read_metrics
 from resnet_flax.weights.loading import open_pretrained
 

@@ -112,7 +112,7 @@ def test_every_mesh_does_what_one_device_does(norm, shape):
 @pytest.mark.parametrize(("parts", "shape"), [(2, (1, 1)), long(4, (4, 1)), long(4, (2, 2))])
 def test_accumulated_gradients_are_those_of_the_batch(parts, shape):
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
-    _assert_same(_run(mesh, NORMS["group"], parts=parts), _reference("group"))
+    _assert_same(_run(mesh, NORMS["group"], num_microbatches=parts), _reference("group"))
 
 
 @pytest.mark.usefixtures("x64")
@@ -123,12 +123,14 @@ def test_groups_of_k_that_divide_a_part_accumulate_exactly(parts, shape):
     # Also where a device has less than a group of each part: (4, (2, 2)).
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     axes = {"norm_groups": 4 // parts}
-    _assert_same(_run(mesh, axes, parts=parts, run=4), _reference("groups of 4"))
+    _assert_same(
+        _run(mesh, axes, num_microbatches=parts, bn_group_size=4), _reference("groups of 4")
+    )
 
 
 @pytest.mark.usefixtures("x64")
 def test_the_comparison_sees_global_normalisation_that_accumulates():
-    _, first, _, _ = _run(_one(), {}, parts=2)
+    _, first, _, _ = _run(_one(), {}, num_microbatches=2)
     before, reference, _, _ = _reference("global")
     changes = [jax.tree.map(np.subtract, before.params, s.params) for s in (first, reference)]
     assert _distance(*changes) > 1e-2
@@ -215,7 +217,7 @@ def test_fsdp_divides_what_a_device_holds():
 
 
 def test_accumulation_moves_no_images_between_devices():
-    program, _ = _compiled((8, 1), {**WIDE, "norm_groups": 8}, parts=2, run=4)
+    program, _ = _compiled((8, 1), {**WIDE, "norm_groups": 8}, num_microbatches=2, bn_group_size=4)
     kinds = totals(collectives(program.as_text()))
     assert set(kinds) == {"all-reduce"}, kinds
 

@@ -260,7 +260,7 @@ def test_norms_laid_end_to_end_are_of_all_leaves(monkeypatch):
 
 def test_a_network_without_statistics_takes_a_step():
     from resnet_flax.config import load_config, override, resolve
-    from resnet_flax.training.setup import compile_programs
+    from resnet_flax.training.programs import compile_programs
 
     config = load_config("configs/digits_resnet20.py")
     tiny = "stage_sizes=(1,) stage_features=(8,) stem_features=8 norm=group"

@@ -116,7 +116,7 @@ def test_a_failure_between_two_evaluations_repeats_the_one_that_is_missing(
     config.eval.every = 4
     evaluate = loop.evaluate
 
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError("out of memory")
 
     monkeypatch.setattr(loop, "evaluate", fail)
@@ -132,7 +132,7 @@ def test_a_failure_between_two_evaluations_repeats_the_one_that_is_missing(
 def test_an_evaluation_is_not_repeated_that_was_made(config, tmp_path, monkeypatch):
     config.eval.every = config.checkpoint.every = 4
     calls, evaluate = [], loop.evaluate
-    monkeypatch.setattr(loop, "evaluate", lambda *a: calls.append(1) or evaluate(*a))
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: calls.append(1) or evaluate(*a, **k))
     _after(monkeypatch, 6, lambda: (_ for _ in ()).throw(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError, match="a fault of ours"):
         train(config, tmp_path / "run")

@@ -1,126 +1,33 @@
-"""From a config to the things that it names."""
+"""From a config to a run: its data and programs, with all that the loop asks of them."""
 
 import dataclasses
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.config import flatten
 from resnet_flax.data import fingerprint, statistics
 from resnet_flax.data.check import check_examples
-from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
+from resnet_flax.data.experiment import make_transforms, open_splits
+from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.step import eval_step
-from resnet_flax.models import ResNet, configured_model
-from resnet_flax.runtime import xla_options
-from resnet_flax.training.norms import norm_over
-from resnet_flax.training.optimizer import make_optimizer, make_schedule
-from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import (
-    compile_init,
-    compile_resident,
-    compile_statistics,
-    compile_steps,
-    statistics_step,
-    train_step,
-    unless_incomplete,
-)
+from resnet_flax.models import ResNet
+from resnet_flax.training.programs import Programs, check_batches, compile_programs
 
 
-class Programs(NamedTuple):
-    """What a config computes, compiled at the first call.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made into things that work: what the loop goes over. Nothing travels beside it.
 
     Attributes:
-      model: the network.
-      schedule: the learning rate by the step.
-      init: `init_state`.
-      shardings: of the state.
-      train_step: on a batch.
-      resident_steps: on data that lies on the devices.
-      eval_step: on a batch.
-      statistics_step: on a batch.
-    """
-
-    model: ResNet
-    schedule: Any
-    init: Any
-    shardings: Any
-    train_step: Any
-    resident_steps: Any
-    eval_step: Any
-    statistics_step: Any
-
-
-def compile_programs(
-    config: ml_collections.ConfigDict,
-    mesh: jax.sharding.Mesh,
-    classes: int,
-    image_shape: tuple[int, ...],
-    pixel_mean: np.ndarray | None = None,
-) -> Programs:
-    """The programs of a config, without its data.
-
-    Args:
       config: resolved.
-      mesh: of the devices, which need not be there.
-      classes: of the labels.
-      image_shape: `(height, width, channels)` of a training image.
-      pixel_mean: see `Prepare`.
-    """
-    _check_batches(config, mesh.size)
-    span = config.model.norm_span
-    model = configured_model(
-        config.model,
-        classes,
-        norm_groups(span, config.batch_size // config.accumulation, mesh.size),
-    )
-    schedule = make_schedule(config.optim, config.steps)
-    tx = make_optimizer(config.optim, schedule)
-    prepare = Prepare(config.data, config.seed, classes, model.dtype, pixel_mean)
-    init, shardings = compile_init(
-        partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
-    )
-    train = partial(
-        train_step,
-        model=model,
-        tx=tx,
-        prepare=prepare.training,
-        label_smoothing=config.optim.label_smoothing,
-        parts=config.accumulation,
-        run=int(span) if span.isdecimal() else 1,
-        gather=sharding.gather(shardings.params, mesh),
-        norm=norm_over(mesh),
-    )
-    if jax.process_count() > 1:
-        train = partial(unless_incomplete, train=train)
-    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
-    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
-    devices = list(mesh.devices.flat)
-    options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
-    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
-    return Programs(
-        model,
-        schedule,
-        init,
-        shardings,
-        compiled_train,
-        compile_resident(mesh, shardings, train, options=options),
-        compiled_eval,
-        compile_statistics(mesh, shardings, statistics_of, options),
-    )
-
-
-class Run(NamedTuple):
-    """A config made into things that work: what `train` loops over.
-
-    Attributes:
       mesh: of the devices.
       train_source: examples to train on, one `ArraySource` where `data.resident`.
       eval_source: examples to evaluate on.
@@ -130,8 +37,10 @@ class Run(NamedTuple):
       about: what checkpoints carry beside the state.
       files: of a folder, names and sizes of the images of "train" and "eval".
       notes: what the user should know about the config.
+      patience: with which data is waited for.
     """
 
+    config: ml_collections.ConfigDict
     mesh: jax.sharding.Mesh
     train_source: Source
     eval_source: Source
@@ -141,6 +50,44 @@ class Run(NamedTuple):
     about: dict[str, Any]
     files: dict[str, fingerprint.Files]
     notes: list[str]
+    patience: Patience
+
+    @property
+    def num_classes(self) -> int:
+        """Of the labels."""
+        return len(self.about["class_names"])
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Of the global batches of an evaluation."""
+        return int(self.config.data.eval_batch_size or self.config.batch_size)
+
+    def train_batches(self, start: int) -> AbstractContextManager[Iterator[Batch]]:
+        """This process's shares of the training batches from number `start`, without end."""
+        return train_batches(
+            self.train_source,
+            seed=self.config.seed,
+            batch_size=self.config.batch_size,
+            transform=self.train_transform,
+            repeats=self.config.data.repeats,
+            start=start,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            workers=self.config.data.workers,
+            patience=self.patience,
+        )
+
+    def eval_batches(self) -> AbstractContextManager[Iterator[Batch]]:
+        """This process's shares of the batches that hold every evaluation example once."""
+        return eval_batches(
+            self.eval_source,
+            batch_size=self.eval_batch_size,
+            transform=self.eval_transform,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            workers=self.config.data.workers,
+            patience=self.patience,
+        )
 
 
 def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Run:
@@ -151,7 +98,7 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
       patience: for what is read, see `readers.reading`.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    _check_batches(config, mesh.size)
+    check_batches(config, mesh.size)
     data = config.data
     opened = dict(zip(("train", "eval"), open_splits(data), strict=True))
     if not len(opened["train"]):
@@ -188,6 +135,7 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
         },
     }
     return Run(
+        config,
         mesh,
         train_source,
         eval_source,
@@ -197,6 +145,7 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
         about,
         {name: fingerprint.listing(source) for name, source in opened.items()},
         _notes(config, programs.model),
+        patience,
     )
 
 
@@ -209,34 +158,6 @@ def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:
             f"model.norm_span={part} or a divisor of it says the same with any accumulation"
         ]
     return []
-
-
-def norm_groups(span: str, batch_size: int, devices: int) -> int:
-    """The groups of examples that batch normalisation treats by themselves.
-
-    Args:
-      span: 'global' for one group, 'device' for each device's share, or a number of examples.
-      batch_size: of the global batch.
-      devices: that share it.
-    """
-    if span == "global":
-        return 1
-    return devices if span == "device" else batch_size // int(span)
-
-
-def _check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
-    eval_batch_size = config.data.eval_batch_size or config.batch_size
-    part = config.batch_size // config.accumulation
-    for name, size in (
-        ("batch_size", config.batch_size),
-        ("batch_size / accumulation", part),
-        ("eval batch size", eval_batch_size),
-    ):
-        if size % devices:
-            raise UserError(
-                f"{name} {size} does not divide over {devices} devices; it must be a multiple "
-                f"of {devices}, such as {max(1, round(size / devices)) * devices}"
-            )
 
 
 def _check_evaluation(

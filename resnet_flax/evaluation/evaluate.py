@@ -1,6 +1,6 @@
 """Evaluation of a split: every example exactly once."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ def evaluate(
     classes: int,
     *,
     confusion: bool = False,
-) -> Iterator[Result | None]:
-    """Evaluates batch by batch, so that the caller can stop or show progress in between.
+    after_batch: Callable[[int], None] = lambda done: None,
+) -> Result:
+    """The metrics of a network on a split.
 
     Args:
       eval_step: compiled, see `step.compile_eval`.
@@ -31,16 +32,15 @@ def evaluate(
       source: the examples that the batches are of.
       classes: number of the network's outputs.
       confusion: count the confusion matrix too.
-
-    Yields:
-      None after each batch, and the result at the end.
+      after_batch: called with the number of batches that are done, to show progress; what it
+        raises ends the evaluation.
 
     Raises:
       RuntimeError: other examples were counted than `source` has.
     """
     dtype = jax.tree.leaves(variables)[0].dtype  # that of the logits
     sums = jax.device_put(zero_sums(classes, dtype, confusion=confusion), sharding.replicated(mesh))
-    for batch in batches:
+    for done, batch in enumerate(batches, start=1):
         sums = eval_step(variables, sharding.put_batch(batch, mesh), sums)
-        yield None
-    yield summarize(sums, len(source), getattr(source, "labelled", len(source)))
+        after_batch(done)
+    return summarize(sums, len(source), getattr(source, "labelled", len(source)))

@@ -1,0 +1,139 @@
+"""The programs of a config: what is compiled, and nothing of its data."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from resnet_flax import sharding
+from resnet_flax.data.experiment import Prepare
+from resnet_flax.errors import UserError
+from resnet_flax.evaluation.step import eval_step
+from resnet_flax.models import ResNet, configured_model
+from resnet_flax.runtime import xla_options
+from resnet_flax.training.norms import norm_over
+from resnet_flax.training.optimizer import make_optimizer, make_schedule
+from resnet_flax.training.state import init_state
+from resnet_flax.training.steps import (
+    compile_init,
+    compile_resident,
+    compile_statistics,
+    compile_steps,
+    statistics_step,
+    train_step,
+    unless_incomplete,
+)
+
+
+class Programs(NamedTuple):
+    """What a config computes, compiled at the first call.
+
+    Attributes:
+      model: the network.
+      schedule: the learning rate by the step.
+      init: `init_state`.
+      shardings: of the state.
+      train_step: on a batch.
+      resident_steps: on data that lies on the devices.
+      eval_step: on a batch.
+      statistics_step: on a batch.
+    """
+
+    model: ResNet
+    schedule: Any
+    init: Any
+    shardings: Any
+    train_step: Any
+    resident_steps: Any
+    eval_step: Any
+    statistics_step: Any
+
+
+def compile_programs(
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    classes: int,
+    image_shape: tuple[int, ...],
+    pixel_mean: np.ndarray | None = None,
+) -> Programs:
+    """The programs of a config, without its data.
+
+    Args:
+      config: resolved.
+      mesh: of the devices, which need not be there.
+      classes: of the labels.
+      image_shape: `(height, width, channels)` of a training image.
+      pixel_mean: see `Prepare`.
+    """
+    check_batches(config, mesh.size)
+    span = config.model.norm_span
+    model = configured_model(
+        config.model,
+        classes,
+        norm_groups(span, config.batch_size // config.accumulation, mesh.size),
+    )
+    schedule = make_schedule(config.optim, config.steps)
+    tx = make_optimizer(config.optim, schedule)
+    prepare = Prepare(config.data, config.seed, classes, model.dtype, pixel_mean)
+    init, shardings = compile_init(
+        partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
+    )
+    train = partial(
+        train_step,
+        model=model,
+        tx=tx,
+        prepare=prepare.training,
+        label_smoothing=config.optim.label_smoothing,
+        num_microbatches=config.accumulation,
+        bn_group_size=int(span) if span.isdecimal() else 1,
+        gather=sharding.gather(shardings.params, mesh),
+        norm=norm_over(mesh),
+    )
+    if jax.process_count() > 1:
+        train = partial(unless_incomplete, train=train)
+    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
+    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
+    devices = list(mesh.devices.flat)
+    options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
+    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
+    return Programs(
+        model,
+        schedule,
+        init,
+        shardings,
+        compiled_train,
+        compile_resident(mesh, shardings, train, options=options),
+        compiled_eval,
+        compile_statistics(mesh, shardings, statistics_of, options),
+    )
+
+
+def norm_groups(span: str, batch_size: int, devices: int) -> int:
+    """The groups of examples that batch normalisation treats by themselves.
+
+    Args:
+      span: 'global' for one group, 'device' for each device's share, or a number of examples.
+      batch_size: of the global batch.
+      devices: that share it.
+    """
+    if span == "global":
+        return 1
+    return devices if span == "device" else batch_size // int(span)
+
+
+def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
+    """Raises UserError where a batch of the config cannot be divided over the devices."""
+    eval_batch_size = config.data.eval_batch_size or config.batch_size
+    part = config.batch_size // config.accumulation
+    for name, size in (
+        ("batch_size", config.batch_size),
+        ("batch_size / accumulation", part),
+        ("eval batch size", eval_batch_size),
+    ):
+        if size % devices:
+            raise UserError(
+                f"{name} {size} does not divide over {devices} devices; it must be a multiple "
+                f"of {devices}, such as {max(1, round(size / devices)) * devices}"
+            )
