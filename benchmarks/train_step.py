@@ -10,7 +10,8 @@ that a change in the machine's speed affects all of them. The sides:
     ours           this package's step; 'ours:WHAT=NAME' overrides an implementation (see `ops`),
                    'ours:--FLAG=VALUE' passes a flag to XLA
     flax_example   what Flax's ImageNet example computes, rewritten with nn.Conv and nn.BatchNorm
-    torch          torchvision's network in contiguous memory format
+    torch          torchvision's network (for CIFAR-10, that of tests/goldens/torch_cifar.py) in
+                   contiguous memory format
     torch_last     the same in channels-last; in bfloat16 under autocast
     torch_compile  the same under torch.compile(mode='max-autotune'); 'torch_compile:MODE' uses
                    another mode
