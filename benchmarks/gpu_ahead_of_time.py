@@ -1,13 +1,13 @@
-"""What XLA would run on a GPU that is not there: a step's kernels, the bytes they move, its memory.
+"""What XLA would run on a GPU that this machine lacks: a step's kernels, their bytes, its memory.
 
-    pip install 'jax[cuda13]'     # beside the package, on a machine without a GPU
+    pip install 'jax[cuda13]'     # next to the package, on a machine without a GPU
     python benchmarks/gpu_ahead_of_time.py --network=resnet50 --batch=256
     python benchmarks/gpu_ahead_of_time.py --set=model.remat=1
     python benchmarks/gpu_ahead_of_time.py --network=cifar_resnet20 --batch=128 --what=resident
 
-Compiles for an NVIDIA H200, without trying out which of several kernels is fastest, counts what
-each operation of the program reads and writes, and prints sums by kind; `--hlo=FILE` writes the
-program.
+Compiles for an NVIDIA H200, without autotuning (which would need the device), counts the bytes that
+each operation of the program reads and writes, and prints the sums by kind of operation.
+`--hlo=FILE` writes the program.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to be of some version
+os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver whose version to check
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0"
 
 import jax
@@ -35,7 +35,7 @@ from resnet_flax.runtime.storage import read_json, write_json
 
 OUT = Path(__file__).parent.parent / "results" / "gpu_ahead_of_time.json"
 
-# An H200's, as XLA says them of itself on one.
+# The properties of an H200, as XLA reports them on one.
 TARGET = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -59,7 +59,7 @@ OPERATION = re.compile(r"(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)
 
 
 def main() -> None:
-    """Compiles one step."""
+    """Compiles one step and reports on it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def compiled(arguments: argparse.Namespace) -> Any:
-    """The step's program."""
+    """The compiled step."""
     topology = topologies.get_topology_desc(
         platform="cuda", topology_name="", target_config=TARGET, topology="1x1x1"
     )
@@ -118,7 +118,7 @@ def compiled(arguments: argparse.Namespace) -> Any:
             {name: examples[name] for name in ("image", "label")},
             jax.ShapeDtypeStruct((IN_ONE, batch), np.int32),
         )
-    # Pallas asks what GPU it writes for.
+    # Pallas asks which GPU it generates code for.
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
     there = use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
     with there, dispatch.override(**dict(way.split("=") for way in arguments.way)):
@@ -126,7 +126,7 @@ def compiled(arguments: argparse.Namespace) -> Any:
 
 
 def operations(text: str) -> list[tuple[str, str, int]]:
-    """Of the longest computation that is no fusion's: name, kind and bytes of each operation."""
+    """Name, kind and bytes of each operation of the longest computation that is not a fusion's."""
     computations: dict[str, list[str]] = {"": []}
     name = ""
     for line in text.splitlines():
@@ -160,7 +160,7 @@ def operations(text: str) -> list[tuple[str, str, int]]:
 
 
 def size(shape: str) -> int:
-    """Bytes of a shape, or of all in a tuple."""
+    """Bytes of an array by its HLO shape, or of all arrays of a tuple."""
     return sum(
         WIDTHS[kind] * math.prod(int(n) for n in sides.split(",") if n)
         for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", shape)
@@ -169,7 +169,7 @@ def size(shape: str) -> int:
 
 
 def by_kind(found: list[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
-    """Number and bytes of operations of each kind, what moves most first."""
+    """Number and bytes of the operations of each kind; the kind that moves most comes first."""
     number: dict[str, int] = collections.Counter()
     moved: dict[str, int] = collections.Counter()
     for _, kind, count in found:
@@ -182,7 +182,7 @@ def by_kind(found: list[tuple[str, str, int]]) -> dict[str, dict[str, int]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """80 columns."""
+    """The report as text, 80 columns wide."""
     lines = [
         f"{found['network']}, {found['what']}, batch {found['batch']}, {found['device']}: "
         f"{found['scratch_bytes'] / 2**30:.2f} GiB of scratch"

@@ -2,10 +2,11 @@
 
     python benchmarks/growth.py --figure=docs/growth.png
 
-Each point is a process of its own; those of an axis live at the same time and take their steps in
-turns, so that a machine that drifts drifts for all. Of each the median of several steps is taken,
-in seconds. The devices are parts of one CPU, which share its cores and a batch: there the line
-should be flat, and what it rises by is what cutting and communicating costs.
+Each point is a process of its own. The points of an axis run at the same time and take their steps
+alternately, so that a change in the machine's speed affects all of them. A point's cost is the
+median of several steps, in seconds. The devices are virtual devices of one CPU, which share its
+cores and one batch: that line should be flat, and its rise is the cost of splitting the batch and
+communicating.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 from resnet_flax.runtime import allocator
 
-# Network, batch, side of an image, devices; along each axis but one they stay.
+# Network, batch size, side of an image in pixels, devices. Along an axis only one of them changes.
 AXES: dict[str, list[tuple[str, int, int, int]]] = {
     "depth": [(f"cifar_resnet{depth}", 32, 32, 1) for depth in (20, 32, 44, 56, 110)],
     "batch": [("cifar_resnet20", batch, 32, 1) for batch in (16, 32, 64, 128, 256)],
@@ -37,7 +38,7 @@ OUT = Path(__file__).parent.parent / "results" / "growth.json"
 
 
 def work(network: str, batch: int, side: int) -> None:
-    """Makes a step in this process, and takes one for each line of standard input."""
+    """Compiles a step in this process, and takes one step for each line of standard input."""
     import jax
     from programs import config_of, noise, programs_of
 
@@ -61,7 +62,7 @@ def work(network: str, batch: int, side: int) -> None:
         step()
     print("ready", flush=True)
     for _ in sys.stdin:
-        step()  # while others had their turns the caches were theirs
+        step()  # not counted: other points have used the CPU's caches since
         print(step(), flush=True)
 
 
@@ -79,7 +80,7 @@ class Point:
             text=True,
             env={**os.environ, **allocator.settings(keep=True), "XLA_FLAGS": flags},
         )
-        self._read()  # before the next one starts: compiling uses all cores
+        self._read()  # before the next point starts: compiling uses all cores
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -89,19 +90,19 @@ class Point:
         return line
 
     def step(self) -> float:
-        """Seconds of a step."""
+        """Takes a step; returns its seconds."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         return round(float(self._read()), 4)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.kill()
         self._process.communicate()
 
 
 def in_turns(points: list[tuple[str, int, int, int]], steps: int) -> list[list[float]]:
-    """Seconds of each step of each point, one after the other, round by round."""
+    """The seconds of each step of each point; in each round every point takes one step."""
     opened: list[Point] = []
     try:
         for point in points:
@@ -114,14 +115,14 @@ def in_turns(points: list[tuple[str, int, int, int]], steps: int) -> list[list[f
 
 
 def place(axis: str, point: tuple[str, int, int, int]) -> int:
-    """Where a point lies on its axis."""
+    """The coordinate of a point on its axis."""
     network, batch, side, devices = point
     depth = int(network.split("resnet")[1])
     return {"depth": depth, "batch": batch, "pixels": side * side, "devices": devices}[axis]
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Four panels, each with the straight line that fits best."""
+    """Draws a panel for each axis, with the straight line that fits best."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,7 +139,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         y = np.array([statistics.median(row["seconds"]) for row in mine])
         low, high = (np.array([f(row["seconds"]) for row in mine]) for f in (min, max))
         panel.errorbar(x, y, [y - low, high - y], fmt="o", markersize=4, capsize=3, color="C0")
-        slope, level = np.polyfit(x, y, 1, w=1 / y)  # what a machine's drift adds is a share
+        slope, level = np.polyfit(x, y, 1, w=1 / y)  # a change in the machine's speed is relative
         ends = np.array([0, x.max()])
         panel.plot(ends, level + slope * ends, color="C1", linewidth=1)
         panel.set_xlabel(axis)
@@ -150,7 +151,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    """Measures what is asked for, writes, and draws what there is."""
+    """Measures, writes the results and draws those that there are."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

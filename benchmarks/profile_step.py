@@ -3,8 +3,8 @@
     python benchmarks/profile_step.py --network=resnet50 --batch=256 --out=profile.json
     python benchmarks/profile_step.py --network=cifar_resnet20 --batch=128 --what=resident
 
-Prints milliseconds of a step by kind of kernel and the longest kernels. `--hlo=FILE` writes the
-program as the compiler left it, in which the names of fusions are found again.
+Prints the milliseconds of a step by kind of kernel, and the longest kernels. `--hlo=FILE` writes
+the optimised program, in which the fusions can be looked up by name.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from typing import Any
 from sides import classes_of, image_shape
 from train_step import surroundings, versions
 
-# The first that a kernel's name holds is its kind; kernels of libraries bear no names of fusions.
+# The first pattern that a kernel's name matches is its kind. Library kernels have no fusion names.
 KINDS = (
     ("convolution or product", r"cudnn|cutlass|xmma|nvjet|implicit|conv(?!ert)|gemm|dot|sm\d\d_"),
     ("copy", r"memcpy|memset|copy|transpose|nhwc|nchw"),
     ("reduction", r"reduce"),
     ("elementwise", r""),
 )
-IN_ONE = 20  # steps of what='resident' to a dispatch
+IN_ONE = 20  # steps per dispatch where what='resident'
 
 
 def main() -> None:
-    """Profiles, prints and writes."""
+    """Profiles one step, prints the result and writes it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,7 +73,7 @@ def main() -> None:
 def compiled(
     network: str, batch: int, what: str, dtype: str, ways: dict[str, str]
 ) -> tuple[Any, Any, tuple[Any, ...]]:
-    """A step's program, the state before it and its other operands."""
+    """A compiled step, the state before it and its other operands."""
     import jax
     import numpy as np
     from programs import config_of_network, noise, programs_of
@@ -100,7 +100,7 @@ def compiled(
 def profile(
     program: Any, state: Any, operands: Any, steps: int
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Seconds of a step, without the profiler, and the kernels of one, the longest first."""
+    """Seconds of a step without the profiler, and the kernels of a step, the longest first."""
     import jax
 
     def run(number: int) -> float:
@@ -137,7 +137,7 @@ def profile(
 
 
 def device_events(data: Any) -> list[tuple[Any, str]]:
-    """What ran on the streams of a GPU, else what the CPU's threads say of operations."""
+    """Events on the streams of a GPU or, where there is none, operations on the CPU's threads."""
     found = []
     gpu = any("device:GPU" in plane.name for plane in data.planes)
     for plane in data.planes:
@@ -152,7 +152,7 @@ def device_events(data: Any) -> list[tuple[Any, str]]:
 
 
 def by_kind(kernels: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Milliseconds and number of kernels of a step, of each kind."""
+    """Milliseconds and number of the kernels of a step, by kind."""
     found = {name: {"milliseconds": 0.0, "kernels": 0.0} for name, _ in KINDS}
     for kernel in kernels:
         kind = next(name for name, pattern in KINDS if re.search(pattern, kernel["kernel"].lower()))
@@ -162,7 +162,7 @@ def by_kind(kernels: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """A profile, 80 columns."""
+    """The profile as text, 80 columns wide."""
     lines = [
         f"{found['network']}, {found['what']}, batch {found['batch']}, {found['dtype']}: "
         f"{1e3 * found['seconds']:.2f} ms a step, {found['batch'] / found['seconds']:,.0f} images/s"

@@ -1,4 +1,4 @@
-"""A config's compiled programs, and batches of noise for them."""
+"""The compiled programs of a config, and random batches for them."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ Shape = tuple[int, int, int]
 
 
 def config_of(path: str, settings: list[str]) -> ml_collections.ConfigDict:
-    """A config, resolved.
+    """A config file's config with settings changed, resolved.
 
     Args:
       path: PATH or PATH:VARIANT.
-      settings: 'key=value' each.
+      settings: changes, each written 'key=value'.
     """
     config = load_config(path)
     override(config, settings)
@@ -31,8 +31,8 @@ def config_of(path: str, settings: list[str]) -> ml_collections.ConfigDict:
 def config_of_network(
     network: str, batch: int, dtype: str, settings: list[str] | None = None
 ) -> ml_collections.ConfigDict:
-    """The config that a network's speed is measured with, resolved."""
-    # For CIFAR's networks the augmentation of the paper lies in the step.
+    """The resolved config with which the speed of a network is measured."""
+    # For the CIFAR networks the step includes the paper's augmentation.
     cifar = network.startswith("cifar")
     path = "configs/cifar10.py:resnet20" if cifar else "configs/imagenet.py:resnet50"
     named = [f"model.name={network}", f"batch_size={batch}", f"model.dtype={dtype}"]
@@ -45,20 +45,20 @@ def programs_of(
     shape: Shape,
     devices: list[jax.Device] | None = None,
 ) -> tuple[Programs, Mesh]:
-    """Those that `train.py` would run, and the mesh that they are for.
+    """The programs that `train.py` would run, and the mesh that they are compiled for.
 
     Args:
-      config: resolved.
-      classes: of the data.
+      config: a resolved config.
+      classes: number of classes of the data.
       shape: height, width and channels of an image.
-      devices: default all.
+      devices: the devices of the mesh; by default all.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
     return compile_programs(config, mesh, classes, shape), mesh
 
 
 def batch_shapes(batch: int, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a batch."""
+    """Shapes and types of the arrays of a batch."""
     return {
         "image": jax.ShapeDtypeStruct((batch, *shape), np.uint8),
         "label": jax.ShapeDtypeStruct((batch,), np.int32),
@@ -77,5 +77,5 @@ def noise(batch: int, shape: Shape, classes: int) -> dict[str, Any]:
 
 
 def for_one_gpu(function: Any) -> Any:
-    """`jax.jit` of a function as for a program on the one GPU that kernels were measured on."""
+    """`jax.jit` for a program on a single GPU of the kind that `ops.gpu_kernels` are for."""
     return jit(function, xla_options.Options({}, single_gpu=True))

@@ -1,9 +1,9 @@
-"""Gradients as this machine's device computes them beside those of the plain ways, on the device.
+"""Gradients by the implementations chosen for this device, compared with the reference ones on it.
 
     python benchmarks/same_on_device.py
 
-Prints the largest relative difference of any parameter's gradient, in float64 and, as far as
-rounding lets it, in bfloat16; the exit status is 1 where float64 is off by more than 1e-10.
+Prints the largest relative difference of any parameter's gradient, in float64 and, where rounding
+dominates it, in bfloat16. The exit status is 1 where float64 differs by more than 1e-10.
 """
 
 import sys
@@ -35,13 +35,13 @@ NETWORKS: list[tuple[str, dict[str, Any], int, int]] = [
 
 
 def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: Any) -> float:
-    """The largest distance of two gradients over the norm of the plain one."""
+    """The largest distance of a parameter's gradients, relative to the reference one's norm."""
     exact = jnp.float64 if dtype == jnp.float64 else jnp.float32
     model = create_model(name, num_classes=5, **axes, dtype=dtype, param_dtype=exact)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, side, side, 3)), dtype)
     variables = jax.jit(lambda key: model.init(key, x, train=False))(jax.random.key(0))
-    # Scales of zero would hide what lies behind them.
+    # Scales of zero would hide the gradients of the layers before them.
     variables = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.1, leaf.dtype), variables)
 
     def gradient(**ways: str) -> Any:
@@ -54,7 +54,7 @@ def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: An
         return jax.device_get(jax.jit(jax.grad(loss))(variables["params"]))
 
     plain = jax.tree.leaves(gradient(**PLAIN))
-    # The second as bfloat16 chooses it, in any type; our own kernels a GPU has in bfloat16 alone.
+    # The choice for this type, then that for bfloat16. Our own kernels exist in bfloat16 only.
     others = [{}, {"conv_bn_1x1": "fused"}]
     if dtype == jnp.bfloat16:
         others.append({"conv_bn_3x3": "triton"})
@@ -64,7 +64,7 @@ def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: An
 
 
 def main() -> int:
-    """Compares."""
+    """Compares all networks; returns the exit status."""
     jax.config.update("jax_enable_x64", True)
     print(jax.devices()[0].device_kind)
     worst = 0.0

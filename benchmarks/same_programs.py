@@ -1,12 +1,13 @@
-"""Whether two versions of this package compute the same: the operations of their programs compared.
+"""Whether two versions of this package compute the same: compares their programs' operations.
 
     python benchmarks/same_programs.py write before.json     # in the version before
     python benchmarks/same_programs.py compare before.json   # in the version after
 
-Lowers the gradient and the inference of a network of each kind, for CPU, GPU (with and without the
-kernels of our own) and TPU, none of which need be there, and one whole training step; counts the
-StableHLO operations with their types and attributes, order and names apart; and notes names, shapes
-and types of all variables. `compare` lists what differs and ends with 1 where something does.
+Lowers the gradient and the inference of one network of each kind, for CPU, GPU (with and without
+our own kernels) and TPU, none of which has to be present, and one whole training step. Counts the
+StableHLO operations with their types and attributes, ignoring their order and names, and records
+the names, shapes and types of all variables. `compare` lists the differences, and exits with status
+1 where there are any.
 """
 
 import argparse
@@ -37,10 +38,10 @@ class Network(NamedTuple):
     Attributes:
       variant: see `create_model`.
       platform: 'cuda', 'cpu' or 'tpu'.
-      side: of the images, in pixels.
-      batch: images.
-      overrides: of the variant.
-      one_gpu: for the one GPU that the kernels of our own are for.
+      side: height and width of the images, in pixels.
+      batch: number of images.
+      overrides: arguments that differ from the variant's.
+      one_gpu: lower for a single GPU of the kind that our own kernels are for.
     """
 
     variant: str
@@ -52,7 +53,7 @@ class Network(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """What it is computed in."""
+        """The type of the computation."""
         return "float32" if self.platform == "cpu" else "bfloat16"
 
 
@@ -86,7 +87,7 @@ NETWORKS = {
 
 
 def main() -> int:
-    """Writes or compares."""
+    """Writes or compares; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -128,7 +129,7 @@ def summarized(operations: dict[str, int]) -> str:
 
 
 def lowered(name: str, network: Network) -> dict[str, dict[str, int]]:
-    """Operations of a network's gradient and inference, and its variables."""
+    """The operations of a network's gradient and inference, and its variables."""
     dtype = jnp.dtype(network.dtype)
     model = create_model(network.variant, num_classes=10, dtype=dtype, **network.overrides)
     x = jax.ShapeDtypeStruct((network.batch, network.side, network.side, 3), dtype)
@@ -158,7 +159,7 @@ def lowered(name: str, network: Network) -> dict[str, dict[str, int]]:
 
 
 def whole_step() -> dict[str, dict[str, int]]:
-    """The training step of configs/cifar10.py, on this machine, by what a run compiles."""
+    """The training step of configs/cifar10.py as a run on this machine compiles it."""
     config = config_of("configs/cifar10.py:resnet20", [])
     programs, _ = programs_of(config, 10, (32, 32, 3), jax.devices()[:1])
     state = jax.eval_shape(programs.init, 0)
@@ -172,13 +173,13 @@ def whole_step() -> dict[str, dict[str, int]]:
 
 
 def operations(function: Callable[..., Any], network: Network, *arguments: Any) -> dict[str, int]:
-    """How often each operation stands in a function's program."""
+    """How often each operation occurs in the program of a function."""
     jitted = for_one_gpu(function) if network.one_gpu else jax.jit(function)
     return count(jitted.trace(*arguments).lower(lowering_platforms=(network.platform,)).as_text())
 
 
 def count(text: str) -> dict[str, int]:
-    """How often each operation is carried out, functions counted where they are called."""
+    """How often each operation is executed; a function counts at each call."""
     bodies: dict[str, list[str]] = {}
     body: list[str] = []
     for line in text.splitlines():
@@ -202,7 +203,7 @@ def count(text: str) -> dict[str, int]:
 
 
 def nameless(line: str) -> str:
-    """An operation without the names of its values, and of kernels without their code."""
+    """An operation without the names of its values and without the code of a kernel."""
     line = re.sub(r"%[\w#:]+", "%", line)
     if "custom_call" in line:
         line = re.sub(r"\{.*\} : ", "{code} : ", line)

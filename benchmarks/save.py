@@ -1,8 +1,8 @@
-"""What a checkpoint of ResNet-50's size costs the training step: milliseconds that it waits.
+"""How long the training waits for a checkpoint of ResNet-50's size, in milliseconds.
 
-`python benchmarks/save.py --workdir=DIR`, on the disk in question. Saves are made with and without
-syncing in turns; between two of them the program does nothing, so that the background is free.
-Writes results/save.json.
+Run `python benchmarks/save.py --workdir=DIR`, with DIR on the disk in question. Saves with and
+without syncing alternate. The program does nothing else until a save has finished in the
+background. Writes results/save.json.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OUT = Path(__file__).parent.parent / "results" / "save.json"
 
 
 def make_state():
-    """A train state of ResNet-50 with SGD's momentum, of random numbers."""
+    """A train state of ResNet-50 with the momentum of SGD, filled with random numbers."""
     model = create_model("resnet50")
     init = partial(init_state, model=model, tx=optax.sgd(0.1, 0.9), image_shape=(224, 224, 3))
     key = jax.random.key(0)
@@ -41,7 +41,7 @@ def make_state():
 
 
 def measure(checkpoints: Checkpoints, step: int, state) -> dict[str, float]:
-    """Milliseconds of one save: waited at its step, in the background, waited when it is done."""
+    """Milliseconds of one save: waiting at its step, in the background, waiting when it is done."""
     began = time.perf_counter()
     checkpoints.save(step, state, {})
     waited = time.perf_counter()
@@ -58,7 +58,7 @@ def measure(checkpoints: Checkpoints, step: int, state) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True, help="where to write checkpoints")
     parser.add_argument("--rounds", type=int, default=8, help="saves of either kind")
@@ -67,7 +67,7 @@ def main() -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     figures: dict[str, list[dict[str, float]]] = {"synced": [], "not_synced": []}
     with Checkpoints(arguments.workdir / "checkpoints", keep=2) as checkpoints:
-        measure(checkpoints, 1, state)  # compiles the digests
+        measure(checkpoints, 1, state)  # the first save compiles the digests
         for step in range(2, 2 + 2 * arguments.rounds):
             kind = "synced" if step % 2 else "not_synced"
             with contextlib.ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""What `train_step.py` compares: each side's step, made in a process of its own.
+"""What `train_step.py` compares: the step of each side, in a process of its own.
 
-`python benchmarks/sides.py SIDE NETWORK BATCH WHAT DTYPE` makes it, says so in a line of JSON, then
-takes steps for as many seconds as each line of standard input says, and answers with the seconds of
-a step in each stretch of steps, and peak memory.
+`python benchmarks/sides.py SIDE NETWORK BATCH WHAT DTYPE` prepares the step and reports that in a
+line of JSON. For each line of standard input, which is a number of seconds, it then takes steps for
+so long, and answers with the seconds per step in each stretch of steps and with the peak memory.
 """
 
 import contextlib
@@ -18,20 +18,20 @@ from typing import Any
 
 Run = Callable[[int], None]
 
-STRETCH = 0.5  # seconds that a stretch takes at least: the host waits for the device behind each
-IN_ONE = 100  # steps to a dispatch where the data lies on the device
-WARM = 0.4  # of a turn's seconds, before them and not counted
+STRETCH = 0.5  # seconds that a stretch takes at least: the host waits for the device after each
+IN_ONE = 100  # steps per dispatch where the data is resident on the device
+WARM = 0.4  # warm-up before the seconds that count, as a fraction of them
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def image_shape(network: str) -> tuple[int, int, int]:
-    """Height, width and channels of what a network is compared on."""
+    """Height, width and channels of the images on which a network is compared."""
     return (32, 32, 3) if network.startswith("cifar") else (224, 224, 3)
 
 
 def classes_of(network: str) -> int:
-    """Classes of the data set that a network is usual for."""
+    """Number of classes of the data set that a network is usually trained on."""
     return 10 if network.startswith("cifar") else 1000
 
 
@@ -39,7 +39,7 @@ def classes_of(network: str) -> int:
 
 
 def make_jax(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[Run, Any]:
-    """A JAX side, and what tells its peak memory."""
+    """A JAX side: what takes steps, and what returns the peak memory in bytes."""
     import jax
     from programs import noise
 
@@ -67,9 +67,9 @@ def make_jax(side: str, network: str, batch: int, what: str, dtype: str) -> tupl
 
 
 def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[Any, Any, Any]:
-    """This package's programs; `side` may name implementations for `ops.override`.
+    """This package's programs.
 
-    As in 'ours:forward=dot'.
+    `side` may name implementations for `ops.override`, as in 'ours:forward=dot'.
     """
     import jax
     import numpy as np
@@ -116,7 +116,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
 
 
 def _flax_example(network: str, dtype: str) -> tuple[Any, Any, Any]:
-    """What Flax's ImageNet example computes, written again."""
+    """What Flax's ImageNet example computes, rewritten here."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -225,7 +225,7 @@ def _flax_example(network: str, dtype: str) -> tuple[Any, Any, Any]:
 
 
 def make_torch(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[Run, Any]:
-    """A PyTorch side, and what tells its peak memory."""
+    """A PyTorch side: what takes steps, and what returns the peak memory in bytes."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -285,8 +285,8 @@ def make_torch(side: str, network: str, batch: int, what: str, dtype: str) -> tu
 
 
 def _torch_network(network: str) -> Any:
-    # torchvision's compiled operators need not match the installed torch: none is used here, and
-    # an empty module takes the place of what would register them.
+    # torchvision's compiled operators may not match the installed torch. None is used here, so an
+    # empty module replaces the one that would register them.
     sys.modules.setdefault("torchvision._meta_registrations", types.ModuleType("empty"))
     if network.startswith("cifar"):
         sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "goldens"))
@@ -303,7 +303,7 @@ def _peak_of_process() -> int:
 
 
 def main() -> None:
-    """Makes one side and takes its steps."""
+    """Prepares one side and takes its steps."""
     side, network, batch, what, dtype = sys.argv[1:]
     in_one = IN_ONE if what == "resident" else 1
     start = time.monotonic()
@@ -312,13 +312,13 @@ def main() -> None:
     made = time.monotonic()
     run(1)
     first = time.monotonic()
-    run(5)  # until buffers lie where they will stay
+    run(5)  # until the buffers have their final places
     print(json.dumps({"made": made - start, "first_step": first - made}), flush=True)
     stretch = 1
     for line in sys.stdin:
         each: list[float] = []
         begun = time.monotonic()
-        # While others had their turns the machine may have taken memory and clock away.
+        # While other sides ran, memory may have been paged out and the clock lowered.
         while time.monotonic() < begun + WARM * float(line):
             run(stretch)
         end = time.monotonic() + float(line)

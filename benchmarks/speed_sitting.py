@@ -1,12 +1,13 @@
-"""All comparisons of `train_step.py` for a device, one after the other, for some minutes.
+"""A session: all comparisons of `train_step.py` for a device, one after the other.
 
     python benchmarks/speed_sitting.py --plan=gpu --minutes=9 --out=results/train_step.json
     python benchmarks/speed_sitting.py --plan=cpu --figure=docs/train_step.png
     python benchmarks/speed_sitting.py --against=results/train_step.json   # `make bench`
 
-What the file has of these programs, this device and these versions is not done again, so that
-several sittings make one whole. The first of a plan matter most. Leads are tried one by one beside
-the step as it is; what was expected of them stands in docs/speed.md.
+A comparison that the file already has for these programs, this device and these versions is not
+repeated, so several sessions complete one file. The comparisons of a plan are in order of
+importance. Leads are single choices of implementation or compiler flags, each compared with the
+step as it is; docs/speed.md says what was expected of them.
 """
 
 import argparse
@@ -23,7 +24,7 @@ OUT = Path(__file__).parent.parent / "results" / "train_step.json"
 
 PEERS = "ours,flax_example,torch,torch_last"
 COMPILED = "ours,flax_example,torch_last,torch_compile:default,torch_compile"
-# What the choices for a GPU in ops/heuristics.py brought, each taken back by itself, and flags.
+# Choices for a GPU in ops/heuristics.py, each undone by itself, and flags of XLA.
 LEADS = (
     "conv_bn_1x1=unfused",
     "statistics=two_pass",
@@ -35,7 +36,7 @@ LEADS = (
     "--xla_gpu_enable_command_buffer=",
 )
 
-# Network, batch, what, sides.
+# Network, batch size, what is measured, sides.
 PLANS: dict[str, list[tuple[str, int, str, str]]] = {
     "gpu": [
         ("resnet50", 256, "train", COMPILED),
@@ -67,7 +68,7 @@ PLANS: dict[str, list[tuple[str, int, str, str]]] = {
 
 
 def main() -> int:
-    """Compares; returns 75 where time was up, 1 where ours is slower than committed, else 0."""
+    """Compares; returns 75 if time ran out, 1 if ours is slower than committed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -103,7 +104,7 @@ def main() -> int:
             *(network, batch, what, dtype, sides),
             rounds=arguments.rounds,
             seconds=arguments.seconds,
-            # However short the sitting, one comparison is made: five minutes for a side to start.
+            # However short the session, one comparison is made: a side gets five minutes to start.
             limit=max(60.0 if took else 300.0, min(left / 2, 600.0)),
             together=(os.cpu_count() or 1) >= 16,
         )
@@ -124,14 +125,14 @@ def main() -> int:
 
 
 def done(old: dict[str, Any], planned: dict[str, Any]) -> bool:
-    """Whether a comparison has been made with these programs."""
+    """Whether a comparison has already been made with these programs and versions."""
     return key(old) == key(planned) and all(
         old[name] == planned[name] for name in ("versions", "programs")
     )
 
 
 def draw(rows: list[dict[str, Any]], processor: str, path: Path) -> None:
-    """Ours over each peer, with the range of the rounds."""
+    """Draws our rate divided by that of each peer, with the range over the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,10 +1,10 @@
-"""How long a run takes to its first step, and a deep network to compile.
+"""How long a run takes until its first step, and how long a deep network takes to compile.
 
     python benchmarks/start.py --data_dir=DIR
 
-Starts the digits run with an empty compilation cache and then with what that left, each time until
-the first step is reported; and compiles ResNet-152's training step (224 pixels, batch 32), without
-a cache. Writes seconds to results/start.json.
+Starts the digits run with an empty compilation cache and then with the cache that this left, each
+time until the first step is reported. Also compiles the training step of ResNet-152 (224 pixels,
+batch 32) without a cache. Writes the seconds to results/start.json.
 """
 
 import argparse
@@ -20,7 +20,7 @@ OUT = ROOT / "results" / "start.json"
 
 
 def first_step(data_dir: str, cache: str) -> float:
-    """Seconds from the start of train.py until it says that step 1 is done."""
+    """Seconds from the start of train.py until it reports that step 1 is done."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}"]
         command += ["--config.log.every=1", f"--config.data.data_dir={data_dir}"]
@@ -41,7 +41,7 @@ def first_step(data_dir: str, cache: str) -> float:
 
 
 def compiled(name: str, batch: int) -> float:
-    """Seconds that a network's training step takes to compile, tracing included."""
+    """Seconds that the training step of a network takes to compile, including tracing."""
     import jax
     from programs import batch_shapes, config_of, programs_of
 
@@ -56,7 +56,7 @@ def compiled(name: str, batch: int) -> float:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default="", metavar="DIR", help="of TFDS")
     parser.add_argument("--times", type=int, default=3)

@@ -1,11 +1,11 @@
-"""A sitting with table 6 on a machine that is lent for minutes and is bare the next time.
+"""A session of training for table 6 on a machine that is lent for minutes and is empty next time.
 
     python benchmarks/table6_sitting.py --data_dir=DIR --keep=KEEP --minutes=9
 
-Takes up what KEEP holds of earlier sittings, trains (one seed of every network first, ResNet-1202
-aside), stops in time with everything saved, and leaves KEEP/runs.tar, to be brought to the next
-sitting, and KEEP/table6.json with all results and curves so far, which merges into results/.
-Of finished runs the results and curves are kept, of an unfinished one the newest checkpoint too.
+Continues from what earlier sessions left in KEEP, trains (one seed of every network first, without
+ResNet-1202), and stops in time with everything saved. It leaves KEEP/runs.tar, which the next
+session needs, and KEEP/table6.json with all results and curves so far, which merges into results/.
+Of finished runs the results and curves are kept, of an unfinished run also its newest checkpoint.
 """
 
 import argparse
@@ -22,7 +22,7 @@ NETWORKS = ",".join(
 
 
 def main() -> int:
-    """One sitting; returns the exit status, 143 where the time was up."""
+    """Runs one session; returns the exit status, which is 143 if time ran out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, required=True, metavar="DIR")
     parser.add_argument("--data_dir", default="", metavar="DIR")

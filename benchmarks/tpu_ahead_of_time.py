@@ -1,13 +1,13 @@
-"""What TPU's compiler makes of the training step, on a machine without a TPU.
+"""What the TPU compiler makes of the training step, on a machine without a TPU.
 
-    pip install 'resnet_flax[tpu]'   # Python 3.12; libtpu's wheel
+    pip install 'resnet_flax[tpu]'   # Python 3.12; installs libtpu
     python benchmarks/tpu_ahead_of_time.py --topology=v5e:2x4 --fsdp=1
 
-Compiles the step of a config for a slice that need not be there, with the true collectives and
-memory, and adds what it says to results/tpu_ahead_of_time.json: memory of a chip in bytes, and of
-each kind of collective the number, the bytes a chip gets by it in a step, and the elements of the
-largest array. '--config.KEY=VALUE' changes a key of the config. It takes a minute or two on two
-cores; `make tpu-ahead-of-time` makes the whole file.
+Compiles the step of a config for a TPU slice, with the collectives and memory that it would have
+there, and adds these to results/tpu_ahead_of_time.json: the memory of a chip in bytes and, for each
+kind of collective, their number, the bytes that a chip receives in a step, and the elements of the
+largest array. '--config.KEY=VALUE' changes a key of the config. One program takes a minute or two
+on two cores; `make tpu-ahead-of-time` writes the whole file.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so no lock is needed
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so no lock is needed
 
 import jax
 from jax.experimental import topologies
@@ -33,7 +33,7 @@ OUT = Path(__file__).parent.parent / "results" / "tpu_ahead_of_time.json"
 
 
 def main() -> None:
-    """Compiles one step."""
+    """Compiles one step and writes what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/imagenet.py:resnet50")
     parser.add_argument("--topology", default="v5e:2x4", help="such as v5e:2x4 or v5e:16x16")

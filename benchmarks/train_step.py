@@ -1,24 +1,26 @@
-"""Steps of training and inference beside what a user would pick instead, in one run.
+"""Compares the speed of this package with what a user would otherwise pick, in one session.
 
     python benchmarks/train_step.py --networks=resnet50,resnet18 --batch=16
     python benchmarks/train_step.py --networks=cifar_resnet20 --batch=128 --what=infer
     python benchmarks/train_step.py --sides=ours,ours:statistics=one_pass,ours:--xla_flag=value
 
-Sides, each in a process of its own and taken in turns round by round, so that a machine that drifts
-drifts for all:
+Each side runs in a process of its own. In each round every side takes steps for some seconds, so
+that a change in the machine's speed affects all of them. The sides:
 
-    ours           this package's step; 'ours:WHAT=NAME' overrides an implementation (ops),
-                   'ours:--FLAG=VALUE' gives XLA a flag
-    flax_example   what Flax's ImageNet example computes, written again: nn.Conv, nn.BatchNorm
-    torch          torchvision's network, contiguous
-    torch_last     the same in channels-last, on a GPU under bfloat16 autocast
-    torch_compile  the same under torch.compile(mode='max-autotune'); 'torch_compile:MODE' under
+    ours           this package's step; 'ours:WHAT=NAME' overrides an implementation (see `ops`),
+                   'ours:--FLAG=VALUE' passes a flag to XLA
+    flax_example   what Flax's ImageNet example computes, rewritten with nn.Conv and nn.BatchNorm
+    torch          torchvision's network (for CIFAR-10, that of tests/goldens/torch_cifar.py) in
+                   contiguous memory format
+    torch_last     the same in channels-last; in bfloat16 under autocast
+    torch_compile  the same under torch.compile(mode='max-autotune'); 'torch_compile:MODE' uses
                    another mode
 
-Prints images/s (median and range of the rounds), the ratio of ours to each side, peak memory and
-the seconds of the first step (compilation and all), and merges them into a JSON file. Where the
-rounds' ratios spread over more than their distance from 1, no ratio is printed. Ours does more in a
-step than the others: CIFAR's crops and flips, norms of gradients and parameters for the log.
+Prints images/s (median and range over the rounds), the ratio of ours to each side, the peak memory
+and the seconds of the first step (including compilation), and merges them into a JSON file. No
+ratio is printed where the rounds' ratios spread over more than their distance from 1. Ours does
+more in a step than the others: the crops and flips of CIFAR-10, and norms of gradients, parameters
+and statistics for the log.
 """
 
 import argparse
@@ -44,23 +46,23 @@ from resnet_flax.runtime import allocator
 HERE = Path(__file__).parent
 SIDES = ("ours", "flax_example", "torch", "torch_last", "torch_compile")
 
-# Dense FLOP/s in bfloat16 and bytes/s of memory, from the makers' data sheets.
+# Dense FLOP/s in bfloat16, and bytes/s of memory, from NVIDIA's data sheets.
 PEAKS = {"NVIDIA H200": (989e12, 4.8e12), "NVIDIA H100 80GB HBM3": (989e12, 3.35e12)}
 
 
 class SideError(Exception):
-    """A side cannot be measured; what it printed says why."""
+    """A side cannot be measured; its own output says why."""
 
 
 class Side:
-    """A worker, driven from here."""
+    """A side's process (sides.py), controlled from here."""
 
     def __init__(self, name: str, network: str, batch: int, what: str, dtype: str) -> None:
         flags = [part for part in name.split(":") if part.startswith("--")]
-        # All sides get the allocator that train.py, or eval, gives itself.
+        # All sides get the allocator that `train` (or `eval`, for inference) chooses for itself.
         chosen = allocator.settings(keep=what != "infer")
         environment = {**os.environ, **chosen, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        # One GPU each, and what is compiled is compiled again.
+        # All sides use the same single GPU, and no compiled program comes from a cache.
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")
         self._scratch = tempfile.TemporaryDirectory()
         environment["TORCHINDUCTOR_CACHE_DIR"] = self._scratch.name
@@ -78,7 +80,7 @@ class Side:
         self.peak = 0
 
     def wait(self, limit: float) -> None:
-        """Until it has taken its first steps; so many seconds at most."""
+        """Waits until the side has taken its first steps, for at most `limit` seconds."""
         self.ready = self._read(limit)
 
     def _read(self, limit: float) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Side:
         return json.loads(line)
 
     def take(self, seconds: float) -> list[float]:
-        """Steps for so long; the seconds of a step in each stretch of half a second."""
+        """Takes steps for so long; returns the seconds per step in each half-second stretch."""
         assert self._process.stdin is not None
         try:
             print(seconds, file=self._process.stdin, flush=True)
@@ -105,7 +107,7 @@ class Side:
         return found["seconds"]
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.kill()
         self._process.communicate()
         self._scratch.cleanup()
@@ -122,12 +124,12 @@ def compare(
     limit: float = 600.0,
     together: bool = False,
 ) -> dict[str, Any]:
-    """Rates of the sides, taken in turns, each turn of about so many seconds.
+    """The rates of the sides: in each of `rounds` every side takes steps for about `seconds`.
 
-    A turn's rate is that of the median stretch of its steps, after some that do not count: now and
-    then this or that step has to wait for the machine. A side that fails, or takes longer than
-    `limit` seconds to its first steps, is left out and said to have failed. Sides start one after
-    the other, since compiling uses all cores, or `together`, where there are cores enough.
+    A side's rate in a round is that of its median stretch of steps, after a warm-up: now and then a
+    step has to wait for the machine. A side that fails, or takes longer than `limit` seconds until
+    its first steps, is reported as failed. Sides start one after the other, since compiling uses
+    all cores, or `together` where there are enough cores.
     """
     opened: dict[str, Side] = {}
     failed: dict[str, str] = {}
@@ -178,7 +180,7 @@ def compare(
 
 
 def ratio(rounds: list[float]) -> str:
-    """The median of the rounds' ratios; a dash where they spread over more than it says."""
+    """The median of the rounds' ratios; '-' if they spread over more than its distance from 1."""
     if not rounds:
         return "-"
     middle, spread = statistics.median(rounds), max(rounds) - min(rounds)
@@ -186,7 +188,7 @@ def ratio(rounds: list[float]) -> str:
 
 
 def table(found: dict[str, Any]) -> str:
-    """A comparison, 80 columns."""
+    """A comparison as text, 80 columns wide."""
     lines = [
         f"{found['network']}, {found['what']}, batch {found['batch']}, {found['dtype']}",
         f"{'':28}{'images/s':>9} {'(range)':>18} {'ours/it':>8} {'peak':>6} {'first':>7}",
@@ -214,17 +216,17 @@ def table(found: dict[str, Any]) -> str:
 
 
 def floor(network: str, what: str, device: str, dtype: str) -> dict[str, float]:
-    """What a device could do at most; empty where its peaks are not known.
+    """Upper bounds on a device's images/s, by FLOPs and by bytes; empty if its peaks are unknown.
 
-    FLOPs: two a multiply-add, three times over in training. Bytes: each convolution reads its input
-    and writes its output; the normalisation behind it reads that for its statistics and reads it
-    and writes the activation once more. Backward, the normalisation reads map and gradient twice
-    and writes once, the convolution reads the gradient twice and its input once and writes a
-    gradient. Where a 1x1 convolution widens by four or more, `models.pointwise`'s way if that is
-    less: forward the input is read twice more and the output once less; backward gradient and
-    activation are read, the masked gradient is written and read twice, the input read twice, and
-    two gradients to it are written, of which the sum is made. Nothing else is counted, nothing
-    fused into convolutions.
+    FLOPs: two per multiply-add, times three in training. Bytes: each convolution reads its input
+    and writes its output. The normalisation after it reads that output for its statistics, reads it
+    again and writes the activation. Backward, the normalisation reads the feature map and the
+    gradient twice and writes once; the convolution reads the gradient twice and its input once and
+    writes a gradient. Where a 1x1 convolution widens by four or more, `ops.fused_1x1` counts if it
+    moves less: forward, the input is read twice more and the output once less; backward, gradient
+    and activation are read, the masked gradient is written and read twice, the input is read twice,
+    and two gradients to it are written, which are then summed. Nothing else is counted, and nothing
+    is fused into convolutions.
     """
     from sides import classes_of, image_shape
 
@@ -255,7 +257,7 @@ def floor(network: str, what: str, device: str, dtype: str) -> dict[str, float]:
 
 
 def available(sides: list[str]) -> list[str]:
-    """The sides that this environment has; says which it lacks."""
+    """The sides that this environment can run; prints which ones it cannot."""
     there = find_spec("torch") and find_spec("torchvision")
     lacking = [name for name in sides if name.startswith("torch") and not there]
     if lacking:
@@ -264,7 +266,7 @@ def available(sides: list[str]) -> list[str]:
 
 
 def main() -> int:
-    """Compares, prints and writes."""
+    """Compares, prints and writes; returns 1 if ours is slower than committed, else 0."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -316,16 +318,16 @@ def main() -> int:
 
 
 def key(found: dict[str, Any]) -> tuple[Any, ...]:
-    """What a later measurement takes the place of: the same on the same kind of machine."""
+    """Identifies a comparison: a later one with an equal key replaces it."""
     jax = found["versions"]["jax"].rsplit(".", 1)[0]
     names = ("network", "batch", "what", "dtype", "device", "processor")
     return *(found.get(name) for name in names), jax, tuple(found["sides"])
 
 
 def difference(found: dict[str, Any], committed: list[dict[str, Any]]) -> tuple[str, bool]:
-    """Ratios now beside the committed ones of the same comparison, and whether one is worse.
+    """Ratios now and the committed ones of the same comparison, and whether one is worse.
 
-    Worse is what in its best turn is below the worst of the committed.
+    A ratio is worse if its best round is below the worst round of the committed one.
     """
     lines, worse = [], False
     for old in committed:
@@ -345,8 +347,8 @@ def difference(found: dict[str, Any], committed: list[dict[str, Any]]) -> tuple[
 
 
 def surroundings() -> dict[str, Any]:
-    """Commit, device, processor and versions, and a digest of the programs that are compared."""
-    # This process compiles nothing, but may open the GPU.
+    """Commit, device, processor and versions, and a digest of the source that is compared."""
+    # This process compiles nothing, but it may open the GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from resnet_flax.runtime.provenance import provenance
 
@@ -359,9 +361,9 @@ def surroundings() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Model, widest vectors and number of cores that this process may use.
+    """Model, widest vector instructions, and number of cores that this process may use.
 
-    Virtual machines give processors of unlike generations one name.
+    The name alone does not suffice: virtual machines name unlike processors the same.
     """
     about: dict[str, str] = {}
     with contextlib.suppress(OSError):
@@ -378,13 +380,13 @@ def processor() -> str:
 
 
 def versions(about: dict[str, Any]) -> str:
-    """Of what is compared."""
+    """The versions of JAX, Flax and PyTorch, as text."""
     names = about["versions"]
     return ", ".join(f"{name} {names[name]}" for name in ("jax", "flax", "torch") if name in names)
 
 
 def torch_version() -> dict[str, str]:
-    """Empty where it is not installed."""
+    """The versions of torch and torchvision; empty where they are not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

@@ -1,9 +1,10 @@
-"""ResNet-20 on handwritten digits: the first run, on any machine.
+"""ResNet-20 on handwritten digits: a first run for any machine.
 
     python train.py
 
-Two CPU cores take about 40 s; results/digits_resnet20.json has the error of five seeds and
-`make results` regenerates it. The recipe was chosen on the last fifth of the training split.
+It takes about 40 s on two CPU cores. The expected test error is 1.83 ± 0.37 % (n=5):
+results/digits_resnet20.json has it, and `make results` regenerates that file. The recipe was chosen
+on the last fifth of the training split.
 """
 
 import ml_collections

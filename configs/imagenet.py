@@ -3,13 +3,15 @@
     python train.py --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
     ... --config.data.source=folder:/data/imagenet --config.data.eval_split=val
 
-The second line is for images in folders; TFDS's own copy is prepared as its page says, from the
-files that one has to register for. Variants are the names of `resnet-flax models` for 224 pixels.
+The second line is for images in folders. TFDS prepares its own copy from archives for which one
+has to register, as its page on `imagenet2012` explains. Variants are the networks for 224 pixels
+that `resnet-flax models` lists.
+
 Expected top-1 error of ResNet-50, one centre crop: 23.5 to 24 % (Goyal et al. 23.60 ± 0.12, n=5;
 torchvision's first weights 23.87; Flax's example 23.46 on 49,152 of the 50,000 images).
 
-Hardware: 8 GPUs or TPU chips. Not trained with this code yet, so hours are not known; at 2,500
-images/s a device, which an A100 reaches in other programmes, 8 of them would take 1.6 hours.
+Hardware: 8 GPUs or TPU chips. Not trained with this code yet, so the hours are not known. At 2,500
+images/s per device, which an A100 reaches with other software, 8 of them would take 1.6 hours.
 """
 
 import ml_collections

@@ -1,11 +1,11 @@
-"""ImageNet as in He et al. 2015, section 3.4: scale jitter, per-pixel mean, colour, batch 256.
+"""ImageNet as in He et al. 2015, section 3.4: scale jitter, mean image, PCA lighting, batch 256.
 
     python train.py --config=configs/imagenet_paper.py:resnet50_v1 --workdir=runs/resnet50_v1
     ... --config.data.source=folder:/data/imagenet --config.data.eval_split=val
 
-The second line is for images in folders; TFDS's own copy is prepared as its page says, from the
-files that one has to register for. Variants, with the paper's top-1 error in percent, ten crops
-(table 3) and one centre crop (the authors' released models):
+The second line is for images in folders. TFDS prepares its own copy from archives for which one
+has to register, as its page on `imagenet2012` explains. Variants, with the paper's top-1 error in
+percent by ten crops (tables 2 and 3) and by one centre crop (the authors' released models):
 
     variant        10 crops   1 crop
     plain18          27.94
@@ -18,11 +18,12 @@ files that one has to register for. Variants, with the paper's top-1 error in pe
     resnet101_v1     21.75     23.6
     resnet152_v1     21.43     23.0
 
-600,000 steps of 256 are 120 epochs. Hardware: 8 GPUs, so that each has the 32 images over which the
-paper's batch normalisation averaged (the config says 32 examples, which is the same on any
-number of devices). Not trained with this code yet, so hours are not known; at 2,500 images/s a
-device, which an A100 reaches in other programmes, 8 of them would take 2.1 hours for ResNet-50. The
-paper lowers the rate when the error plateaus; the steps here are where its figure 4 shows it.
+600,000 steps of 256 images are 120 epochs. Hardware: 8 GPUs, so that each has the 32 images over
+which the paper's batch normalisation averaged. (The config asks for groups of 32 examples, which
+gives the same on any number of devices.) Not trained with this code yet, so the hours are not
+known. At 2,500 images/s per device, which an A100 reaches with other software, 8 of them would take
+2.1 hours for ResNet-50. The paper lowers the learning rate when the error plateaus; here it drops
+at the steps at which figure 4 of the paper shows that.
 """
 
 import ml_collections
@@ -37,7 +38,11 @@ NETWORKS = (
 
 
 def get_config(variant: str = "resnet50_v1") -> ml_collections.ConfigDict:
-    """The paper's training of one network."""
+    """The paper's training of one network.
+
+    Raises:
+      UserError: there is no such variant.
+    """
     if variant not in NETWORKS:
         raise UserError(
             f"configs/imagenet_paper.py has no variant {variant!r}{closest(variant, NETWORKS)}"
