@@ -68,7 +68,7 @@ tpu-ahead-of-time: $(RUN)
 	done
 
 bench: $(RUN)
-	$(BIN)/python benchmarks/speed_sitting.py --against=results/train_step.json $(ARGS)
+	$(BIN)/python benchmarks/speed_session.py --against=results/train_step.json $(ARGS)
 
 constraints:
 	$(PYTHON) -m venv $(VENV)-uv

@@ -66,6 +66,11 @@ def make_jax(side: str, network: str, batch: int, what: str, dtype: str) -> tupl
     return run, peak
 
 
+def overrides(side: str) -> dict[str, str]:
+    """The implementations that a side such as 'ours:forward=dot' names, for `ops.override`."""
+    return dict(part.split("=") for part in side.split(":")[1:] if not part.startswith("--"))
+
+
 def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[Any, Any, Any]:
     """This package's programs.
 
@@ -79,14 +84,14 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     from resnet_flax.ops import dispatch
     from resnet_flax.runtime import xla_options
 
-    ways = dict(part.split("=") for part in side.split(":")[1:] if not part.startswith("--"))
+    implementations = overrides(side)
     config = config_of_network(network, batch, dtype)
     programs, _ = programs_of(config, classes_of(network), image_shape(network), jax.devices()[:1])
 
-    def forced(function: Callable[..., Any]) -> Callable[..., Any]:
+    def overridden(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            with dispatch.override(**ways):
+            with dispatch.override(**implementations):
                 return function(*arguments)
 
         return call
@@ -112,7 +117,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
         def step(state: Any, arrays: Any) -> Any:
             return resident(state, data, indices, len(indices))
 
-    return programs.init(0), forced(step), forced(predict)
+    return programs.init(0), overridden(step), overridden(predict)
 
 
 def _flax_example(network: str, dtype: str) -> tuple[Any, Any, Any]:

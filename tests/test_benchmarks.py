@@ -30,9 +30,9 @@ def test_tpu_s_compiler_takes_the_step(tmp_path, fsdp):
 
 
 @pytest.mark.long
-def test_sittings_go_on_from_each_other(tmp_path, data_dir):
+def test_sessions_go_on_from_each_other(tmp_path, data_dir):
     keep = tmp_path / "keep"
-    command = [sys.executable, "benchmarks/table6_sitting.py", f"--keep={keep}", "--seeds=1"]
+    command = [sys.executable, "benchmarks/table6_session.py", f"--keep={keep}", "--seeds=1"]
     command += [f"--data_dir={data_dir}", "--config.data.source=tfds:digits"]
     command += ["--config.data.pad=1", "--config.log.every=20", "--config.steps_per_dispatch=20"]
     command += ["--config.batch_size=32", "--config.eval.every=1000"]
@@ -119,6 +119,19 @@ def test_the_most_that_a_gpu_could_do(train_step):
     assert train_step.floor("resnet50", "train", "1 x cpu", "bfloat16") == {}
 
 
+def test_the_sides_of_every_plan_name_implementations_that_there_are(train_step):
+    from resnet_flax.ops import dispatch
+
+    overrides = importlib.import_module("sides").overrides
+    plans = importlib.import_module("speed_session").PLANS
+    sides = [side for plan in plans.values() for row in plan for side in row[-1].split(",")]
+    ours = [side for side in sides if side.startswith("ours:")]
+    assert sum(bool(overrides(side)) for side in ours) > 5
+    for side in ours:
+        with dispatch.override(**overrides(side)):
+            pass
+
+
 @pytest.mark.long
 def test_a_side_that_fails_is_left_out(train_step):
     sides = ["ours", "ours:forward=fft"]
@@ -131,7 +144,7 @@ def test_a_side_that_fails_is_left_out(train_step):
 @pytest.mark.long
 def test_speeds_are_compared_and_merged(tmp_path):
     out = tmp_path / "found.json"
-    command = [sys.executable, "benchmarks/speed_sitting.py", "--plan=shortest", f"--out={out}"]
+    command = [sys.executable, "benchmarks/speed_session.py", "--plan=shortest", f"--out={out}"]
     command += ["--rounds=2", "--seconds=0.2"]
 
     def sit(*flags):

@@ -124,7 +124,11 @@ def _record(
 
 def _origin(one: Training) -> dict[str, Any]:
     assert one.result is not None
-    return {key: one.result[key] for key in ("commit", "device", "sittings") if key in one.result}
+    known = ("commit", "device", "sessions")
+    found: dict[str, Any] = {key: one.result[key] for key in known if key in one.result}
+    if "sittings" in one.result:  # their name before 2026-11-28
+        found["sessions"] = one.result["sittings"]
+    return found
 
 
 def _published(

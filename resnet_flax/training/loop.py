@@ -39,7 +39,7 @@ def train(
     Args:
       config: an experiment, see `resnet_flax.config`.
       workdir: made where it is not there; one run at a time can be in it. Gets checkpoints/,
-        metrics.jsonl, tensorboard/, config.json, sittings.json, curves.png and, at the end,
+        metrics.jsonl, tensorboard/, config.json, sessions.json, curves.png and, at the end,
         result.json.
       stop: a context already entered, for who wants signals of before this call heard too.
 

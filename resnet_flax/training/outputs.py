@@ -15,6 +15,9 @@ from resnet_flax.runtime.terminal import say
 from resnet_flax.training.curves import draw_curves
 from resnet_flax.training.digests import sha256_of
 
+# In a workdir: what each part of the run was trained with; and the name of before 2026-11-28.
+SESSIONS, OLD_SESSIONS = "sessions.json", "sittings.json"
+
 
 @contextlib.contextmanager
 def claimed(workdir: Path, *inside: str) -> Iterator[None]:
@@ -61,11 +64,14 @@ def note_session(workdir: Path, start: int, steps: int, changes: Sequence[str]) 
       steps: of the whole run.
       changes: in the data, accepted by `data.accept_changes`.
     """
-    path = workdir / "sittings.json"
     if start < steps or changes:
-        before = read_json(path) if start else None
+        before = _sessions(workdir) if start else []
         noted = {"data_changes": list(changes)} if changes else {}
-        write_json(path, [*(before or []), {"from_step": start, **provenance(), **noted}])
+        write_json(workdir / SESSIONS, [*before, {"from_step": start, **provenance(), **noted}])
+
+
+def _sessions(workdir: Path) -> list[dict[str, Any]]:
+    return read_json(workdir / SESSIONS) or read_json(workdir / OLD_SESSIONS) or []
 
 
 def report(about: dict[str, Any], title: str, workdir: Path, result: Result, *, new: bool) -> None:
@@ -95,9 +101,9 @@ def report(about: dict[str, Any], title: str, workdir: Path, result: Result, *, 
     # an evaluation elsewhere may differ by a rounding. On other data it is another result.
     same = all(known.get(key) == finished[key] for key in ("split", "step", "count"))
     if new or not same or known.get("data", finished["data"]) != finished["data"]:
-        sessions = read_json(workdir / "sittings.json") or [provenance()]
+        sessions = _sessions(workdir) or [provenance()]
         last = {k: v for k, v in sessions[-1].items() if k not in ("from_step", "data_changes")}
-        earlier = {"sittings": sessions} if len(sessions) > 1 else {}
+        earlier = {"sessions": sessions} if len(sessions) > 1 else {}
         write_json(path, {**finished, **last, **earlier, "config": config})
     curves = workdir / "curves.png"
     try:

@@ -80,10 +80,10 @@ def test_accepted_changes_are_recorded(config, folder, workdir, finished, capsys
     )
     config.steps = 10
     train(config, workdir)
-    sessions = json.loads((workdir / "sittings.json").read_text())
+    sessions = json.loads((workdir / "sessions.json").read_text())
     assert "class green is called a_green now" in sessions[-1]["data_changes"][0]
     result = json.loads((workdir / "result.json").read_text())
-    assert result["sittings"] == sessions
+    assert result["sessions"] == sessions
     # From then on the changed data is the run's.
     config.data.accept_changes = False
     train(config, workdir)

@@ -487,8 +487,10 @@ def test_a_finished_run_says_where_its_result_comes_from(config, finished, workd
     # on, it says both.
     before = {**written, "commit": "before", "loss": written["loss"] * (1 + 1e-9)}
     path.write_text(json.dumps(before))
-    sittings = workdir / "sittings.json"
-    sittings.write_text(sittings.read_text().replace(written["commit"], "before"))
+    sessions = workdir / "sessions.json"
+    # As runs of before 2026-11-28 called it.
+    old = sessions.read_text().replace(written["commit"], "before")
+    sessions.rename(workdir / "sittings.json").write_text(old)
     kept = path.read_text()
     train(config, workdir)
     assert path.read_text() == kept
@@ -497,7 +499,7 @@ def test_a_finished_run_says_where_its_result_comes_from(config, finished, workd
     after = json.loads(path.read_text())
     assert after["step"] == 16
     assert after["commit"] == written["commit"]
-    assert [(s["from_step"], s["commit"]) for s in after["sittings"]] == [
+    assert [(s["from_step"], s["commit"]) for s in after["sessions"]] == [
         (0, "before"),
         (12, written["commit"]),
     ]

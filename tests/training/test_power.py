@@ -82,7 +82,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_they_lead_to(config,
         before = [path for what, path in calls[:named] if what == "sync"]
         assert before.count(str(workdir / "metrics.jsonl")) >= step // 4
         assert any("/tensorboard/events" in path for path in before)
-    for name in ("config.json", "sittings.json", "result.json", "metrics.jsonl"):
+    for name in ("config.json", "sessions.json", "result.json", "metrics.jsonl"):
         renamed = calls.index(("rename", str(workdir / name)))
         assert calls[renamed - 1] == ("sync", str(workdir / f".{name}.new"))
         assert calls[renamed + 1] == ("sync", str(workdir))

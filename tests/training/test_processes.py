@@ -105,7 +105,7 @@ def test_two_processes_give_one_s_curve_and_only_the_first_speaks(together, tmp_
         "curves.png",
         "metrics.jsonl",
         "result.json",
-        "sittings.json",
+        "sessions.json",
     }
     assert len((tmp_path / "two/metrics.jsonl").read_text().splitlines()) == 8
 

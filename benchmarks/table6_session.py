@@ -1,6 +1,6 @@
 """A session of training for table 6 on a machine that is lent for minutes and is empty next time.
 
-    python benchmarks/table6_sitting.py --data_dir=DIR --keep=KEEP --minutes=9
+    python benchmarks/table6_session.py --data_dir=DIR --keep=KEEP --minutes=9
 
 Continues from what earlier sessions left in KEEP, trains (one seed of every network first, without
 ResNet-1202), and stops in time with everything saved. It leaves KEEP/runs.tar, which the next
@@ -52,7 +52,7 @@ def _worth_keeping(runs: Path) -> list[Path]:
     found = []
     for run in sorted(runs.glob("*/seed*")):
         found += [
-            run / name for name in ("result.json", "sittings.json", "metrics.jsonl", "config.json")
+            run / name for name in ("result.json", "sessions.json", "metrics.jsonl", "config.json")
         ]
         steps = [path for path in run.glob("checkpoints/*") if path.name.isdecimal()]
         if steps and not (run / "result.json").exists():

@@ -1,8 +1,8 @@
 """A session: all comparisons of `train_step.py` for a device, one after the other.
 
-    python benchmarks/speed_sitting.py --plan=gpu --minutes=9 --out=results/train_step.json
-    python benchmarks/speed_sitting.py --plan=cpu --figure=docs/train_step.png
-    python benchmarks/speed_sitting.py --against=results/train_step.json   # `make bench`
+    python benchmarks/speed_session.py --plan=gpu --minutes=9 --out=results/train_step.json
+    python benchmarks/speed_session.py --plan=cpu --figure=docs/train_step.png
+    python benchmarks/speed_session.py --against=results/train_step.json   # `make bench`
 
 A comparison that the file already has for these programs, this device and these versions is not
 repeated, so several sessions complete one file. The comparisons of a plan are in order of
@@ -61,7 +61,7 @@ PLANS: dict[str, list[tuple[str, int, str, str]]] = {
     ],
     "shortest": [
         ("cifar_resnet8", 8, "train", "ours,flax_example"),
-        ("cifar_resnet8", 8, "infer", "ours,ours:forward=taps"),
+        ("cifar_resnet8", 8, "infer", "ours,ours:forward=tap_matmul"),
         ("cifar_resnet8", 8, "resident", "ours"),
     ],
 }
