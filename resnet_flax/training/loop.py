@@ -60,8 +60,7 @@ def train(
             run = build(config, patience)
         except WaitInterrupted:
             assert stop.signal is not None
-            name = stop.signal.name
-            raise Interrupted(f"stopped by {name} before the first step", stop.signal) from None
+            raise _interrupted(stop.signal, 0, workdir) from None
         besides = ("data.data_dir", "data.source", "log.progress")
         distributed.assert_same_on_all(flatten(config), besides)
         distributed.assert_same_on_all(run.about["data"], what="data set", compare="its files")
@@ -130,7 +129,7 @@ def _loop(session: Session, at: Position) -> Result:
                 save(session, at)
             if signal:
                 checkpoints.wait()
-                raise Interrupted(_how_to_go_on(signal.name, at.step, session.workdir), signal)
+                raise _interrupted(signal, at.step, session.workdir)
             if last or (_due(at.step, config.eval.every) and evaluated != at.step):
                 with session.metrics_logger.paused():
                     result = _evaluate(session, at)
@@ -234,6 +233,8 @@ def _evaluate(session: Session, at: Position) -> Result:
     return result
 
 
-def _how_to_go_on(signal: str, step: int, workdir: Path) -> str:
-    saved = f"which is saved in {workdir}" if step else "before the first"
-    return f"stopped by {signal} at step {step}, {saved}; run the same command again to go on"
+def _interrupted(signal: Signals, step: int, workdir: Path) -> Interrupted:
+    when = f"at step {step}, which is saved in {workdir}" if step else "before the first step"
+    what = "continue" if step else "begin"
+    said = f"stopped by {signal.name} {when}; run the same command again to {what}"
+    return Interrupted(said, signal)

@@ -277,7 +277,7 @@ def test_a_time_limit_stops_as_a_signal_does(data_dir, tmp_path, capsys):
     start = time.monotonic()
     assert main(command) == 143
     assert time.monotonic() - start < 120
-    assert "run the same command again to go on" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
     assert not (tmp_path / "o.json").exists()
 
 

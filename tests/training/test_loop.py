@@ -180,7 +180,7 @@ def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
     assert 5 <= saved[0] < 60
     assert err == (
         f"stopped by {number.name} at step {saved[0]}, which is saved in {workdir}; "
-        "run the same command again to go on\n"
+        "run the same command again to continue\n"
     )
     again = command(*flags)
     out, err = again.communicate()
@@ -301,7 +301,7 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_after_saving(config, tmp_
     # Running statistics can be useless where the batch's are not.
     monkeypatch.setattr(
         "resnet_flax.training.loop.evaluate",
-        lambda *_: iter([Result(360, 0.9, 0.5, float("nan"), 0.1, (360,), (324,))]),
+        lambda *_, **__: Result(360, 0.9, 0.5, float("nan"), 0.1, (360,), (324,)),
     )
     with pytest.raises(UserError, match=r"evaluation at step 4 gave a loss of nan, .*is saved in"):
         train(config, tmp_path / "run")
@@ -314,7 +314,7 @@ def test_a_signal_before_the_first_step_is_heard(config, tmp_path):
     for _ in range(2):
         with SignalHandler() as stop:
             signal.raise_signal(signal.SIGINT)
-            with pytest.raises(Interrupted, match="by SIGINT at step 0, before the first"):
+            with pytest.raises(Interrupted, match="by SIGINT before the first step; run"):
                 train(config, tmp_path / "run", stop)
     train(config, tmp_path / "run")
 

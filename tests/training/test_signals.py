@@ -183,6 +183,15 @@ def test_other_signals_that_ask_to_end_are_heard(number):
 
 
 def test_a_second_ctrl_c_acts_as_always():
+    # A shell starts what is in its background with SIGINT ignored, tests too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _interrupt_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_twice():
     with SignalHandler() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
@@ -378,7 +387,9 @@ def test_a_disk_that_hangs_before_the_first_step(start, tmp_path, split, how):
         assert error.startswith("error: nothing was read within data.timeout=3 seconds")
     else:
         assert process.returncode == 143, (out, error)
-        assert error == "stopped by SIGTERM before the first step\n"
+        assert error == (
+            "stopped by SIGTERM before the first step; run the same command again to begin\n"
+        )
 
 
 @pytest.mark.long
