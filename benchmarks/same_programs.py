@@ -75,7 +75,7 @@ NETWORKS = {
     "ResNet-50, one GPU": Network("resnet50", one_gpu=True),
     "ResNet-50, TPU": Network("resnet50", "tpu"),
     "ResNet-50, CPU": Network("resnet50", "cpu"),
-    "groups of normalisation": Network("resnet50", overrides={**TWO, "norm_groups": 4}),
+    "groups of normalisation": Network("resnet50", overrides={**TWO, "ghost_batches": 4}),
     "scan and remat": Network("resnet50", overrides=SCANNED),
     "v1, bias, ceil": Network("resnet50_v1", "cpu", overrides=CAFFE),
     "squeeze and excitation": Network("seresnet50"),

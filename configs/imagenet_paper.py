@@ -49,7 +49,7 @@ def get_config(variant: str = "resnet50_v1") -> ml_collections.ConfigDict:
         )
     config = default_config()
     config.model.name = variant
-    config.model.norm_span = "32"
+    config.model.bn_group_size = "32"
     config.data.source = "tfds:imagenet2012"
     config.data.eval_split = "validation"
     config.data.crop = "jitter"
@@ -57,7 +57,7 @@ def get_config(variant: str = "resnet50_v1") -> ml_collections.ConfigDict:
     config.data.size = 224
     config.data.pixel_mean = True
     config.data.std = (0.25,)
-    config.data.colour = 0.1
+    config.data.pca_lighting = 0.1
     config.data.flip = True
     config.data.workers = 8
     config.batch_size = 256

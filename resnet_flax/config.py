@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from resnet_flax import renamed
 from resnet_flax.errors import UserError, closest
 
 Value = bool | int | float | str | tuple[int | float, ...]
@@ -81,7 +82,7 @@ SCHEMA: dict[str, Key] = {
         "type of the computation; parameters stay float32",
         _one_of("float32", "bfloat16"),
     ),
-    "model.norm_span": Key(
+    "model.bn_group_size": Key(
         "global", "what batch normalisation averages over: global, device or k examples", _SPAN
     ),
     "model.norm_momentum": Key(0.9, "what running statistics keep of themselves", _FRACTION),
@@ -133,7 +134,7 @@ SCHEMA: dict[str, Key] = {
     "data.pixel_mean": Key(False, "subtract the mean training image rather than data.mean"),
     "data.pad": Key(0, "black pixels on each side before a random crop", _NOT_NEGATIVE),
     "data.flip": Key(False, "mirror half of the training images left to right"),
-    "data.colour": Key(0.0, "deviation of the shift along colour's components", _NOT_NEGATIVE),
+    "data.pca_lighting": Key(0.0, "std of the shift along RGB's components", _NOT_NEGATIVE),
     "data.erase": Key(0.0, "probability that a rectangle is erased", _PROBABILITY),
     "data.mixup": Key(0.0, "alpha of mixup; 0 for none", _NOT_NEGATIVE),
     "data.cutmix": Key(0.0, "alpha of cutmix; 0 for none", _NOT_NEGATIVE),
@@ -171,7 +172,7 @@ SCHEMA: dict[str, Key] = {
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The schema's defaults; assigning an unknown key raises."""
+    """The schema's defaults, for a config file to fill in; `resolve` finds unknown keys."""
     return _nest({key: entry.default for key, entry in SCHEMA.items()})
 
 
@@ -179,7 +180,7 @@ def _nest(flat: dict[str, Value]) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     for key, value in flat.items():
         _set(config, key, value)
-    return config.lock()
+    return config
 
 
 def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
@@ -215,7 +216,8 @@ def resolve(
     """The whole config: the schema's defaults with `config` over them, checked.
 
     Args:
-      config: any subset of the schema's keys, nested or flat as checkpoints hold it.
+      config: any subset of the schema's keys, nested or flat as checkpoints hold it; names of
+        before (`renamed`) are read, with a warning.
 
     Returns:
       A locked config that has every key of the schema.
@@ -225,18 +227,34 @@ def resolve(
         type, out of range, or at odds with another.
     """
     flat = {key: entry.default for key, entry in SCHEMA.items()}
-    for key, value in flatten(config).items():
+    for key, value in _with_current_keys(flatten(config)).items():
         if key not in SCHEMA:
             raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
         flat[key] = _checked(key, value)
+    flat["model.axes"] = renamed.axes(str(flat["model.axes"]), _current_attribute)
     _check_together(flat)
-    return _nest(flat)
+    return _nest(flat).lock()
+
+
+def _with_current_keys(flat: dict[str, Any]) -> dict[str, Any]:
+    found = {key: value for key, value in flat.items() if key not in renamed.CONFIG_KEYS}
+    for old in flat.keys() & renamed.CONFIG_KEYS.keys():
+        new = renamed.current(old, renamed.CONFIG_KEYS, "config key")
+        if found.get(new, SCHEMA[new].default) != SCHEMA[new].default:
+            raise UserError(f"the config keys {old} and {new} are the same; give {new} alone")
+        found[new] = flat[old]
+    return found
+
+
+def _current_attribute(name: str) -> str:
+    return renamed.current(name, renamed.ATTRIBUTES, "attribute of networks")
 
 
 def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None:
     """Changes `config` in place by settings written 'key=value', as on the command line."""
     for setting in settings:
         key, equals, text = setting.partition("=")
+        key = renamed.current(key, renamed.CONFIG_KEYS, "config key")
         if key not in SCHEMA:
             raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
         if not equals:
@@ -289,17 +307,17 @@ def _check_together(flat: dict[str, Any]) -> None:
     """What no key can be held to by itself."""
     if flat["mesh.data"] == flat["mesh.fsdp"] == -1:
         raise UserError("only one of mesh.data and mesh.fsdp can be -1, for the rest")
-    span = flat["model.norm_span"]
+    span = flat["model.bn_group_size"]
     if span.isdecimal() and flat["batch_size"] % int(span):
         raise UserError(
-            f"batch_size={flat['batch_size']} must be a multiple of model.norm_span={span}, "
+            f"batch_size={flat['batch_size']} must be a multiple of model.bn_group_size={span}, "
             "the examples that batch normalisation averages over"
         )
     part, rest = divmod(flat["batch_size"], flat["accumulation"])
     if rest or (span.isdecimal() and part % int(span)):
         raise UserError(
             f"batch_size={flat['batch_size']} in accumulation={flat['accumulation']} parts must "
-            f"give whole groups of model.norm_span={span} examples in each"
+            f"give whole groups of model.bn_group_size={span} examples in each"
         )
     _check_data(flat)
     if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:
@@ -367,7 +385,7 @@ def conflicts(
     A key that the saved config lacks, since it was written before the key existed, counts as
     its default.
     """
-    now, then = flatten(config), flatten(saved)
+    now, then = flatten(config), renamed.saved_config(flatten(saved))
     return {
         key: (then.get(key, entry.default), now[key])
         for key, entry in SCHEMA.items()

@@ -50,7 +50,7 @@ def test_sessions_go_on_from_each_other(tmp_path, data_dir):
     status, printed = sit("--only=plain-20", *short)
     assert "all finished" in printed, printed
     status, printed = sit("--only=ResNet-20", "--minutes=0.3", *long)
-    assert "goes on at step" in printed, printed
+    assert "continues at step" in printed, printed
     rows = {run["row"] for run in json.loads((keep / "table6.json").read_text())}
     assert rows == {"plain-20"}
 

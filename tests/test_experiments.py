@@ -75,7 +75,7 @@ def test_imagenet(shared_data, tmp_path, path, network):
             "data.size": 64,
             "data.jitter": (72, 120),
             "model.axes": network,
-            "model.norm_span": "2",
+            "model.bn_group_size": "2",
         },
     )
     result = train(config, tmp_path)
@@ -109,7 +109,7 @@ CIFAR = PAPER | {  # section 4.2
     "steps": 64_000,
     "optim.boundaries": (32_000, 48_000),
     "data.pad": 4,
-    "data.colour": 0.0,
+    "data.pca_lighting": 0.0,
     "data.crop": "none",
 }
 RECIPES = {
@@ -120,12 +120,12 @@ RECIPES = {
     | {
         "batch_size": 256,
         "steps": 600_000,
-        "model.norm_span": "32",
+        "model.bn_group_size": "32",
         "optim.boundaries": (150_000, 300_000, 450_000),
         "data.crop": "jitter",
         "data.jitter": (256, 480),
         "data.size": 224,
-        "data.colour": 0.1,
+        "data.pca_lighting": 0.1,
     },
     # Goyal et al. 2017, section 5.1, at a batch of 1,024.
     "imagenet.py:resnet50": {

@@ -12,6 +12,7 @@ import pytest
 from resnet_flax.config import default_config, flatten, load_config, resolve
 from resnet_flax.paper.table import of_row
 from resnet_flax.paper.targets import TARGETS
+from resnet_flax.renamed import saved_config
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +30,7 @@ def test_a_result_is_of_the_config_that_stands_here_and_good_enough(
     result = json.loads((ROOT / "results" / f"{name}.json").read_text())
     config = resolve(load_config(f"configs/{path}"))
     measured = default_config()  # a key that is newer than the result has its default there
-    for key, value in flatten(result["config"]).items():
+    for key, value in saved_config(flatten(result["config"])).items():
         measured.update_from_flattened_dict({key: value})
     assert flatten(measured) == flatten(config)
     errors = list(result["error_percent"].values())

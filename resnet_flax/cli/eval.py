@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
     from resnet_flax.data.preprocessing import Preprocessing
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
+    from resnet_flax.evaluation.multi_view import Network
     from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
-    from resnet_flax.evaluation.protocols import Network
     from resnet_flax.runtime import compilation_cache
     from resnet_flax.runtime.provenance import provenance
     from resnet_flax.runtime.storage import write_json
@@ -176,7 +176,7 @@ def _parse(argv: Sequence[str]) -> Any:
     parser.add_argument("--out", default="", metavar="FILE", help="write the figures as JSON")
     arguments = parser.parse_args(argv)
 
-    from resnet_flax.evaluation.protocols import PROTOCOLS
+    from resnet_flax.evaluation.multi_view import PROTOCOLS
 
     if arguments.protocol not in PROTOCOLS:
         raise UserError(f"--protocol is one of {', '.join(PROTOCOLS)}, not {arguments.protocol!r}")

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
         "--size", type=int, default=0, help="side of the image (default: 224, or 32 for CIFAR nets)"
     )
     parser.add_argument("--classes", type=int, default=0, help="(default: 1000, or 10)")
-    parser.add_argument("--axes", default="", help="changes: 'shortcut=C stem=deep squeeze=16'")
+    parser.add_argument("--axes", default="", help="changes: 'shortcut=C stem=deep se_ratio=16'")
     arguments = parser.parse_args(argv)
     for flag, value in (("--size", arguments.size), ("--classes", arguments.classes)):
         if not 0 <= value < 2**31:

@@ -8,9 +8,9 @@ from typing import Any
 
 _PUBLIC = {
     "ArraySource": "resnet_flax.data.sources",
-    "Batches": "resnet_flax.data.looking",
-    "batches": "resnet_flax.data.looking",
-    "grid": "resnet_flax.data.looking",
+    "Batches": "resnet_flax.data.notebook",
+    "batches": "resnet_flax.data.notebook",
+    "grid": "resnet_flax.data.notebook",
     "open_source": "resnet_flax.data.sources",
 }
 

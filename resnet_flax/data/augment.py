@@ -72,8 +72,8 @@ def crop_and_flip(
     return jax.vmap(one)(images, _keys(seed, step, len(images))) if pad or flip else images
 
 
-def shift_colours(
-    x: Images, step: Int[Array, ""], *, seed: int, deviation: float, std: Sequence[float]
+def pca_lighting(
+    x: Images, step: Int[Array, ""], *, seed: int, alpha_std: float, std: Sequence[float]
 ) -> Images:
     """Adds each image a random multiple of the principal components of colour.
 
@@ -81,12 +81,12 @@ def shift_colours(
       x: normalised RGB images.
       step: number of the batch.
       seed: of all augmentation.
-      deviation: standard deviation of the multiples; 0.1 in the paper.
+      alpha_std: standard deviation of the multiples; 0.1 in the paper.
       std: what the images were divided by.
     """
     keys = _keys(seed, step, len(x), use=1)
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(keys)
-    scale = deviation * np.multiply(COLOUR_COMPONENTS, COLOUR_EIGENVALUES)
+    scale = alpha_std * np.multiply(COLOUR_COMPONENTS, COLOUR_EIGENVALUES)
     components = jnp.asarray(scale / np.reshape(std, (-1, 1)), jnp.float32)
     first, second, third = (_product(draws[:, k, None], components[:, k]) for k in range(3))
     shifts = first + second + third

@@ -76,8 +76,9 @@ class Prepare:
         images = self._less_mean(images)
         images = augment.crop_and_flip(images, step, seed=seed, pad=data.pad, flip=data.flip)
         x, targets = self._normalized(images), labels
-        if data.colour:
-            x = augment.shift_colours(x, step, seed=seed, deviation=data.colour, std=data.std)
+        if data.pca_lighting:
+            alpha_std = data.pca_lighting
+            x = augment.pca_lighting(x, step, seed=seed, alpha_std=alpha_std, std=data.std)
         if data.erase:
             x = augment.erase(x, step, seed=seed, probability=data.erase)
         if data.mixup or data.cutmix:

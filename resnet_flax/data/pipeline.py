@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.order import Order
 from resnet_flax.data.readers import PATIENT, Patience, reading
+from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
@@ -21,13 +21,13 @@ Batch = dict[str, np.ndarray]
 class TrainShares:
     """A host's shares of the global training batches, by the batch's number.
 
-    Position p of the stream of examples is what `Order` says; batch s is the positions from
+    Position p of the stream of examples is what `Sampler` says; batch s is the positions from
     `s * batch_size`, and a host's share of it a contiguous run. What is drawn for an example
     comes from the seed and its position.
     """
 
     source: Source
-    order: Order
+    sampler: Sampler
     transform: Callable[[Any, np.random.Generator, int], np.ndarray]
     batch_size: int
     host: int
@@ -41,9 +41,9 @@ class TrainShares:
         step = self.start + index
         share = self.batch_size // self.hosts
         first = step * self.batch_size + self.host * share
-        examples = [self.source[int(i)] for i in self.order.examples(first, share)]
+        examples = [self.source[int(i)] for i in self.sampler.examples(first, share)]
         images = [
-            self.transform(example["image"], _generator(self.order.seed, first + i), step)
+            self.transform(example["image"], _generator(self.sampler.seed, first + i), step)
             for i, example in enumerate(examples)
         ]
         return _batch(images, examples, np.ones(share, bool))
@@ -112,7 +112,7 @@ def train_batches(
       seed: of order and transforms.
       batch_size: of the global batch.
       transform: see `transforms.TrainTransform`, the default, which changes nothing.
-      repeats: see `Order`.
+      repeats: see `Sampler`.
       start: the first batch, counted from 0.
       host: number of this host.
       hosts: number of all hosts.
@@ -127,9 +127,9 @@ def train_batches(
         raise UserError(f"batch_size={batch_size} is more than the {len(source)} training examples")
     if batch_size % hosts:
         raise UserError(f"batch_size={batch_size} must be a multiple of the {hosts} hosts")
-    order = Order(len(source), seed, repeats)
+    sampler = Sampler(len(source), seed, repeats)
     shares = TrainShares(
-        source, order, transform or TrainTransform(), batch_size, host, hosts, start
+        source, sampler, transform or TrainTransform(), batch_size, host, hosts, start
     )
     with reading(shares, workers, patience) as batches:
         yield batches
@@ -198,6 +198,6 @@ def _batch(images: list[np.ndarray], examples: list[dict[str, Any]], mask: np.nd
         )
     labels = np.array([example["label"] for example in examples], np.int32)
     batch = {"image": np.stack(images), "label": labels, "mask": mask}
-    if "accepted" in examples[0]:
-        batch["accepted"] = np.stack([example["accepted"] for example in examples])
+    if "valid_labels" in examples[0]:
+        batch["valid_labels"] = np.stack([example["valid_labels"] for example in examples])
     return batch

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from resnet_flax.data.order import permutation
 from resnet_flax.data.readers import PATIENT, Patience, reading
+from resnet_flax.data.sampler import permutation
 from resnet_flax.data.tfds_source import open_tfds, tfds_splits
 from resnet_flax.data.transforms import load, to_array
 from resnet_flax.errors import UserError, closest
@@ -23,7 +23,7 @@ class Source(Protocol):
     """A data set split: any number of examples, by index.
 
     An example is `image`, a Pillow image or an array `[h, w, c]` uint8, and `label`, an index
-    into `class_names`; of a set with several right labels also `accepted`, `[classes]` bool.
+    into `class_names`; of a set with several right labels also `valid_labels`, `[classes]` bool.
     """
 
     class_names: tuple[str, ...]

@@ -38,7 +38,7 @@ class TfdsSource:
         version: Mapping[str, Any] | None = None,
     ) -> None:
         self._name, self._split, self._channels = name, split, channels
-        self._label, self._accepted = labels
+        self._label, self._valid_labels = labels
         self.class_names, self.labelled = class_names, labelled
         # What identifies the data, see `fingerprint.take`.
         self.version = dict(version or {})
@@ -62,9 +62,9 @@ class TfdsSource:
                 f"{name} has the label {found['label']}, which is none of the "
                 f"{len(self.class_names)} classes; choose a split that is labelled"
             )
-        if self._accepted:
-            found["accepted"] = np.zeros(len(self.class_names), bool)
-            found["accepted"][np.asarray(example[self._accepted], int)] = True
+        if self._valid_labels:
+            found["valid_labels"] = np.zeros(len(self.class_names), bool)
+            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
         return found
 
 

@@ -1,4 +1,4 @@
-"""What is done to photographs on the host: decoding, crops, resizing and policies, by Pillow.
+"""What is done to photographs on the host: decoding, crops, resizing and RandAugment, by Pillow.
 
 Never by scaled decoding: a JPEG's own reduction gives other pixels than a resize does.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnet_flax.data.policies import rand_augment, trivial_augment
+from resnet_flax.data.rand_augment import rand_augment, trivial_augment
 from resnet_flax.errors import UserError
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -27,9 +27,9 @@ class Relabelled:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._source[index]
         found = {**example, "label": np.int32(self._outputs[example["label"]])}
-        if "accepted" in example:
-            found["accepted"] = np.zeros(len(self.class_names), bool)
-            found["accepted"][self._outputs[example["accepted"]]] = True
+        if "valid_labels" in example:
+            found["valid_labels"] = np.zeros(len(self.class_names), bool)
+            found["valid_labels"][self._outputs[example["valid_labels"]]] = True
         return found
 
 

@@ -50,7 +50,7 @@ def add(
     logits: Float[Array, "b classes"],
     label: Int[Array, " b"],
     mask: Bool[Array, " b"],
-    accepted: Bool[Array, "b classes"] | None = None,
+    valid_labels: Bool[Array, "b classes"] | None = None,
 ) -> Sums:
     """Adds a batch.
 
@@ -63,18 +63,18 @@ def add(
       logits: of the examples.
       label: of the examples; sums are kept for each.
       mask: false for what fills up a batch, which adds nothing.
-      accepted: where an example has several right classes (ImageNet ReaL), those; it is then right
-        with any of them, and its likelihood is that of all. An example without any does not
+      valid_labels: where an example has several right classes (ImageNet ReaL), those; it is then
+        right with any of them, and its likelihood is that of all. An example without any does not
         count, but is seen.
     """
     log_p = jax.nn.log_softmax(logits)
-    if accepted is None:
+    if valid_labels is None:
         rank, loss = _rank(logits, label), -jnp.take_along_axis(log_p, label[:, None], 1)[:, 0]
         counted = mask
     else:
-        rank = _rank(logits, jnp.where(accepted, logits, -jnp.inf).argmax(1))
-        loss = -jax.nn.logsumexp(jnp.where(accepted, log_p, -jnp.inf), 1)
-        counted = mask & accepted.any(1)
+        rank = _rank(logits, jnp.where(valid_labels, logits, -jnp.inf).argmax(1))
+        loss = -jax.nn.logsumexp(jnp.where(valid_labels, log_p, -jnp.inf), 1)
+        counted = mask & valid_labels.any(1)
     loss = jnp.where(counted, loss, 0)  # not a product: padding may give what is not finite
     confidence = jnp.where(counted, jnp.exp(log_p.max(1)), 0)
     bins = jnp.clip((confidence * BINS).astype(jnp.int32), 0, BINS - 1)

@@ -12,7 +12,7 @@ from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.evaluate import evaluate
 from resnet_flax.evaluation.metrics import Result, interval
-from resnet_flax.evaluation.protocols import Network, average, measure, passes, predict
+from resnet_flax.evaluation.multi_view import Network, average, make_views, measure, predict
 from resnet_flax.evaluation.step import compile_eval, eval_step
 from resnet_flax.runtime import xla_options
 
@@ -36,8 +36,8 @@ def evaluate_pretrained(
       networks: one, or an ensemble.
       source: examples; labels are outputs of the networks, see `labels.as_outputs`.
       protocol: a key of `PROTOCOLS`.
-      scales: see `protocols.passes`.
-      exact: see `protocols.passes`.
+      scales: see `multi_view.make_views`.
+      exact: see `multi_view.make_views`.
       confusion: count the confusion matrix too.
       batch_size: rounded up to a multiple of the devices; of no influence on the result.
       workers: reader processes; 0 reads in threads of this one.
@@ -54,7 +54,7 @@ def evaluate_pretrained(
         planned = []
         for network in networks:
             shape = network.preprocessing.transform(image).shape
-            planned.append(passes(protocol, network, shape, scales, exact))
+            planned.append(make_views(protocol, network, shape, scales, exact))
         done, total = 0, len(source) * sum(map(len, planned))
 
         def count(images: int) -> None:
@@ -64,13 +64,13 @@ def evaluate_pretrained(
 
         found = [
             predict(
-                *(network, source, steps),
+                *(network, source, views),
                 batch_size=batch_size,
                 workers=workers,
                 devices=devices,
                 progress=count,
             )
-            for network, steps in zip(networks, planned, strict=True)
+            for network, views in zip(networks, planned, strict=True)
         ]
         result = measure(average(found), source, confusion=confusion)
     if not result.loss < float("inf"):

@@ -25,13 +25,13 @@ def eval_step(
     Args:
       variables: the network's parameters and running statistics.
       batch: as for `train_step`; examples whose `mask` is false add nothing. May have
-        `accepted`, `[b, classes]`.
+        `valid_labels`, `[b, classes]`.
       sums: of the batches before, `metrics.zero_sums(classes)` at the first.
       model: the network.
       prepare: `(images) -> x`, normalisation on the device.
     """
     logits: Any = model.apply(variables, prepare(batch["image"]), train=False)
-    return add(sums, logits, batch["label"], batch["mask"], batch.get("accepted"))
+    return add(sums, logits, batch["label"], batch["mask"], batch.get("valid_labels"))
 
 
 def compile_eval(

@@ -122,12 +122,12 @@ class ResidualBlock(nn.Module):
       first_dilation: of the first 3x3 convolution. In the first block of a stage whose stride
         became dilation it still is the stage's before, as that is how its input is spaced.
       shortcut: one of `SHORTCUTS`; with 'none' the block is layers of a plain network.
-      shortcut_pool: see `Shortcut`.
+      avg_down: see `Shortcut`.
       zero_init: start the last normalisation's scale at zero, and so the block as the identity.
       groups: of a bottleneck's 3x3 convolution (ResNeXt's cardinality).
-      group_width: of a bottleneck, see `ResNet`.
+      width_per_group: of a bottleneck, see `ResNet`.
       stride_on: the bottleneck's convolution that takes the stride, '1x1' or '3x3'.
-      squeeze: makes squeeze-and-excitation, or None.
+      make_se: makes squeeze-and-excitation, or None.
       conv: makes a convolution from features and kernel size.
       norm: makes a normalisation.
     """
@@ -137,12 +137,12 @@ class ResidualBlock(nn.Module):
     dilation: int
     first_dilation: int
     shortcut: str
-    shortcut_pool: bool
+    avg_down: bool
     zero_init: bool
     groups: int
-    group_width: int
+    width_per_group: int
     stride_on: str
-    squeeze: Callable[..., Any] | None
+    make_se: Callable[..., Any] | None
     conv: Callable[..., Any]
     norm: Callable[..., Any]
 
@@ -152,9 +152,9 @@ class ResidualBlock(nn.Module):
         """The last convolution, its normalisation, the shortcut of `x`, and ReLU of the sum."""
         zero = {"scale_init": nn.initializers.zeros} if self.zero_init else {}
         norm = self.norm(name=name, **zero)
-        if self.squeeze is None:
+        if self.make_se is None:
             return conv_norm(conv, norm, y, train, True, lambda: self._added(x, train, self.norm))
-        y = self.squeeze(name="se")(conv_norm(conv, norm, y, train))
+        y = self.make_se(name="se")(conv_norm(conv, norm, y, train))
         added = self._added(x, train, self.norm)
         return relu(y if added is None else y + added)
 
@@ -163,8 +163,8 @@ class ResidualBlock(nn.Module):
 
         (He et al. 2016, section 4.1: activations before a projection are shared with the branch.)
         """
-        if self.squeeze is not None:
-            y = self.squeeze(name="se")(y)
+        if self.make_se is not None:
+            y = self.make_se(name="se")(y)
         if projects(self.shortcut, x.shape[-1], y.shape[-1], self.strides):
             x = normalized
         added = self._added(x, train, None)
@@ -179,7 +179,7 @@ class ResidualBlock(nn.Module):
             self.strides,
             self.conv,
             norm,
-            self.shortcut_pool,
+            self.avg_down,
             name="shortcut",
         )(x, train)
 
@@ -254,7 +254,7 @@ def _two_convolutions(block: ResidualBlock) -> tuple[Conv, Conv]:
 
 
 def _three_convolutions(block: ResidualBlock) -> tuple[Conv, Conv, Conv]:
-    inner = block.features * block.group_width // 64 * block.groups
+    inner = block.features * block.width_per_group // 64 * block.groups
     on_1x1, on_3x3 = (block.strides, 1) if block.stride_on == "1x1" else (1, block.strides)
     dilation, groups = block.first_dilation, block.groups
     return (

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from resnet_flax import renamed
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import BLOCKS, SHORTCUTS, SqueezeExcitation
 from resnet_flax.models.layers import BatchNorm, Conv, GroupNorm, conv_norm, norm_act
-from resnet_flax.models.stacking import scan_in_groups
+from resnet_flax.models.scan import scan_in_groups
 from resnet_flax.ops import max_pool
 
 Dtype = Any
@@ -38,7 +39,7 @@ class ResNet(nn.Module):
     `stage1_block1/norm1/scale`, `stage2_block1/shortcut/conv/kernel`, `stage1_block1/se/reduce`,
     `norm/scale` (pre-activation only) and `head/kernel`: weight import, decay masks and
     checkpoints stand on these names. With `scan` the second and later blocks of stage 1 lie
-    stacked in `stage1_blocks`; see `stacking`.
+    stacked in `stage1_blocks`; see `scan`.
 
     Attributes:
       stage_sizes: number of blocks of each stage.
@@ -50,16 +51,16 @@ class ResNet(nn.Module):
         '3x3' ("v1.5", torchvision and most others).
       preactivation: blocks of He et al. 2016.
       groups: of the 3x3 convolution (ResNeXt's cardinality).
-      group_width: channels that a group has where the width is 64 (ResNeXt's d; 128 for twice
+      width_per_group: channels that a group has where the width is 64 (ResNeXt's d; 128 for twice
         as wide).
-      squeeze: channels over squeezed channels of squeeze-and-excitation; 0 for none.
-      squeeze_multiple: squeezed channels are rounded to a multiple of it; timm's is 8.
+      se_ratio: channels over squeezed channels of squeeze-and-excitation; 0 for none.
+      se_divisor: squeezed channels are rounded to a multiple of it; timm's is 8.
       stem: 'cifar' (one 3x3), 'imagenet' (7x7 and max pooling) or 'deep' (three 3x3 and max
         pooling).
       stem_norm: normalise and activate after the stem's last convolution.
       stem_bias: the stem's convolutions have a bias, as in the Caffe model of ResNet-50.
       stem_pool: 'padded', or 'ceil' as in Caffe, see `pool.max_pool`.
-      shortcut_pool: stride of a projection by average pooling (ResNet-D).
+      avg_down: stride of a projection by average pooling (ResNet-D).
       norm: 'batch' or 'group'.
       zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).
       output_stride: of the last map against the image; what would exceed it is dilated instead.
@@ -69,7 +70,7 @@ class ResNet(nn.Module):
         is between again; 0 keeps everything, 1 each block's input. Of n blocks alike, about
         sqrt(n) needs the least memory. XLA's CPU backend heeds it in a scan only.
       num_classes: outputs of the head.
-      norm_groups: groups of examples that batch normalisation treats by themselves.
+      ghost_batches: groups of examples that batch normalisation treats by themselves.
       norm_momentum: what running statistics keep of themselves in a step.
       norm_unbiased: running variances follow unbiased ones, as torch's.
       dtype: type of the computation; logits are of `param_dtype` all the same.
@@ -84,29 +85,35 @@ class ResNet(nn.Module):
     stride_on: str = "3x3"
     preactivation: bool = False
     groups: int = 1
-    group_width: int = 64
-    squeeze: int = 0
-    squeeze_multiple: int = 1
+    width_per_group: int = 64
+    se_ratio: int = 0
+    se_divisor: int = 1
     stem: str = "imagenet"
     stem_norm: bool = True
     stem_bias: bool = False
     stem_pool: str = "padded"
-    shortcut_pool: bool = False
+    avg_down: bool = False
     norm: str = "batch"
     zero_init: bool = False
     output_stride: int = 32
     scan: bool = False
     remat: int = 0
     num_classes: int = 1000
-    norm_groups: int = 1
+    ghost_batches: int = 1
     norm_momentum: float = 0.9
     norm_unbiased: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
+    @renamed.arguments(features="return_features", window="pool_window")
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool, features: bool = False, window: int = 0
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        train: bool,
+        return_features: bool = False,
+        pool_window: int = 0,
     ) -> Float[Array, "b *positions classes"] | dict[str, Array]:
         """Logits `[b, classes]`, or all feature maps.
 
@@ -114,9 +121,10 @@ class ResNet(nn.Module):
           x: normalised images.
           train: normalise by the batch's statistics and update the running ones (the caller
             makes `batch_stats` mutable) rather than use those.
-          features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and `logits`.
-          window: 0 averages over the whole last map. Else the network is fully convolutional: the
-            mean over each square of so many positions and the head after it give logits
+          return_features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and
+            `logits`.
+          pool_window: 0 averages over the whole last map. Else the network is fully convolutional:
+            the mean over each square of so many positions and the head after it give logits
             `[b, h, w, classes]`, one for each place of the square.
 
         Raises:
@@ -127,7 +135,7 @@ class ResNet(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(Conv, **types)
         norm: Any = partial(
-            BatchNorm, self.norm_groups, self.norm_momentum, self.norm_unbiased, **types
+            BatchNorm, self.ghost_batches, self.norm_momentum, self.norm_unbiased, **types
         )
         if self.norm == "group":
             norm = partial(GroupNorm, **types)
@@ -146,12 +154,12 @@ class ResNet(nn.Module):
         if self.preactivation:
             x = norm_act(norm(name="norm"), x, train)
         x = x.astype(self.param_dtype)
-        pooled = nn.avg_pool(x, (window, window)) if window else x.mean((1, 2))
+        pooled = nn.avg_pool(x, (pool_window, pool_window)) if pool_window else x.mean((1, 2))
         head = nn.Dense(
             self.num_classes, name="head", kernel_init=head_init, param_dtype=self.param_dtype
         )
         logits = head(pooled)
-        return {**maps, "pooled": pooled, "logits": logits} if features else logits
+        return {**maps, "pooled": pooled, "logits": logits} if return_features else logits
 
     @property
     def stride(self) -> int:
@@ -185,17 +193,17 @@ class ResNet(nn.Module):
         # The first block of a stage whose stride became dilation still sees the old spacing.
         before = strides_of(self)[stage - 2][1] if stage > 1 else 1
         width = self.stage_features[stage - 1]
-        squeeze = None
-        if self.squeeze:
-            squeeze = partial(
+        make_se = None
+        if self.se_ratio:
+            make_se = partial(
                 SqueezeExcitation,
-                self.squeeze,
-                self.squeeze_multiple,
+                self.se_ratio,
+                self.se_divisor,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
             )
 
-        pool = self.shortcut_pool and (strides > 1 or dilation > 1)
+        pool = self.avg_down and (strides > 1 or dilation > 1)
         block = partial(
             BLOCKS[self.block, self.preactivation],
             width,
@@ -203,15 +211,15 @@ class ResNet(nn.Module):
             shortcut=self.shortcut,
             zero_init=self.zero_init,
             groups=self.groups,
-            group_width=self.group_width,
+            width_per_group=self.width_per_group,
             stride_on=self.stride_on,
-            squeeze=squeeze,
+            make_se=make_se,
             conv=conv,
             norm=norm,
         )
         return (
-            partial(block, strides=strides, first_dilation=before, shortcut_pool=pool),
-            partial(block, strides=1, first_dilation=dilation, shortcut_pool=False),
+            partial(block, strides=strides, first_dilation=before, avg_down=pool),
+            partial(block, strides=1, first_dilation=dilation, avg_down=False),
         )
 
     def _unrolled(self, make: Any, stage: int, numbers: Any, x: Array, train: bool) -> Array:
@@ -245,7 +253,7 @@ class ResNet(nn.Module):
             raise UserError(
                 f"the network has {length} blocks stacked in {name}, the variables "
                 f"{', '.join(map(str, sorted(depths))) or 'none'}; were they stacked "
-                "(models.stacking.stack), and are they of the same stage_sizes?"
+                "(models.scan.stack), and are they of the same stage_sizes?"
             )
 
         def one(x: Array, variables: Any) -> Any:

@@ -67,7 +67,7 @@ def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> Summary:
 
     def run():  # type: ignore[no-untyped-def]
         x = jnp.zeros((1, *image_shape))
-        return model.init_with_output(jax.random.key(0), x, train=False, features=True)
+        return model.init_with_output(jax.random.key(0), x, train=False, return_features=True)
 
     with nn.intercept_methods(note):
         maps, variables = jax.eval_shape(run)

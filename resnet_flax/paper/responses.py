@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from resnet_flax.data.pipeline import eval_batches
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.protocols import Network
+from resnet_flax.evaluation.multi_view import Network
 from resnet_flax.models.layers import BatchNorm
-from resnet_flax.models.stacking import unstack
+from resnet_flax.models.scan import unstack
 
 
 def responses(network: Network, source: Source, *, batch_size: int = 100) -> list[float]:

@@ -12,8 +12,8 @@ from resnet_flax.data.experiment import open_splits
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
+from resnet_flax.evaluation.multi_view import Network
 from resnet_flax.evaluation.pretrained import evaluate_pretrained
-from resnet_flax.evaluation.protocols import Network
 from resnet_flax.paper.planning import Training
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.targets import Row, Target

@@ -42,7 +42,7 @@ class Target:
       title: what it shows.
       rows: its lines.
       columns: of the figures.
-      protocol: of evaluation, see `evaluation.protocols`.
+      protocol: of evaluation, see `evaluation.multi_view`.
       draws: what is drawn: 'curves', 'responses' or nothing.
       note: what the reader must know.
     """

@@ -80,7 +80,7 @@ class Unfailing:
         log, self._log = self._log, None
         if log is not None:
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            note = f"{now} the terminal cannot be written ({reason}); the run goes on\n"
+            note = f"{now} the terminal cannot be written ({reason}); the run continues\n"
             with contextlib.suppress(OSError), log.open("a") as file:
                 file.write(note)
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from resnet_flax import renamed
 from resnet_flax.errors import UserError
 from resnet_flax.training.digests import digests, sha256_of, sha256_of_file
 from resnet_flax.training.quiet import silence_stores
@@ -48,7 +49,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is of format {meta['format']}, this version of resnet_flax reads "
             f"up to {FORMAT}; use a newer version"
         )
-    return dict(meta)
+    return {**meta, "config": renamed.saved_config(meta["config"])}
 
 
 def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:

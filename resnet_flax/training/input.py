@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_flax import sharding
-from resnet_flax.data.order import Order
 from resnet_flax.data.pipeline import Batch
+from resnet_flax.data.sampler import Sampler
 from resnet_flax.training.run import Run
 from resnet_flax.training.state import TrainState
 
@@ -21,10 +21,15 @@ def open_input(run: Run, start: int) -> Iterator["Input"]:
     """What takes the steps of a run, from the step `start`."""
     config = run.config
     if config.data.resident:
-        order = Order(len(run.train_source), config.seed, config.data.repeats)
+        sampler = Sampler(len(run.train_source), config.seed, config.data.repeats)
         most = config.steps_per_dispatch
         yield Resident(
-            run.programs.resident_steps, run.train_source, order, config.batch_size, most, run.mesh
+            run.programs.resident_steps,
+            run.train_source,
+            sampler,
+            config.batch_size,
+            most,
+            run.mesh,
         )
         return
     with run.train_batches(start) as batches:
@@ -92,7 +97,7 @@ class Resident:
     Args:
       steps: compiled, see `steps.compile_resident`.
       source: the training images, an `ArraySource`.
-      order: of examples.
+      sampler: the order of examples.
       batch_size: of the global batch.
       most: steps at a time.
       mesh: of the devices.
@@ -102,7 +107,7 @@ class Resident:
         self,
         steps: Callable[..., Any],
         source: Any,
-        order: Order,
+        sampler: Sampler,
         batch_size: int,
         most: int,
         mesh: Mesh,
@@ -110,7 +115,7 @@ class Resident:
         self.most = most
         self.waited = 0.0
         self.error: Exception | None = None
-        self._steps, self._order, self._mesh = steps, order, mesh
+        self._steps, self._sampler, self._mesh = steps, sampler, mesh
         self._batch_size = batch_size
         self._data = sharding.put_whole({"image": source.images, "label": source.labels}, mesh)
 
@@ -120,6 +125,6 @@ class Resident:
         rows = np.zeros((self.most, share), np.int32)
         for i in range(n):
             first = (step + i) * self._batch_size + jax.process_index() * share
-            rows[i] = self._order.examples(first, share)
+            rows[i] = self._sampler.examples(first, share)
         indices = sharding.put_batch({"rows": rows}, self._mesh, axis=1)["rows"]
         return self._steps(state, self._data, indices, n)

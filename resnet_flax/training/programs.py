@@ -68,11 +68,11 @@ def compile_programs(
       pixel_mean: see `Prepare`.
     """
     check_batches(config, mesh.size)
-    span = config.model.norm_span
+    span = config.model.bn_group_size
     model = configured_model(
         config.model,
         classes,
-        norm_groups(span, config.batch_size // config.accumulation, mesh.size),
+        ghost_batches(span, config.batch_size // config.accumulation, mesh.size),
     )
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
@@ -110,7 +110,7 @@ def compile_programs(
     )
 
 
-def norm_groups(span: str, batch_size: int, devices: int) -> int:
+def ghost_batches(span: str, batch_size: int, devices: int) -> int:
     """The groups of examples that batch normalisation treats by themselves.
 
     Args:

@@ -64,7 +64,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
         return Start(run.programs.init(config.seed), 0, not config.eval.recompute_bn, [], [])
     state, meta, notes = restored
     step = meta["step"]
-    word = "is finished" if step == config.steps else "goes on"
+    word = "is finished" if step == config.steps else "continues"
     notes = [*notes, f"{workdir} {word} at step {step} of {config.steps}"]
     if changes:
         notes.append(f"warning: the data changed, as accepted: {'; '.join(changes)}")

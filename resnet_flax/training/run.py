@@ -10,7 +10,7 @@ import ml_collections
 
 from resnet_flax import sharding
 from resnet_flax.config import flatten
-from resnet_flax.data import fingerprint, statistics
+from resnet_flax.data import fingerprint, mean_image
 from resnet_flax.data.check import check_examples
 from resnet_flax.data.experiment import make_transforms, open_splits
 from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
@@ -118,8 +118,8 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
         )
     pixel_mean = None
     if data.pixel_mean:
-        sample = len(train_source) if data.resident or data.in_memory else statistics.SAMPLE
-        pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample, patience)
+        sample = len(train_source) if data.resident or data.in_memory else mean_image.SAMPLE
+        pixel_mean = mean_image.pixel_mean(train_source, eval_transform, sample, patience)
     classes = len(train_source.class_names)
     programs = compile_programs(config, mesh, classes, image_shape, pixel_mean)
     about = {
@@ -150,12 +150,16 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
 
 
 def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:
-    if config.accumulation > 1 and model.norm == "batch" and not config.model.norm_span.isdecimal():
+    if (
+        config.accumulation > 1
+        and model.norm == "batch"
+        and not config.model.bn_group_size.isdecimal()
+    ):
         part = config.batch_size // config.accumulation
         return [
             f"warning: with accumulation={config.accumulation} batch normalisation averages over "
             f"each part of {part} examples, not over the batch of {config.batch_size}; "
-            f"model.norm_span={part} or a divisor of it says the same with any accumulation"
+            f"model.bn_group_size={part} or a divisor of it says the same with any accumulation"
         ]
     return []
 
@@ -186,8 +190,8 @@ def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
                 f"data.{name} has {given} numbers, but the images of {config.data.source} have "
                 f"{channels} channel{'s' * (channels > 1)}; give one number or one a channel"
             )
-    if config.data.colour and channels != 3:
+    if config.data.pca_lighting and channels != 3:
         raise UserError(
-            f"data.colour shifts RGB, but the images of {config.data.source} have {channels} "
+            f"data.pca_lighting shifts RGB, but the images of {config.data.source} have {channels} "
             f"channel{'s' * (channels > 1)}; set it to 0"
         )

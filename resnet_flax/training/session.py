@@ -112,7 +112,7 @@ def rescue(session: Session, at: Position, error: Exception) -> Exception:
     saved = session.checkpoints.steps()
     if not saved:
         return error
-    where = f"step {saved[0]} is saved in {session.workdir}, the same command goes on from there"
+    where = f"step {saved[0]} is saved in {session.workdir}, the same command continues from there"
     if isinstance(error, SaveError):
         return error if saved[:1] == before else UserError(f"{error.what} ({where})")
     if isinstance(error, UserError):

@@ -22,7 +22,7 @@ class MetricsFile:
 
     Args:
       path: of the file; made where it is not there.
-      start: the step that the run goes on from.
+      start: the step that the run continues from.
     """
 
     def __init__(self, path: Path, start: int) -> None:
@@ -67,7 +67,7 @@ class EventFile:
 
     Args:
       directory: made where it is not there; gets one file more.
-      start: the step that the run goes on from: TensorBoard drops what is of later ones.
+      start: the step that the run continues from: TensorBoard drops what is of later ones.
     """
 
     def __init__(self, directory: Path, start: int) -> None:
@@ -124,7 +124,7 @@ class Terminal:
       total: steps of the run.
       start: the step it goes on from.
       bar: whether a bar is wanted.
-      file: written to; where it cannot be, that is noted once in `log` and the run goes on.
+      file: written to; where it cannot be, that is noted once in `log` and the run continues.
       log: see there.
     """
 
@@ -212,7 +212,7 @@ class Writers:
 
     Args:
       workdir: where metrics.jsonl and the event files go.
-      start: the step that the run goes on from.
+      start: the step that the run continues from.
       total: steps of the run.
       tensorboard: write event files.
       bar: show a bar where the output is a terminal.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from resnet_flax import renamed
 from resnet_flax.config import resolve
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, closest, first_line
@@ -19,16 +20,24 @@ from resnet_flax.weights.published import PUBLISHED, Published, fetch, recognize
 from resnet_flax.weights.torch_layout import export_torch
 
 # Attributes that do not decide what a network is.
-_HOW = ("parent", "name", "dtype", "param_dtype", "scan", "remat", "norm_groups", "norm_momentum")
+_HOW = ("parent", "name", "dtype", "param_dtype", "scan", "remat", "ghost_batches", "norm_momentum")
 
 # Attributes that decide what a network computes and that shapes do not, or not always, tell.
 _FUNCTION = (
     *("block", "shortcut", "stride_on", "preactivation", "stem", "stem_pool"),
-    *("shortcut_pool", "norm"),
+    *("avg_down", "norm"),
 )
 
 # What a variant's name says; other axes may be changed under the same name.
-_SAID = ("stage_sizes", "groups", "group_width", "stride_on", "shortcut", "preactivation", "stem")
+_SAID = (
+    "stage_sizes",
+    "groups",
+    "width_per_group",
+    "stride_on",
+    "shortcut",
+    "preactivation",
+    "stem",
+)
 
 
 class Pretrained(NamedTuple):
@@ -196,7 +205,7 @@ def _open_file(
 def _described(about: Any, what: str) -> tuple[ResNet, Preprocessing | None, tuple[str, ...]]:
     """What a file of ours says of itself, which anyone may have written."""
     try:
-        model = create_model("resnet18", **about["axes"])
+        model = create_model("resnet18", **renamed.attributes(about["axes"]))
         preprocessing = about["preprocessing"]
         names = tuple(about["class_names"])
         if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):

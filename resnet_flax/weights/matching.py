@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_flax.errors import UserError
 from resnet_flax.models import VARIANTS, ResNet, create_model
-from resnet_flax.models.stacking import stack
+from resnet_flax.models.scan import stack
 from resnet_flax.weights.files import Arrays
 from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, torch_name
 
@@ -25,7 +25,7 @@ def layout_of(model: ResNet) -> str:
     """
     if model.preactivation:
         return "timm_v2"
-    if model.stem == "cifar" and model.shortcut in ("A", "none") and not model.squeeze:
+    if model.stem == "cifar" and model.shortcut in ("A", "none") and not model.se_ratio:
         return "akamaster"
     return "timm"
 

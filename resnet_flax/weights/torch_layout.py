@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet_flax.errors import UserError
 from resnet_flax.models.resnet import ResNet
-from resnet_flax.models.stacking import unstack
+from resnet_flax.models.scan import unstack
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,7 +51,7 @@ def _module_name(modules: list[str], model: ResNet, layout: str) -> str:
     if inner[0] == "shortcut":
         if layout == "akamaster":
             raise UserError("the layout akamaster has no projections; use shortcut='A'")
-        first_index = 1 if model.shortcut_pool else 0  # the pooling is number 0 there
+        first_index = 1 if model.avg_down else 0  # the pooling is number 0 there
         return f"{prefix}.downsample.{first_index + (inner[1] == 'norm')}"
     return f"{prefix}.{inner[0].replace('norm', 'bn')}"
 

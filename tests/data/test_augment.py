@@ -13,7 +13,7 @@ from resnet_flax.data.augment import (
     less_pixel_mean,
     mix,
     normalize,
-    shift_colours,
+    pca_lighting,
 )
 
 
@@ -107,9 +107,9 @@ def test_the_pixel_mean_is_subtracted_before_padding():
     assert set(np.round(np.unique(x) * 255 * 0.5, 3)) <= {0.0, *map(float, range(53, 101))}
 
 
-def test_colours_shift_along_their_components():
+def test_pca_lighting_shifts_along_the_components_of_color():
     x = _x(2000, 2)
-    shift = shift_colours(x, jnp.int32(0), seed=0, deviation=0.1, std=(0.5, 0.25, 0.2)) - x
+    shift = pca_lighting(x, jnp.int32(0), seed=0, alpha_std=0.1, std=(0.5, 0.25, 0.2)) - x
     # One shift for all pixels of an image.
     assert np.abs(shift - shift[:, :1, :1]).max() < 1e-5
     of_pixels = np.asarray(shift[:, 0, 0]) * (0.5, 0.25, 0.2)
@@ -227,7 +227,7 @@ def test_randomness_of_each_kind_is_of_seed_and_position():
     x = _x(16)
     for kind in (
         lambda x, step, seed: erase(x, step, seed=seed, probability=1.0),
-        lambda x, step, seed: shift_colours(x, step, seed=seed, deviation=0.1, std=(1.0,)),
+        lambda x, step, seed: pca_lighting(x, step, seed=seed, alpha_std=0.1, std=(1.0,)),
     ):
         whole = kind(x, jnp.int32(0), 0)
         np.testing.assert_array_equal(kind(x[8:], jnp.int32(1), 0), whole[8:])

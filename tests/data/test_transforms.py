@@ -1,4 +1,4 @@
-"""Crops, resizing and policies: on fixed input, and against torchvision where it is."""
+"""Crops, resizing and RandAugment: on fixed input, and against torchvision where it is."""
 
 import importlib.util
 import io
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_flax.data import policies
+from resnet_flax.data import rand_augment
 from resnet_flax.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -168,9 +168,9 @@ OPERATIONS = {
 TORCHVISION = {"colour": "Color", "autocontrast": "AutoContrast"}
 
 
-@pytest.mark.parametrize("name", policies.RAND)
+@pytest.mark.parametrize("name", rand_augment.RAND)
 def test_operations_do_what_they_are_called(photograph, name):
-    result = policies.operate(photograph, name, OPERATIONS[name])
+    result = rand_augment.operate(photograph, name, OPERATIONS[name])
     assert result.size == photograph.size
     before, after = (np.asarray(image).astype(int) for image in (photograph, result))
     changed = (before != after).any()
@@ -197,13 +197,13 @@ def test_operations_do_what_they_are_called(photograph, name):
 def test_policies_draw_all_operations_and_both_signs(monkeypatch, photograph):
     seen = []
     monkeypatch.setattr(
-        policies, "operate", lambda image, name, value: seen.append((name, value)) or image
+        rand_augment, "operate", lambda image, name, value: seen.append((name, value)) or image
     )
     rng = _rng()
     for _ in range(600):
-        policies.rand_augment(photograph, rng, 2, 9)
+        rand_augment.rand_augment(photograph, rng, 2, 9)
     assert len(seen) == 1200
-    assert {name for name, _ in seen} == set(policies.RAND)
+    assert {name for name, _ in seen} == set(rand_augment.RAND)
     assert {round(v, 6) for n, v in seen if n == "rotate"} == {-9.0, 9.0}
     assert {round(v, 6) for n, v in seen if n == "solarize"} == {76.5}
     assert {round(abs(v), 3) for n, v in seen if n == "translate_x"} == {
@@ -214,7 +214,7 @@ def test_policies_draw_all_operations_and_both_signs(monkeypatch, photograph):
     }
     seen.clear()
     for _ in range(12000):
-        policies.trivial_augment(photograph, rng)
+        rand_augment.trivial_augment(photograph, rng)
     assert len(seen) == 12000
     rotations = {round(v / 4.5) for n, v in seen if n == "rotate"}
     assert rotations == set(range(-30, 31))
@@ -229,7 +229,10 @@ def test_magnitudes_are_those_of_the_papers_code():
     rand |= {"translate_x": 150 / 331, "translate_y": 150 / 331}
     wide = {"shear_x": 0.99, "shear_y": 0.99, "rotate": 135, "posterize": 6}
     wide |= {"translate_x": 32, "translate_y": 32}
-    for table, expected, strength in ((policies.RAND, rand, 0.9), (policies.WIDE, wide, 0.99)):
+    for table, expected, strength in (
+        (rand_augment.RAND, rand, 0.9),
+        (rand_augment.WIDE, wide, 0.99),
+    ):
         found = {name: value for name, (value, _) in table.items()}
         assert found == pytest.approx(plain | expected | dict.fromkeys(enhancers, strength))
         signed = {name for name, (_, signed) in table.items() if signed}
@@ -250,7 +253,7 @@ class TestTorchvision:
         global T
         from torchvision import transforms as T  # noqa: N812
 
-    @pytest.mark.parametrize("name", policies.RAND)
+    @pytest.mark.parametrize("name", rand_augment.RAND)
     def test_operations(self, photograph, name):
         value = OPERATIONS[name]
         theirs = TORCHVISION.get(name, "".join(part.capitalize() for part in name.split("_")))
@@ -258,7 +261,7 @@ class TestTorchvision:
         expected = T.autoaugment._apply_op(
             photograph, theirs, magnitude, T.InterpolationMode.BILINEAR, None
         )
-        actual = policies.operate(photograph, name, value)
+        actual = rand_augment.operate(photograph, name, value)
         distance = np.abs(np.asarray(actual).astype(int) - np.asarray(expected).astype(int))
         assert distance.max() <= 1
 

@@ -22,7 +22,7 @@ def examples():
     return logits, labels
 
 
-def _result(logits, labels, size, expected=N, accepted=None, labelled=None):
+def _result(logits, labels, size, expected=N, valid_labels=None, labelled=None):
     """Of batches of `size`, the last of which is filled up with nonsense."""
     sums = zero_sums(CLASSES, jnp.float64)
     for start in range(0, len(labels), size):
@@ -33,9 +33,9 @@ def _result(logits, labels, size, expected=N, accepted=None, labelled=None):
         label = np.zeros(size, np.int32)
         label[:n] = labels[part]
         sets = None
-        if accepted is not None:
+        if valid_labels is not None:
             sets = np.ones((size, CLASSES), bool)
-            sets[:n] = accepted[part]
+            sets[:n] = valid_labels[part]
             sets = jnp.asarray(sets)
         mask = jnp.arange(size) < n
         sums = add(sums, jnp.asarray(batch), jnp.asarray(label), mask, sets)
@@ -74,20 +74,20 @@ def test_several_right_labels(examples):
     """ImageNet ReaL: right with any of them; examples without one do not count."""
     logits, labels = examples
     rng = np.random.default_rng(1)
-    accepted = rng.random((N, CLASSES)) < 0.15
-    has = accepted.any(1)
+    valid_labels = rng.random((N, CLASSES)) < 0.15
+    has = valid_labels.any(1)
     assert 20 < (~has).sum() < 200
-    result = _result(logits, labels, 64, accepted=accepted, labelled=int(has.sum()))
+    result = _result(logits, labels, 64, valid_labels=valid_labels, labelled=int(has.sum()))
     best = np.argsort(-logits, axis=1)
-    right = np.take_along_axis(accepted, best, 1)
+    right = np.take_along_axis(valid_labels, best, 1)
     assert result.count == has.sum()
     assert result.error == 1 - right[has, 0].mean()
     assert result.top5_error == pytest.approx(1 - right[has, :5].any(1).mean(), abs=1e-12)
     p = np.exp(log_softmax(logits, axis=1))
-    expected = -np.log((p * accepted).sum(1)[has]).mean()
+    expected = -np.log((p * valid_labels).sum(1)[has]).mean()
     np.testing.assert_allclose(result.loss, expected, rtol=1e-12)
     with pytest.raises(RuntimeError, match=f"counted {has.sum()} labelled examples of {N}"):
-        _result(logits, labels, 64, accepted=accepted)
+        _result(logits, labels, 64, valid_labels=valid_labels)
 
 
 @pytest.mark.usefixtures("x64")

@@ -21,8 +21,8 @@ from resnet_flax.data.tfds_source import SEVERAL_LABELS, TfdsSource
 from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
+from resnet_flax.evaluation.multi_view import Network
 from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
-from resnet_flax.evaluation.protocols import Network
 from resnet_flax.training.loop import train
 from resnet_flax.weights.loading import load_pretrained
 from resnet_flax.weights.torch_layout import export_torch
@@ -130,7 +130,7 @@ def test_a_label_set_counts_what_has_a_label():
         evaluate_pretrained([Network(model, variables, Preprocessing(0))], wrong, batch_size=7)
     # Under other names, in another order.
     swapped = as_outputs(real, (*NAMES[::-1], "x"), 11)
-    np.testing.assert_array_equal(np.flatnonzero(swapped[2]["accepted"]), [6, 7])
+    np.testing.assert_array_equal(np.flatnonzero(swapped[2]["valid_labels"]), [6, 7])
     assert swapped[2]["label"] == 5
 
 

@@ -26,7 +26,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "wide_resnet50_2": (SHALLOW, "torchvision"),
     "resnet50_v1": (SHALLOW, "timm_v1"),
     "resnet50d": (SHALLOW, "timm"),
-    "seresnet18": (SHALLOW | {"squeeze_multiple": 8}, "timm"),
+    "seresnet18": (SHALLOW | {"se_divisor": 8}, "timm"),
     "seresnet50": (SHALLOW, "timm"),
     "seresnext50_32x4d": (SHALLOW, "timm"),
     "resnetv2_18": (SHALLOW, "timm_v2"),

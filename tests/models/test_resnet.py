@@ -45,7 +45,7 @@ def test_names_and_shapes_are_public():
 
 
 def _maps(model, variables, x):
-    return jax.jit(partial(model.apply, train=False, features=True))(variables, x)
+    return jax.jit(partial(model.apply, train=False, return_features=True))(variables, x)
 
 
 def test_feature_maps():

@@ -12,7 +12,7 @@ from variables import drawn
 
 from resnet_flax import VARIANTS, UserError, create_model, parse_axes
 from resnet_flax.models.blocks import squeezed_features
-from resnet_flax.models.stacking import stack, unstack
+from resnet_flax.models.scan import stack, unstack
 from resnet_flax.models.summary import native_size, summarize
 from resnet_flax.ops import dispatch
 
@@ -99,7 +99,7 @@ def test_every_count_is_of_a_variant():
         ("resnetv2_50", {"stem_norm": True}, 25_549_480, "4.089"),
         ("resnetv2_101", {"stem_norm": True}, 44_541_608, "7.801"),
         ("resnetv2_152", {"stem_norm": True}, 60_185_256, "11.514"),
-        ("seresnet18", {"squeeze_multiple": 8}, 11_779_624, "1.814"),
+        ("seresnet18", {"se_divisor": 8}, 11_779_624, "1.814"),
         ("cifar_resnetv2_164", {"stride_on": "3x3"}, 1_703_258, "0.248"),
         ("cifar_resnetv2_1001", {"stride_on": "3x3"}, 10_327_706, "1.491"),
     ],
@@ -111,7 +111,7 @@ def test_counts_along_the_axes(name, axes, parameters, printed):
 
 
 def test_counting_agrees_with_what_is_allocated():
-    widths = {"stage_features": (8, 16, 32, 64), "group_width": 16}
+    widths = {"stage_features": (8, 16, 32, 64), "width_per_group": 16}
     model = create_model("seresnext50_32x4d", stage_sizes=(1, 2, 1, 3), **widths)
     x = jnp.zeros((1, 64, 64, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
@@ -126,7 +126,7 @@ SMALL = {
     "resnet50": {"stage_sizes": (1, 2, 1, 3)},
     "resnet50_v1": {"stage_sizes": (1, 1, 2, 1)},
     "resnetv2_50": {"stage_sizes": (2, 1, 1, 3)},
-    "resnext50_32x4d": {"stage_sizes": (2, 1, 1, 1), "groups": 4, "group_width": 32},
+    "resnext50_32x4d": {"stage_sizes": (2, 1, 1, 1), "groups": 4, "width_per_group": 32},
     "seresnet50": {"stage_sizes": (2, 1, 1, 1)},
     "resnet50d": {"stage_sizes": (2, 1, 1, 1)},
     "cifar_resnet20": {},
@@ -163,7 +163,7 @@ def _narrow(name, **axes):
     width = (8, 16, 32, 64)[: len(model.stage_sizes)]
     narrow = {"stage_features": width, "stem_features": 8, "num_classes": 5, "scan": True}
     if model.groups > 1:
-        narrow |= {"groups": 4, "group_width": 8 * model.group_width}
+        narrow |= {"groups": 4, "width_per_group": 8 * model.width_per_group}
     return create_model(name, **narrow, **axes)
 
 
@@ -334,7 +334,7 @@ def test_initial_weights_are_he_s_and_torch_s():
 
 def test_the_norm_s_axes_reach_it():
     x = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
-    several = ({}, {"norm_momentum": 0.5}, {"norm_unbiased": True}, {"norm_groups": 4})
+    several = ({}, {"norm_momentum": 0.5}, {"norm_unbiased": True}, {"ghost_batches": 4})
     models = [_small("cifar_resnet20", stage_sizes=(1,), **axes) for axes in several]
     variables = drawn(models[0], x)
 
@@ -378,7 +378,7 @@ def test_a_block_starts_as_the_identity_with_zero_init(name):
     }
     long_maps, short_maps = jax.jit(
         lambda *both: [
-            net.apply(v, x, train=False, features=True)
+            net.apply(v, x, train=False, return_features=True)
             for net, v in zip((model, short), both, strict=True)
         ]
     )(variables, kept)
@@ -430,13 +430,13 @@ def test_group_normalisation_needs_no_statistics():
         ("resnet51", {}, r"no model called 'resnet51'; did you mean resnet"),
         ("resnet50", {"stem": "big"}, "stem must be one of cifar, imagenet, deep, not 'big'"),
         ("resnet50", {"output_stride": 4}, "output_stride must be one of 8, 16, 32, not 4"),
-        ("resnet18", {"groups": 32}, "groups and group_width need block='bottleneck'"),
+        ("resnet18", {"groups": 32}, "groups and width_per_group need block='bottleneck'"),
         ("resnetv2_50", {"zero_init": True}, "zero_init needs blocks that end in a normalisation"),
         ("resnetv2_50", {"shortcut": "none"}, "preactivation needs a shortcut"),
-        ("resnet50d", {"shortcut": "A"}, "shortcut_pool needs projections"),
+        ("resnet50d", {"shortcut": "A"}, "avg_down needs projections"),
         ("resnet50", {"stage_sizes": (1, 2)}, "must have as many entries"),
         ("cifar_resnet20", {"stem_features": 32}, "shortcut='A' only adds channels"),
-        ("plain18", {"squeeze": 16}, "squeeze needs a residual branch"),
+        ("plain18", {"se_ratio": 16}, "se_ratio needs a residual branch"),
         ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one a stage"),
         ("resnet50", {"groups": 0}, "groups takes a whole number from 1, not 0"),
         ("resnet50", {"groups": True}, "groups takes a whole number from 1, not True"),
@@ -447,7 +447,7 @@ def test_group_normalisation_needs_no_statistics():
         ("resnet50", {"name": "x"}, "resnet50 has no axis called 'name'"),
         ("resnet50d", {"stem_features": 63}, "stem='deep' needs an even stem_features, not 63"),
         ("plain18", {"zero_init": True}, "zero_init needs a shortcut"),
-        ("resnet50", {"squeeze": "yes"}, "squeeze takes a whole number from 0, not 'yes'"),
+        ("resnet50", {"se_ratio": "yes"}, "se_ratio takes a whole number from 0, not 'yes'"),
         ("resnet50", {"zero_init": 1}, "zero_init takes True or False, not 1"),
         ("resnet50", {"norm_momentum": 1.5}, "norm_momentum takes a number from 0 to 1, not 1.5"),
         ("resnext50_32x4d", {"stage_features": (8, 16, 32, 64)}, "have no channel"),
@@ -491,13 +491,13 @@ def test_a_rematerialised_network_can_be_tabulated():
 
 
 def test_axes_are_read_from_words():
-    words = "shortcut=C stride_on=1x1 stem_norm=false zero_init=True squeeze=16 stage_sizes=1,2"
+    words = "shortcut=C stride_on=1x1 stem_norm=false zero_init=True se_ratio=16 stage_sizes=1,2"
     assert parse_axes(words) == {
         "shortcut": "C",
         "stride_on": "1x1",
         "stem_norm": False,
         "zero_init": True,
-        "squeeze": 16,
+        "se_ratio": 16,
         "stage_sizes": (1, 2),
     }
     assert parse_axes(" ") == {}

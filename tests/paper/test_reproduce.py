@@ -21,9 +21,9 @@ from resnet_flax.config import load_config
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.errors import UserError
+from resnet_flax.evaluation.multi_view import PROTOCOLS, Network
 from resnet_flax.evaluation.pretrained import evaluate_pretrained
-from resnet_flax.evaluation.protocols import PROTOCOLS, Network
-from resnet_flax.models.stacking import stack
+from resnet_flax.models.scan import stack
 from resnet_flax.paper import runs
 from resnet_flax.paper.planning import trainings
 from resnet_flax.paper.responses import responses

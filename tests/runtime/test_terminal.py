@@ -20,7 +20,7 @@ def test_what_cannot_be_written_is_lost_and_noted_once(tmp_path):
     for _ in range(3):
         print("text", file=file, flush=True)
     (line,) = (tmp_path / "terminal.log").read_text().splitlines()
-    assert line.endswith("the terminal cannot be written (Broken pipe); the run goes on")
+    assert line.endswith("the terminal cannot be written (Broken pipe); the run continues")
 
 
 def test_a_closed_file_and_an_unwritable_log_are_nothing(tmp_path):

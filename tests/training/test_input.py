@@ -14,8 +14,8 @@ from marks import long
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
 from resnet_flax.data.experiment import Prepare
-from resnet_flax.data.order import Order
 from resnet_flax.data.pipeline import train_batches
+from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import ArraySource
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.training.checkpoint_files import read_meta
@@ -35,7 +35,7 @@ def source():
     return ArraySource(images, rng.integers(0, 10, EXAMPLES), tuple("0123456789"))
 
 
-EVERYTHING = {"mixup": 0.2, "cutmix": 1.0, "erase": 0.3, "colour": 0.1, "std": (0.3,)}
+EVERYTHING = {"mixup": 0.2, "cutmix": 1.0, "erase": 0.3, "pca_lighting": 0.1, "std": (0.3,)}
 
 
 def _prepare(dtype, pixel_mean=True, **settings):
@@ -56,8 +56,8 @@ CHANNELS = {"pixel_mean": False, "mean": (0.49, 0.48, 0.44), "std": (0.2, 0.19, 
         (1, "float32", CHANNELS),
         (1, "float32", CHANNELS | {"mixup": 0.2}),
         long(1, "float32", CHANNELS | {"cutmix": 1.0, "erase": 0.5}),
-        (1, "float32", CHANNELS | {"colour": 0.1}),
-        long(8, "float32", {"colour": 0.1, "mixup": 0.2}),
+        (1, "float32", CHANNELS | {"pca_lighting": 0.1}),
+        long(8, "float32", {"pca_lighting": 0.1, "mixup": 0.2}),
         (1, "bfloat16", CHANNELS | {"mixup": 0.2}),
     ],
 )
@@ -75,7 +75,7 @@ def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
 
     whole = sharding.replicated(mesh)
     steps = compile_resident(mesh, whole, record)
-    resident = Resident(steps, source, Order(EXAMPLES, 7), BATCH, 4, mesh)
+    resident = Resident(steps, source, Sampler(EXAMPLES, 7), BATCH, 4, mesh)
     _, rows = resident.advance(at(5), 5, 3)
     one = jax.jit(record, in_shardings=(whole, sharding.over_batch(mesh)))
     with train_batches(source, seed=7, batch_size=BATCH, start=5) as batches:
@@ -109,7 +109,7 @@ def _runs(source, shape, steps):
         yield jax.device_get(state), streamed
     resident = Resident(
         compile_resident(mesh, shardings, step, known_length=True),
-        *(source, Order(EXAMPLES, 7), BATCH, 4, mesh),
+        *(source, Sampler(EXAMPLES, 7), BATCH, 4, mesh),
     )
     state, kept, done = init(0), [], 0
     while done < steps:

@@ -99,7 +99,7 @@ def _kill_and_go_on(command, workdir, moment, *more):
     again = command(*SHORT, f"--workdir={workdir}", *more)
     out, err = again.communicate()
     assert again.returncode == 0, err
-    assert ("goes on at step" in out) == bool(killed_at)
+    assert ("continues at step" in out) == bool(killed_at)
     return out
 
 
@@ -185,7 +185,7 @@ def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
     again = command(*flags)
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "")
-    assert f"goes on at step {saved[0]} of 60" in out
+    assert f"continues at step {saved[0]} of 60" in out
     assert _final(workdir) == _final(uninterrupted[0])
 
 
@@ -377,7 +377,7 @@ def test_a_share_of_the_training_split_is_held_out(config, tmp_path):
 
 def test_a_line_of_config_is_another_network(config):
     config.model.axes = (
-        "stage_sizes=1,3,1 stage_features=8,16,32 stem_features=8 shortcut=B squeeze=4"
+        "stage_sizes=1,3,1 stage_features=8,16,32 stem_features=8 shortcut=B se_ratio=4"
     )
     config.model.scan = True
     config.model.remat = 2
@@ -455,7 +455,7 @@ PAD = ((1, 1), (1, 1))
 
 
 def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, tmp_path, capsys):
-    config.model.norm_span = "8"
+    config.model.bn_group_size = "8"
     config.batch_size = 32
     config.steps, config.optim.warmup_steps, config.eval.every = 3, 1, 0
     whole = train(config, tmp_path / "whole")
@@ -464,7 +464,7 @@ def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, t
     parts = train(config, tmp_path / "parts")
     assert "warning" not in capsys.readouterr().out
     assert parts.loss == pytest.approx(whole.loss, rel=1e-3)
-    config.model.norm_span = "global"
+    config.model.bn_group_size = "global"
     other = train(config, tmp_path / "global")
     assert "warning: with accumulation=4 batch normalisation averages over each part of 8 exam" in (
         capsys.readouterr().out

@@ -164,6 +164,6 @@ def test_a_power_failure_leaves_a_run_that_goes_on_with_the_same_bits(command, t
         again = command(*flags, f"--workdir={place / 'run'}")
         out, error = again.communicate()
         assert again.returncode == 0, error
-        assert f"goes on at step {kept[0]} of 400" in out
+        assert f"continues at step {kept[0]} of 400" in out
         assert "damaged" not in out
         assert read_meta(place / "run" / "checkpoints" / "400")["digests"] == expected

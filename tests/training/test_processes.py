@@ -124,7 +124,7 @@ def test_a_checkpoint_of_four_is_read_by_any_number(together, tmp_path):
         workdir = tmp_path / name
         shutil.copytree(tmp_path / "four", workdir)
         printed = _ended(together(processes, longer, f"--workdir={workdir}", devices=devices))
-        assert "goes on at step 12 of 18" in printed[0][0]
+        assert "continues at step 12 of 18" in printed[0][0]
         _assert_same_curve(_curve(workdir), reference)
 
 

@@ -25,7 +25,7 @@ BATCH = 16
 JOINED = {"ways": (("conv_bn_1x1", "fused"),)}  # see ops.override
 NORMS = {
     "global": {},
-    "groups of 4": {"norm_groups": 4},
+    "groups of 4": {"ghost_batches": 4},
     "group": {"norm": "group"},
     "global, behind 1x1": {"block": "bottleneck", **JOINED},
 }
@@ -122,7 +122,7 @@ def test_accumulated_gradients_are_those_of_the_batch(parts, shape):
 def test_groups_of_k_that_divide_a_part_accumulate_exactly(parts, shape):
     # Also where a device has less than a group of each part: (4, (2, 2)).
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
-    axes = {"norm_groups": 4 // parts}
+    axes = {"ghost_batches": 4 // parts}
     _assert_same(
         _run(mesh, axes, num_microbatches=parts, bn_group_size=4), _reference("groups of 4")
     )
@@ -158,7 +158,7 @@ WIDE = {"stage_features": (16, 16), "stem_features": 16}
 
 def test_data_parallel_reduces_the_gradients_once_and_no_activations():
     norms = 5 * 16  # of each of five normalisations the mean and the variance, and their gradients
-    for axes, more in (({}, 4 * norms + 200), ({"norm_groups": 8}, 2 * norms + 200)):
+    for axes, more in (({}, 4 * norms + 200), ({"ghost_batches": 8}, 2 * norms + 200)):
         program, parameters = _compiled((8, 1), {**WIDE, **axes})
         found = collectives(program.as_text())
         assert {one.kind for one in found} == {"all-reduce"}
@@ -181,7 +181,7 @@ def test_normalisation_behind_1x1_reduces_moments_and_no_activations():
 
 def test_groups_within_a_device_and_group_normalisation_add_nothing():
     """Nothing is exchanged but the gradients, the statistics' mean and three sums."""
-    for axes in ({"norm_groups": 32}, {"norm": "group"}):
+    for axes in ({"ghost_batches": 32}, {"norm": "group"}):
         program, _ = _compiled((8, 1), {**WIDE, **axes})
         assert len(collectives(program.as_text())) <= 3
     program, _ = _compiled((8, 1), WIDE)
@@ -191,7 +191,7 @@ def test_groups_within_a_device_and_group_normalisation_add_nothing():
 @pytest.mark.parametrize("shape", [(2, 4), long((1, 8))])
 def test_fsdp_gathers_parameters_and_no_activations(shape):
     # Left to itself, the compiler gathers kernels again for the backward pass.
-    axes = {**WIDE, "norm_groups": 8, "num_classes": 160}
+    axes = {**WIDE, "ghost_batches": 8, "num_classes": 160}
     program, parameters = _compiled(shape, axes)
     for one in collectives(program.as_text()):
         assert one.kind in ("all-gather", "all-reduce"), one
@@ -217,7 +217,9 @@ def test_fsdp_divides_what_a_device_holds():
 
 
 def test_accumulation_moves_no_images_between_devices():
-    program, _ = _compiled((8, 1), {**WIDE, "norm_groups": 8}, num_microbatches=2, bn_group_size=4)
+    program, _ = _compiled(
+        (8, 1), {**WIDE, "ghost_batches": 8}, num_microbatches=2, bn_group_size=4
+    )
     kinds = totals(collectives(program.as_text()))
     assert set(kinds) == {"all-reduce"}, kinds
 

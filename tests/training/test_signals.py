@@ -279,7 +279,7 @@ def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp
         signal.SIGSTOP: "nothing was read within data.timeout=20 seconds; a reader is frozen",
     }[number]
     assert error.startswith(f"error: {reason}")
-    assert f"(step {step} is saved in {tmp_path / 'run'}, the same command goes on" in error
+    assert f"(step {step} is saved in {tmp_path / 'run'}, the same command continues" in error
     assert len(error.splitlines()) == 1
 
 

@@ -42,7 +42,7 @@ def _program(mesh, dtype, groups=1, tx=None):
         stem_features=8,
         dtype=dtype,
         param_dtype=param_dtype,
-        norm_groups=groups,
+        ghost_batches=groups,
     )
     if tx is None:
         tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))

@@ -90,7 +90,9 @@ def test_an_evaluation_image_damaged_during_the_run(
     _after(monkeypatch, 5, spoil)
     with pytest.raises(UserError, match=r"003.png|not of one size") as error:
         train(config, tmp_path / "run")
-    assert f"(step 12 is saved in {tmp_path / 'run'}, the same command goes on" in str(error.value)
+    assert f"(step 12 is saved in {tmp_path / 'run'}, the same command continues" in str(
+        error.value
+    )
     assert _steps(tmp_path / "run") == [12]
     image.write_bytes(good)
     monkeypatch.undo()

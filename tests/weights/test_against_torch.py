@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from resnet_flax import UserError
-from resnet_flax.models.stacking import stack
+from resnet_flax.models.scan import stack
 from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, torch_name
 
 GOLDENS = json.loads((Path(networks.__file__).parent / "outputs.json").read_text())
@@ -26,7 +26,7 @@ LABELS = np.array([0, 3, 6, 2])
 def test_float32_maps_and_logits_are_the_golden_ones(name):
     model = networks.network(name, jnp.float32)
     variables = jax.tree.map(jnp.float32, networks.random_variables(name))
-    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False, features=True))(
+    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False, return_features=True))(
         variables, jnp.float32(networks.images(name))
     )
     goldens = GOLDENS[name]

@@ -15,7 +15,7 @@ from resnet_flax import create_model, load_pretrained
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet
-from resnet_flax.models.stacking import stack
+from resnet_flax.models.scan import stack
 from resnet_flax.training.loop import train
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.loading import Pretrained, export, open_pretrained
@@ -61,11 +61,11 @@ TINY = {"stage_sizes": (2, 1, 1, 1), "num_classes": 7}
         ("seresnet18", TINY),
         ("resnet50d", TINY),
         ("resnetv2_50", TINY),
-        ("resnetv2_18", TINY | {"stem": "deep", "squeeze": 16}),
+        ("resnetv2_18", TINY | {"stem": "deep", "se_ratio": 16}),
         ("resnet50_v1", TINY | {"stem_bias": True, "stem_pool": "ceil"}),
         ("resnet18", TINY | {"norm": "group"}),
         ("cifar_resnet20", {}),
-        ("cifar_resnet8", {"shortcut": "C", "squeeze": 4}),
+        ("cifar_resnet8", {"shortcut": "C", "se_ratio": 4}),
         ("cifar_resnetv2_110", {"stage_sizes": (2, 1, 1)}),
     ],
 )

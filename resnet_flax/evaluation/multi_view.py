@@ -47,30 +47,30 @@ class Network(NamedTuple):
     preprocessing: Preprocessing
 
 
-class Pass(NamedTuple):
-    """One pass over all images.
+class View(NamedTuple):
+    """How all images are seen once: a crop or a scale, and whether mirrored as well.
 
     Attributes:
-      transform: of an image on the host, to `[h, w, c]` or several views `[v, h, w, c]`.
+      transform: of an image on the host, to `[h, w, c]` or to several crops `[v, h, w, c]`.
       preprocessing: whose normalisation follows on the device.
       flip: every view is seen mirrored as well.
-      window: see `ResNet.__call__`.
+      pool_window: see `ResNet.__call__`.
     """
 
     transform: Callable[[Any], np.ndarray]
     preprocessing: Preprocessing
     flip: bool
-    window: int
+    pool_window: int
 
 
-def passes(
+def make_views(
     protocol: str,
     network: Network,
     image_shape: tuple[int, ...],
     scales: Sequence[int] = (),
     exact: bool = False,
-) -> list[Pass]:
-    """What a protocol does, pass by pass; each counts as much as the others.
+) -> list[View]:
+    """The views of a protocol; each counts as much as the others.
 
     Args:
       protocol: a key of `PROTOCOLS`.
@@ -86,7 +86,7 @@ def passes(
     """
     model, _, preprocessing = network
     if protocol == "center":
-        return [Pass(preprocessing.transform, preprocessing, flip=False, window=0)]
+        return [View(preprocessing.transform, preprocessing, flip=False, pool_window=0)]
     side, how = min(image_shape[:2]), preprocessing.interpolation
     if protocol == "ten_crop":
         shorter = preprocessing.transform.shorter
@@ -96,8 +96,8 @@ def passes(
                 "taken whole; give --size and a --crop_fraction below 1, or another --protocol"
             )
         ten = TenCropTransform(preprocessing.size, shorter, how)
-        return [Pass(ten, preprocessing, flip=True, window=0)]
-    window = _last_side(network, image_shape)
+        return [View(ten, preprocessing, flip=True, pool_window=0)]
+    pool_window = _last_side(network, image_shape)
     stride = model.stride
     chosen = scales or [
         max(side, round(side * scale / SCALES[0] / stride) * stride) for scale in SCALES
@@ -111,7 +111,7 @@ def passes(
     everywhere = _without_place(preprocessing)
     multiple = 0 if exact else stride
     return [
-        Pass(ScaleTransform(scale, multiple, interpolation=how), everywhere, True, window)
+        View(ScaleTransform(scale, multiple, interpolation=how), everywhere, True, pool_window)
         for scale in dict.fromkeys(chosen)
     ]
 
@@ -120,7 +120,7 @@ def _last_side(network: Network, image_shape: tuple[int, ...]) -> int:
     """Positions on a side of the last map, for a training image."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     maps = jax.eval_shape(
-        partial(network.model.apply, train=False, features=True), network.variables, images
+        partial(network.model.apply, train=False, return_features=True), network.variables, images
     )
     last = list(maps)[-3]  # before pooled and logits
     return int(min(maps[last].shape[1:3]))
@@ -142,7 +142,7 @@ def log_probabilities(
     model: Any,
     prepare: Callable[[Array], Array],
     flip: bool,
-    window: int,
+    pool_window: int,
 ) -> Float[Array, "b classes"]:
     """The logarithm of the mean of the softmax over all views and positions.
 
@@ -151,15 +151,15 @@ def log_probabilities(
       images: one view of each example, or several.
       model: the network.
       prepare: normalisation.
-      flip: see `Pass`.
-      window: see `Pass`.
+      flip: see `View`.
+      pool_window: see `View`.
     """
     b = len(images)
-    views = images if images.ndim == 5 else images[:, None]
+    crops = images if images.ndim == 5 else images[:, None]
     if flip:
-        views = jnp.concatenate([views, views[..., ::-1, :]], 1)
-    x = prepare(views.reshape(-1, *views.shape[2:]))
-    logits = model.apply(variables, x, train=False, window=window)
+        crops = jnp.concatenate([crops, crops[..., ::-1, :]], 1)
+    x = prepare(crops.reshape(-1, *crops.shape[2:]))
+    logits = model.apply(variables, x, train=False, pool_window=pool_window)
     log_p = jax.nn.log_softmax(logits).reshape(b, -1, logits.shape[-1])
     # Of logarithms, as a probability may be too small for a float.
     return jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1]).astype(log_p.dtype)
@@ -171,30 +171,30 @@ class Predictions(NamedTuple):
     Attributes:
       log_p: logarithms of the probabilities, `[n, classes]`.
       label: `[n]`.
-      accepted: see `metrics.add`; None where labels are single.
+      valid_labels: see `metrics.add`; None where labels are single.
     """
 
     log_p: np.ndarray
     label: np.ndarray
-    accepted: np.ndarray | None
+    valid_labels: np.ndarray | None
 
 
 def predict(
     network: Network,
     source: Source,
-    steps: Sequence[Pass],
+    views: Sequence[View],
     *,
     batch_size: int,
     workers: int = 0,
     devices: Any = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> Predictions:
-    """Predictions averaged over passes.
+    """Predictions averaged over views.
 
     Args:
       network: to evaluate.
       source: n examples.
-      steps: see `passes`.
+      views: see `make_views`.
       batch_size: images of the training size at once; of larger ones, and of several views,
         correspondingly fewer.
       workers: reader processes; 0 reads in threads of this one.
@@ -211,31 +211,31 @@ def predict(
     kind = jax.tree.leaves(network.variables)[0].dtype
     log_p = np.full((len(source), network.model.num_classes), -np.inf, kind)
     label = np.zeros(len(source), np.int32)
-    accepted = np.zeros(log_p.shape, bool) if "accepted" in source[0] else None
-    for step in steps:
+    valid_labels = np.zeros(log_p.shape, bool) if "valid_labels" in source[0] else None
+    for view in views:
         score = jit(
             partial(
                 log_probabilities,
                 model=network.model,
-                prepare=partial(step.preprocessing.normalize, dtype=network.model.dtype),
-                flip=step.flip,
-                window=step.window,
+                prepare=partial(view.preprocessing.normalize, dtype=network.model.dtype),
+                flip=view.flip,
+                pool_window=view.pool_window,
             ),
             options,
             in_shardings=(whole, sharding.over_batch(mesh)),
             out_shardings=whole,
         )
-        with eval_examples(source, step.transform, workers) as examples:
+        with eval_examples(source, view.transform, workers) as examples:
             for images, group in _alike(examples, pixels, mesh.size):
                 at = [example["index"] for example in group]
                 batch = sharding.put_batch({"image": images}, mesh)["image"]
                 found = np.asarray(score(variables, batch))[: len(group)]
                 log_p[at] = np.logaddexp(log_p[at], found)
                 label[at] = [example["label"] for example in group]
-                if accepted is not None:
-                    accepted[at] = [example["accepted"] for example in group]
+                if valid_labels is not None:
+                    valid_labels[at] = [example["valid_labels"] for example in group]
                 progress(len(group))
-    return Predictions(log_p - np.log(len(steps)).astype(kind), label, accepted)
+    return Predictions(log_p - np.log(len(views)).astype(kind), label, valid_labels)
 
 
 def _area(shape: tuple[int, ...]) -> int:
@@ -285,12 +285,12 @@ def measure(predictions: Predictions, source: Source, *, confusion: bool = False
     for start in range(0, n, CHUNK):
         part = slice(start, start + CHUNK)
         label = jnp.asarray(predictions.label[part])
-        accepted = None if predictions.accepted is None else predictions.accepted[part]
+        valid_labels = None if predictions.valid_labels is None else predictions.valid_labels[part]
         sums = add_part(
             sums,
             jnp.asarray(predictions.log_p[part]),
             label,
             jnp.ones(label.shape, bool),
-            None if accepted is None else jnp.asarray(accepted),
+            None if valid_labels is None else jnp.asarray(valid_labels),
         )
     return summarize(sums, n, getattr(source, "labelled", n))

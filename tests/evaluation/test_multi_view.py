@@ -23,16 +23,16 @@ from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import add, summarize, zero_sums
-from resnet_flax.evaluation.pretrained import evaluate_pretrained
-from resnet_flax.evaluation.protocols import (
+from resnet_flax.evaluation.multi_view import (
     SCALES,
     Network,
     average,
     log_probabilities,
+    make_views,
     measure,
-    passes,
     predict,
 )
+from resnet_flax.evaluation.pretrained import evaluate_pretrained
 from resnet_flax.weights.torch_layout import export_torch
 
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
@@ -94,7 +94,7 @@ def _mean(logits):
 
 def _predicted(network, source, protocol, **settings):
     shape = network.preprocessing.transform(source[0]["image"]).shape
-    return predict(network, source, passes(protocol, network, shape, **settings), batch_size=3)
+    return predict(network, source, make_views(protocol, network, shape, **settings), batch_size=3)
 
 
 def test_multiscale_at_the_training_side_is_the_centre_crop(network, photographs):
@@ -111,7 +111,7 @@ def test_multiscale_at_the_training_side_is_the_centre_crop(network, photographs
 def _windows(network, images):
     """The head on every 4 x 4 window of the last map, by itself: `[windows, b, classes]`."""
     x = network.preprocessing.normalize(jnp.asarray(images), jnp.float64)
-    maps = _apply(network, x, features=True)["c4"]
+    maps = _apply(network, x, return_features=True)["c4"]
     maps, head = np.asarray(maps), jax.device_get(network.variables["params"]["head"])
     _, h, w, _ = maps.shape
     pooled = [
@@ -123,7 +123,7 @@ def _windows(network, images):
 def test_the_fully_convolutional_pass_is_the_head_window_by_window(network):
     images = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), np.uint8)
     x = network.preprocessing.normalize(jnp.asarray(images), jnp.float64)
-    found = _apply(network, x, window=4)
+    found = _apply(network, x, pool_window=4)
     assert found.shape == (2, 3, 5, 7)
     expected = _windows(network, images).swapaxes(0, 1).reshape(found.shape)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
@@ -180,11 +180,11 @@ def test_at_most_forty_shapes_a_scale():
 
 
 def test_predictions_do_not_depend_on_batches_and_devices(network, photographs):
-    steps = passes("multiscale", network, (16, 16, 3), scales=[24])
-    first = predict(network, photographs, steps, batch_size=7, devices=jax.devices()[:1])
+    views = make_views("multiscale", network, (16, 16, 3), scales=[24])
+    first = predict(network, photographs, views, batch_size=7, devices=jax.devices()[:1])
     for batch_size, devices, workers in ((1, 1, 0), (5, 8, 1)):
         other = predict(
-            *(network, photographs, steps),
+            *(network, photographs, views),
             batch_size=batch_size,
             devices=jax.devices()[:devices],
             workers=workers,
@@ -225,9 +225,9 @@ def test_the_confusion_matrix_of_one_view_is_that_of_its_predictions(network):
 
 def test_the_matrix_counts_any_of_several_right_classes_as_right():
     logits = jnp.array([[0.0, 5, 0], [0, 5, 0], [5, 0, 0]])
-    accepted = jnp.array([[True, True, False], [False, False, True], [True, False, False]])
+    valid_labels = jnp.array([[True, True, False], [False, False, True], [True, False, False]])
     sums = add(
-        zero_sums(3, confusion=True), logits, jnp.array([0, 2, 0]), jnp.ones(3, bool), accepted
+        zero_sums(3, confusion=True), logits, jnp.array([0, 2, 0]), jnp.ones(3, bool), valid_labels
     )
     result = summarize(sums, 3, 3)
     assert result.errors == 1
@@ -238,9 +238,9 @@ def test_a_mean_image_becomes_a_mean_colour_at_other_sizes(network):
     mean = np.full((16, 16, 3), 100.0)
     mean[:8] = 140
     by_image = Preprocessing(16, 1.0, mean=(0.0,), std=(0.25,), pixel_mean=tuple(mean.tolist()))
-    (step,) = passes("multiscale", network._replace(preprocessing=by_image), (16, 16, 3), [16])
+    (view,) = make_views("multiscale", network._replace(preprocessing=by_image), (16, 16, 3), [16])
     image = jnp.full((1, 16, 24, 3), 120, jnp.uint8)
-    np.testing.assert_allclose(step.preprocessing.normalize(image), 0, atol=1e-6)
+    np.testing.assert_allclose(view.preprocessing.normalize(image), 0, atol=1e-6)
 
 
 def test_probabilities_too_small_for_a_float_stay_finite(network):
@@ -253,7 +253,7 @@ def test_probabilities_too_small_for_a_float_stay_finite(network):
         model=network.model,
         prepare=network.preprocessing.normalize,
         flip=True,
-        window=0,
+        pool_window=0,
     )
     assert np.isfinite(log_p).all()
     assert log_p.min() < -1000
@@ -262,9 +262,9 @@ def test_probabilities_too_small_for_a_float_stay_finite(network):
 def test_protocols_that_do_not_apply_are_explained(network):
     whole = network._replace(preprocessing=Preprocessing(0))
     with pytest.raises(UserError, match="ten_crop takes crops of images that are larger"):
-        passes("ten_crop", whole, (32, 32, 3))
+        make_views("ten_crop", whole, (32, 32, 3))
     with pytest.raises(UserError, match="a scale of 12 is less than the side 16"):
-        passes("multiscale", network, (16, 16, 3), [24, 12])
+        make_views("multiscale", network, (16, 16, 3), [24, 12])
 
 
 def test_the_paper_s_scales_are_the_default_at_224():
@@ -273,15 +273,17 @@ def test_the_paper_s_scales_are_the_default_at_224():
         partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 64, 64, 3))
     )
     network = Network(model, shapes, Preprocessing())
-    steps = passes("multiscale", network, (224, 224, 3))
-    assert [step.transform.shorter for step in steps] == [224, 256, 384, 480, 640]
+    views = make_views("multiscale", network, (224, 224, 3))
+    assert [view.transform.shorter for view in views] == [224, 256, 384, 480, 640]
     # Also where the side is no multiple of the stride, no scale is smaller.
     for side in (208, 232, 240, 299):
-        sides = [s.transform.shorter for s in passes("multiscale", network, (side, side, 3))]
+        sides = [s.transform.shorter for s in make_views("multiscale", network, (side, side, 3))]
         assert min(sides) >= side
         assert len(sides) >= 4
-    assert {(step.window, step.flip, step.transform.multiple) for step in steps} == {(7, True, 32)}
-    (ten,) = passes("ten_crop", network, (224, 224, 3))
+    assert {(view.pool_window, view.flip, view.transform.multiple) for view in views} == {
+        (7, True, 32)
+    }
+    (ten,) = make_views("ten_crop", network, (224, 224, 3))
     assert ten.transform == TenCropTransform(224, 256)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class Sampler:
     """Which example stands at each position of the endless stream of training examples.
 
     The stream is one permutation of all examples after another, each from the seed and its

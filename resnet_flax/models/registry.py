@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from resnet_flax import renamed
 from resnet_flax.errors import UserError, closest
 from resnet_flax.models.resnet import CHOICES, ResNet
 
@@ -44,8 +45,8 @@ def _cifar(depth: int, **axes: Any) -> Axes:
     }
 
 
-_SE = {"squeeze": 16}
-_NEXT = {"groups": 32, "group_width": 4}
+_SE = {"se_ratio": 16}
+_NEXT = {"groups": 32, "width_per_group": 4}
 _V2 = {"preactivation": True, "stem_norm": False}
 
 VARIANTS: dict[str, Axes] = {
@@ -64,15 +65,15 @@ VARIANTS: dict[str, Axes] = {
     # Xie et al. 2017.
     "resnext50_32x4d": _imagenet(50, **_NEXT),
     "resnext101_32x4d": _imagenet(101, **_NEXT),
-    "resnext101_32x8d": _imagenet(101, groups=32, group_width=8),
-    "resnext101_64x4d": _imagenet(101, groups=64, group_width=4),
+    "resnext101_32x8d": _imagenet(101, groups=32, width_per_group=8),
+    "resnext101_64x4d": _imagenet(101, groups=64, width_per_group=4),
     # Zagoruyko and Komodakis 2016.
-    **{f"wide_resnet{d}_2": _imagenet(d, group_width=128) for d in (50, 101)},
+    **{f"wide_resnet{d}_2": _imagenet(d, width_per_group=128) for d in (50, 101)},
     # Hu et al. 2018.
     **{f"seresnet{d}": _imagenet(d, **_SE) for d in SIZES},
     **{f"seresnext{d}_32x4d": _imagenet(d, **_NEXT, **_SE) for d in (50, 101)},
     # He et al. 2018, "Bag of Tricks", ResNet-D with the deep stem.
-    **{f"resnet{d}d": _imagenet(d, stem="deep", shortcut_pool=True) for d in SIZES},
+    **{f"resnet{d}d": _imagenet(d, stem="deep", avg_down=True) for d in SIZES},
     # The depths of table 6, and 8 for quick looks.
     **{f"cifar_resnet{d}": _cifar(d, shortcut="A") for d in (8, 20, 32, 44, 56, 110, 1202)},
     **{f"cifar_plain{d}": _cifar(d, shortcut="none") for d in (8, 20, 32, 44, 56, 110)},
@@ -104,6 +105,10 @@ def create_model(name: str, /, **axes: Any) -> ResNet:
     """
     if not isinstance(name, str) or name not in VARIANTS:
         raise UserError(f"there is no model called {name!r}{closest(str(name), VARIANTS)}")
+    axes = {
+        renamed.current(axis, renamed.ATTRIBUTES, "attribute of networks"): value
+        for axis, value in axes.items()
+    }
     for axis in axes:
         if axis not in AXES:
             raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
@@ -114,18 +119,18 @@ def create_model(name: str, /, **axes: Any) -> ResNet:
 
 
 def configured_model(
-    config: ml_collections.ConfigDict, num_classes: int, norm_groups: int = 1
+    config: ml_collections.ConfigDict, num_classes: int, ghost_batches: int = 1
 ) -> ResNet:
     """The network that a config's `model` describes.
 
     Args:
       config: the keys of `model`.
       num_classes: outputs.
-      norm_groups: see `ResNet`; of no effect in evaluation.
+      ghost_batches: see `ResNet`; of no effect in evaluation.
     """
     decided = {
         "num_classes": num_classes,
-        "norm_groups": norm_groups,
+        "ghost_batches": ghost_batches,
         "norm_momentum": config.norm_momentum,
         "dtype": jnp.dtype(config.dtype),
         "param_dtype": jnp.float32,
@@ -164,7 +169,7 @@ def _typed(axis: str, value: Any) -> Any:
     if kind is bool:
         fits, expected = isinstance(value, bool), "True or False"
     elif kind is int:
-        least = 0 if axis in ("remat", "squeeze") else 1
+        least = 0 if axis in ("remat", "se_ratio") else 1
         is_number = isinstance(value, int | np.integer) and (axis == "remat" or value is not True)
         fits, expected = is_number and least <= value, f"a whole number from {least}"
         value = int(value) if fits else value
@@ -211,8 +216,8 @@ def _check(model: ResNet) -> None:
             f"shortcut='A' only adds channels; stem_features={model.stem_features} and "
             f"stage_features={model.stage_features} must not decrease"
         )
-    if model.block == "basic" and (model.groups, model.group_width) != (1, 64):
-        raise UserError("groups and group_width need block='bottleneck'")
+    if model.block == "basic" and (model.groups, model.width_per_group) != (1, 64):
+        raise UserError("groups and width_per_group need block='bottleneck'")
     if model.stem == "deep" and model.stem_features % 2:
         raise UserError(f"stem='deep' needs an even stem_features, not {model.stem_features}")
     if model.stem == "cifar" and model.stem_pool != "padded":
@@ -223,9 +228,11 @@ def _check(model: ResNet) -> None:
         raise UserError("zero_init needs blocks that end in a normalisation, not preactivation")
     if model.preactivation and model.shortcut == "none":
         raise UserError("preactivation needs a shortcut; shortcut='none' leaves nothing to add to")
-    if model.shortcut_pool and model.shortcut not in ("B", "C"):
-        raise UserError("shortcut_pool needs projections: shortcut 'B' or 'C'")
-    if model.squeeze and model.shortcut == "none":
-        raise UserError("squeeze needs a residual branch; shortcut='none' has none")
-    if model.group_width * min(model.stage_features) < 64:
-        raise UserError(f"groups={model.groups} of group_width={model.group_width} have no channel")
+    if model.avg_down and model.shortcut not in ("B", "C"):
+        raise UserError("avg_down needs projections: shortcut 'B' or 'C'")
+    if model.se_ratio and model.shortcut == "none":
+        raise UserError("se_ratio needs a residual branch; shortcut='none' has none")
+    if model.width_per_group * min(model.stage_features) < 64:
+        raise UserError(
+            f"groups={model.groups} of width_per_group={model.width_per_group} have no channel"
+        )

@@ -1,18 +1,18 @@
 import numpy as np
 import pytest
 
-from resnet_flax.data.order import Order, permutation
+from resnet_flax.data.sampler import Sampler, permutation
 
 
 def test_the_order_is_fixed_for_good():
     # Written down: a change would part runs that go on from those that began before it.
     np.testing.assert_array_equal(permutation(10, 0, 0), [0, 2, 9, 1, 8, 5, 4, 3, 6, 7])
-    np.testing.assert_array_equal(Order(10, 3).examples(7, 6), [4, 3, 0, 9, 7, 8])
+    np.testing.assert_array_equal(Sampler(10, 3).examples(7, 6), [4, 3, 0, 9, 7, 8])
 
 
 @pytest.mark.parametrize("size", [1, 7, 5000])
 def test_every_epoch_is_a_permutation_of_its_own(size):
-    epochs = Order(size, 1).examples(0, 4 * size).reshape(4, size)
+    epochs = Sampler(size, 1).examples(0, 4 * size).reshape(4, size)
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
     if size > 1:
@@ -21,10 +21,10 @@ def test_every_epoch_is_a_permutation_of_its_own(size):
 
 
 def test_any_stretch_is_cut_from_the_same_stream():
-    whole = Order(11, 5).examples(0, 100)
+    whole = Sampler(11, 5).examples(0, 100)
     for first, count in ((0, 1), (3, 40), (10, 2), (99, 1), (11, 0)):
         np.testing.assert_array_equal(
-            Order(11, 5).examples(first, count), whole[first : first + count]
+            Sampler(11, 5).examples(first, count), whole[first : first + count]
         )
 
 
@@ -37,5 +37,5 @@ def test_first_and_last_places_are_uniform():
 
 
 def test_repeats_stand_in_a_row():
-    plain, thrice = Order(9, 2), Order(9, 2, repeats=3)
+    plain, thrice = Sampler(9, 2), Sampler(9, 2, repeats=3)
     np.testing.assert_array_equal(thrice.examples(4, 20), np.repeat(plain.examples(0, 9), 3)[4:24])
