@@ -41,6 +41,9 @@ def evaluate(
     dtype = jax.tree.leaves(variables)[0].dtype  # that of the logits
     sums = jax.device_put(zero_sums(classes, dtype, confusion=confusion), sharding.replicated(mesh))
     for done, batch in enumerate(batches, start=1):
-        sums = eval_step(variables, sharding.put_batch(batch, mesh), sums)
+        before, sums = sums, eval_step(variables, sharding.put_batch(batch, mesh), sums)
+        # One batch is computed and one waits. With more of them a device's memory fills with
+        # images, and on virtual devices of a busy CPU an all-reduce waits until XLA aborts.
+        jax.block_until_ready(before)
         after_batch(done)
     return summarize(sums, len(source), getattr(source, "labelled", len(source)))

@@ -26,8 +26,8 @@ def recompute_statistics(run: Run, state: TrainState) -> TrainState:
     with run.train_batches(steps) as batches:
         for i, batch in enumerate(islice(batches, number)):
             step = np.int32(steps + i)
-            total = run.programs.statistics_step(
-                state.params, sharding.put_batch(batch, run.mesh), step, total
-            )
+            before, put = total, sharding.put_batch(batch, run.mesh)
+            total = run.programs.statistics_step(state.params, put, step, total)
+            jax.block_until_ready(before)  # no more than two are under way, as in `evaluate`
     statistics = jax.tree.map(lambda leaf: leaf / number, total)
     return dataclasses.replace(state, batch_stats=statistics)
