@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["--workdir=x", "train"], "the flag --workdir=x must stand after resnet-flax train"),
         (["models", "--config.steps=3"], "there is no flag '--config.steps=3'; see"),
         (["reproduce"], "resnet-flax reproduce needs an action: list, run or show; see"),
+        (["eval", "x", "--scales=224"], "--scales and --exact need --protocol=multiscale"),
         (["eval"], "MODEL must be given; see resnet-flax eval --help"),
         (["summary", "resnet18", "--size=0"], "--size must be a whole number from 1 to"),
         (["train", "--config=configs/nope.py"], "there is no config file configs/nope.py"),
@@ -37,6 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["train", "--config.steps=many"], "takes a value of type int, not 'many'"),
         (["train", "--config.optim.learning_rate=-1"], "must be more than 0, not -1.0"),
         (["train", "--config.steps"], "config key steps needs a value"),
+        (["train", "--config.steps", "--print_config"], "config key steps needs a value"),
         (
             ["sweep", "--seeds=1,x"],
             "--seeds must be whole numbers from 0 to 2147483647 with commas between them, such as",

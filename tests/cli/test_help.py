@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_flax.cli import VERBS, build_parser, eval, main
+from resnet_flax.cli import VERBS, build_parser, eval_flags, main
 from resnet_flax.config import SCHEMA, load_config
 from resnet_flax.data.transforms import FILTERS
 from resnet_flax.evaluation.protocols import PROTOCOLS, SCALES
@@ -117,8 +117,8 @@ def test_examples_name_what_there_is(capsys, data_dir):
 
 
 def test_choices_are_those_of_the_tables():
-    assert tuple(PROTOCOLS) == eval.PROTOCOLS
-    assert tuple(FILTERS) == eval.INTERPOLATIONS
+    assert tuple(PROTOCOLS) == eval_flags.PROTOCOLS
+    assert tuple(FILTERS) == eval_flags.INTERPOLATIONS
     (scales,) = (a for a in PARSERS["eval"]._actions if a.dest == "scales")
     assert ",".join(map(str, SCALES)) in scales.help
 
