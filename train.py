@@ -10,4 +10,4 @@ from resnet_flax.runtime import allocator
 
 if __name__ == "__main__":  # reader processes import this file
     allocator.reexec(keep=True)
-    main_and_exit(["train", *sys.argv[1:]])
+    main_and_exit(["train", *sys.argv[1:]], {"train": "python train.py"})

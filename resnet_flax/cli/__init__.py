@@ -1,58 +1,73 @@
-"""The command line: `resnet-flax VERB`, one module a verb, imported when it is called."""
+"""The command line: `resnet-flax VERB`, one module a verb.
 
-import argparse
+A verb's module has `add_arguments(parser)`, which also names the function that runs the verb and
+returns the exit status: `parser.set_defaults(run=run)`. What takes long to import, such as JAX, is
+imported by that function: help pages are shown without it.
+"""
+
 import importlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from resnet_flax.errors import UserError, closest
+from resnet_flax.cli.parser import Parser
+from resnet_flax.errors import UserError
 from resnet_flax.runtime import terminal
 from resnet_flax.runtime.storage import OF_THE_MACHINE
 from resnet_flax.runtime.terminal import leave_quietly, say
 
 VERBS = {
-    "data": "check or prepare a data set",
-    "eval": "error rates of a network with weights",
-    "export": "write weights as safetensors for torch's users",
-    "models": "list the networks with their parameters, multiply-adds and layers",
-    "reproduce": "list, run or show the tables and figures of the paper",
-    "summary": "show one network layer by layer",
-    "sweep": "train one config with several seeds and report mean and deviation",
-    "train": "train a network, or go on training it",
+    "data": "Check or prepare a data set.",
+    "eval": "Evaluate a network with weights.",
+    "export": "Write weights as safetensors, for PyTorch.",
+    "models": "List the networks with their parameters, multiply-adds and layers.",
+    "reproduce": "List, run or show the tables and figures of the paper.",
+    "summary": "Show one network layer by layer.",
+    "sweep": "Train one config with several seeds, and report mean and deviation.",
+    "train": "Train a network, or continue its training.",
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `UserError`s and that takes no abbreviations."""
+def build_parser(programs: Mapping[str, str] | None = None) -> Parser:
+    """The parser of all verbs.
 
-    def __init__(self, verb: str, description: str) -> None:
-        super().__init__(
-            prog=f"resnet-flax {verb}",
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    Args:
+      programs: names of verbs on their help pages, where not 'resnet-flax VERB'.
+    """
+    parser = Parser(prog="resnet-flax")
+    parser.describe(
+        "Residual networks in JAX: training, evaluation, and the paper's experiments. Each verb "
+        "has its own page, such as resnet-flax train --help.",
+        "%(prog)s train --config=configs/cifar10.py:resnet20",
+        "%(prog)s eval runs/cifar10_resnet20",
+        "%(prog)s reproduce list",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    for verb, sentence in VERBS.items():
+        module = importlib.import_module(f"resnet_flax.cli.{verb}")
+        prog = (programs or {}).get(verb, f"resnet-flax {verb}")
+        chosen = verbs.add_parser(verb, prog=prog, help=sentence)
+        module.add_arguments(chosen)
+    return parser
 
-    def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage."""
-        raise UserError(f"{message}; see {self.prog} --help")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None = None) -> int:
     """Runs a verb.
+
+    Args:
+      argv: the verb and its arguments; those of the process by default.
+      programs: see `build_parser`.
 
     Returns:
       The exit status: 0 done, 2 the user's input or machine is at fault (one sentence on
       standard error says how), 128 + n stopped by signal n with everything saved. What is this
       program's fault ends in a traceback and 1.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = _run(arguments)
+        status = _run(sys.argv[1:] if argv is None else argv, programs)
     except UserError as error:
         status = fail(str(error))
     except KeyboardInterrupt:
@@ -67,14 +82,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def main_and_exit(argv: Sequence[str] | None = None) -> NoReturn:
+def main_and_exit(
+    argv: Sequence[str] | None = None, programs: Mapping[str, str] | None = None
+) -> NoReturn:
     """Runs a verb and ends the process, also where a thread hangs in a read or a write.
+
+    Args:
+      argv: see `main`.
+      programs: see `build_parser`.
 
     Raises:
       SystemExit: with the status of `main`.
     """
     try:
-        status = main(argv)
+        status = main(argv, programs)
     except Exception:
         if not _stuck():
             raise
@@ -91,16 +112,16 @@ def _stuck() -> bool:
     return terminal.stuck() or (readers is not None and readers.stuck())
 
 
-def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {verb:10} {what}" for verb, what in VERBS.items())
-        print(f"usage: resnet-flax VERB ...\n\n{listed}\n\nresnet-flax VERB --help says more.")
-        return 0 if arguments else 2
-    verb, *rest = arguments
-    if verb not in VERBS:
-        raise UserError(f"there is no verb {verb!r}{closest(verb, VERBS)}; see resnet-flax --help")
-    module = importlib.import_module(f"resnet_flax.cli.{verb}")
-    status: int = module.main(rest)
+def _run(argv: Sequence[str], programs: Mapping[str, str] | None) -> int:
+    parser = build_parser(programs)
+    if not argv:
+        parser.print_help()
+        return 2
+    try:
+        arguments = parser.parse(argv)
+    except SystemExit:  # behind a help page; errors are UserErrors
+        return 0
+    status: int = arguments.run(arguments)
     return status
 
 

@@ -1,32 +1,68 @@
-"""`resnet-flax data check|prepare SOURCE`: what a data set holds, and how one is made ready."""
+"""`resnet-flax data check|prepare SOURCE`: what a data set holds, and how one is prepared."""
 
-from collections.abc import Sequence
+import argparse
 
-from resnet_flax.cli import Parser
+from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.types import data_source, tfds_source
 from resnet_flax.errors import UserError
 
 
-def main(argv: Sequence[str]) -> int:
-    """Checks or prepares a data set; returns the exit status."""
-    parser = Parser(
-        "data",
-        "check: splits, classes and number of images; with --all every image is decoded.\n"
-        "prepare: download a TFDS set and write it in the form that is read here.",
+def add_arguments(parser: Parser) -> None:
+    """Adds the two actions."""
+    parser.describe(
+        "Check or prepare a data set.",
+        "%(prog)s prepare tfds:cifar10",
+        "%(prog)s check folder:/data/imagenet --all",
     )
-    parser.add_argument("what", choices=("check", "prepare"))
-    parser.add_argument("source", help="tfds:NAME or folder:DIR")
-    parser.add_argument("--data_dir", default="", help="of TFDS (default: its own)")
-    parser.add_argument("--all", action="store_true", help="decode every image")
-    arguments = parser.parse_args(argv)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    check = actions.add_parser("check", help="Print the splits, images and classes of a data set.")
+    check.describe(
+        "Print the splits, images and classes of a data set, and decode images of it.",
+        "%(prog)s tfds:digits",
+        "%(prog)s folder:/data/imagenet --all",
+    )
+    check.add_argument(
+        "source",
+        type=data_source,
+        metavar="SOURCE",
+        help="The data set: tfds:NAME, which is prepared, or folder:DIR with images in "
+        "DIR/SPLIT/CLASS.",
+    )
+    prepare = actions.add_parser("prepare", help="Download a data set of TFDS and prepare it.")
+    prepare.describe(
+        "Download a data set of TensorFlow Datasets (TFDS), write it in the form that this "
+        "package reads, and check it.",
+        "%(prog)s tfds:cifar10",
+    )
+    prepare.add_argument(
+        "source", type=tfds_source, metavar="SOURCE", help="The data set, as tfds:NAME."
+    )
+    for action, function in ((check, _check), (prepare, _prepare)):
+        action.add_argument(
+            "--data_dir",
+            default="",
+            metavar="DIR",
+            help="The directory of TFDS (default: TFDS_DATA_DIR, or ~/tensorflow_datasets).",
+        )
+        action.add_argument(
+            "--all",
+            action="store_true",
+            help="Decode every image, not only the first one of each split.",
+        )
+        action.set_defaults(run=function)
 
-    from resnet_flax.data.sources import open_source, splits_of
+
+def _prepare(arguments: argparse.Namespace) -> int:
     from resnet_flax.data.tfds_source import prepare
 
-    if arguments.what == "prepare":
-        kind, _, name = arguments.source.partition(":")
-        if kind != "tfds" or not name:
-            raise UserError(f"only tfds:NAME can be prepared, not {arguments.source!r}")
-        print(f"prepared in {prepare(name, arguments.data_dir)}")
+    name = arguments.source.removeprefix("tfds:")
+    print(f"prepared in {prepare(name, arguments.data_dir)}")
+    return _check(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from resnet_flax.data.sources import open_source, splits_of
+
     bad = 0
     splits = splits_of(arguments.source, arguments.data_dir)
     if not splits:

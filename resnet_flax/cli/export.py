@@ -1,35 +1,46 @@
 """`resnet-flax export MODEL FILE`: weights as safetensors that torch's users load."""
 
-from collections.abc import Sequence
-from pathlib import Path
+import argparse
 
-from resnet_flax.cli import Parser
-from resnet_flax.errors import UserError
+from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.types import output_file
 
 
-def main(argv: Sequence[str]) -> int:
-    """Writes the file; returns the exit status."""
-    parser = Parser(
-        "export",
-        "Write weights as safetensors under torchvision's names (timm's or akamaster's where\n"
+def add_arguments(parser: Parser) -> None:
+    """Adds what `run` takes."""
+    parser.describe(
+        "Write weights as safetensors under torchvision's names (timm's or akamaster's where "
         "torchvision has no such network), with the preprocessing and the names of the classes.",
+        "%(prog)s runs/digits_resnet20 digits.safetensors",
+        "%(prog)s resnet50.tv2_in1k resnet50.safetensors",
     )
     parser.add_argument(
         "model_name",
         metavar="MODEL",
-        help="a workdir, a published name, or a weights file of another kind",
+        help="The workdir of a run, the name of published weights, or a file of weights.",
     )
-    parser.add_argument("out", metavar="FILE", help="to write, FILE.safetensors")
-    parser.add_argument("--model", default="", metavar="VARIANT", help="of a weights file")
-    arguments = parser.parse_args(argv)
-    out = Path(arguments.out)
-    if out.suffix != ".safetensors":
-        raise UserError(f"the file to write must end in .safetensors, not {out.name!r}")
+    parser.add_argument(
+        "out",
+        type=output_file(".safetensors"),
+        metavar="FILE.safetensors",
+        help="The file to write.",
+    )
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="VARIANT",
+        help="The network of a file of weights, needed where the shapes of the weights fit more "
+        "than one.",
+    )
+    parser.set_defaults(run=run)
 
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the file; returns the exit status."""
     from resnet_flax.weights.loading import export, open_pretrained
     from resnet_flax.weights.matching import layout_of
 
     found = open_pretrained(arguments.model_name, variant=arguments.model)
-    export(found, out)
-    print(f"{found.origin}, in {layout_of(found.model)}'s names: {out}")
+    export(found, arguments.out)
+    print(f"{found.origin}, in {layout_of(found.model)}'s names: {arguments.out}")
     return 0

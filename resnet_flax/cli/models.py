@@ -1,20 +1,35 @@
 """`resnet-flax models`: the table of variants."""
 
-from collections.abc import Sequence
+import argparse
 
-from resnet_flax.cli import Parser
+from resnet_flax.cli.parser import Parser
+from resnet_flax.errors import UserError, closest
 
 
-def main(argv: Sequence[str]) -> int:
+def add_arguments(parser: Parser) -> None:
+    """Adds what `run` takes."""
+    parser.describe(
+        "List the networks that have names, with their parameters, their multiply-adds for one "
+        "image in billions (GMAC), their layers with weights, and the side of the image in pixels.",
+        "%(prog)s",
+        "%(prog)s resnet50",
+    )
+    parser.add_argument(
+        "containing",
+        nargs="?",
+        default="",
+        metavar="TEXT",
+        help="List only the names that contain this text (default: all).",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
     """Prints a line for each variant; returns the exit status."""
-    parser = Parser("models", "List the networks that have names.")
-    parser.add_argument("containing", nargs="?", default="", help="only names that contain this")
-    wanted = parser.parse_args(argv).containing
-
-    from resnet_flax.errors import UserError, closest
     from resnet_flax.models import VARIANTS, create_model
     from resnet_flax.models.summary import native_size, summarize
 
+    wanted = arguments.containing
     names = [name for name in VARIANTS if wanted in name]
     if not names:
         raise UserError(f"no model's name contains {wanted!r}{closest(wanted, VARIANTS)}")

@@ -1,26 +1,144 @@
 """`resnet-flax reproduce list|run|show`: the paper's tables and figures."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from resnet_flax.cli import Parser
-from resnet_flax.errors import UserError
+from resnet_flax.cli.config_flags import add_settings
+from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.stoppable import stoppable
+from resnet_flax.cli.types import number, output_file, whole_number
+from resnet_flax.errors import UserError, closest
 from resnet_flax.runtime.signals import SignalHandler
 
-
-def main(argv: Sequence[str]) -> int:
-    """Lists, runs or shows targets; returns the exit status."""
-    actions = {"list": _list, "run": _run, "show": _show}
-    if not argv or argv[0] not in (*actions, "-h", "--help"):
-        raise UserError("say what to do: resnet-flax reproduce list, run TARGET or show TARGET")
-    if argv[0] not in actions:
-        argv = ["run", "--help"]
-    return actions[argv[0]](argv[1:])
+if TYPE_CHECKING:
+    from resnet_flax.paper.planning import Training
+    from resnet_flax.paper.targets import Target
 
 
-def _list(argv: Sequence[str]) -> int:
-    Parser("reproduce list", "Names of the tables and figures.").parse_args(argv)
+def add_arguments(parser: Parser) -> None:
+    """Adds the three actions."""
+    parser.describe(
+        "List, run or show the tables and figures of the paper. docs/reproduce.md tells what each "
+        "needs.",
+        "%(prog)s list",
+        "%(prog)s run degradation_digits",
+        "%(prog)s show degradation_digits --figure=degradation.png",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    listing = actions.add_parser("list", help="List the tables and figures.")
+    listing.describe("List the tables and figures of the paper that can be reproduced.", "%(prog)s")
+    listing.set_defaults(run=_list)
+    running = actions.add_parser("run", help="Train and evaluate what a table or figure needs.")
+    _add_run(running)
+    showing = actions.add_parser("show", help="Show the results that there are.")
+    showing.describe(
+        "Print the results of a table or figure beside the paper's.",
+        "%(prog)s degradation_digits",
+        "%(prog)s figure7_published --figure=figure7.png",
+    )
+    _add_target(showing, Path, "The file of results")
+    showing.set_defaults(run=_show)
+
+
+def _add_run(parser: Parser) -> None:
+    parser.describe(
+        "Train and evaluate what a table or figure of the paper needs, and print the results "
+        "beside the paper's. Called again, it continues: what is finished is not done again.",
+        "%(prog)s table6 --dry_run",
+        "%(prog)s table6 --only=ResNet-20,plain-20 --seeds=5",
+        "%(prog)s degradation_digits --config.steps=100",
+    )
+    _add_target(parser, output_file(), "A file for the results, whose other results are kept")
+    trained = parser.add_argument_group("trainings")
+    trained.add_argument(
+        "--only",
+        default="",
+        metavar="ROW,ROW,...",
+        help="Rows of the table to run, such as ResNet-20,plain-20 (default: all).",
+    )
+    trained.add_argument(
+        "--seeds",
+        type=whole_number(1, 1000),
+        default=1,
+        metavar="N",
+        help="The number of seeds for each row, which are 0 to N-1 (default: %(default)s).",
+    )
+    trained.add_argument(
+        "--workdir",
+        default="runs/reproduce",
+        metavar="DIR",
+        help="The directory for the runs (default: %(default)s).",
+    )
+    trained.add_argument(
+        "--data_dir",
+        default="",
+        metavar="DIR",
+        help="The directory of TFDS (default: TFDS_DATA_DIR, or ~/tensorflow_datasets).",
+    )
+    trained.add_argument(
+        "--batch_size",
+        type=whole_number(1, 2**20),
+        default=100,
+        metavar="N",
+        help="Images in a batch of the evaluation; the results do not depend on it (default: "
+        "%(default)s).",
+    )
+    add_settings(
+        trained,
+        "Changes a key of every config, for a rehearsal; resnet-flax train --help lists the keys.",
+    )
+    _add_limits(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_limits(parser: Parser) -> None:
+    limits = parser.add_argument_group("time")
+    limits.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Print what the trainings would take, and do not train.",
+    )
+    limits.add_argument(
+        "--minutes",
+        type=number(0.0, 1e6),
+        default=0.0,
+        metavar="M",
+        help="Minutes after which to save and stop; 0 for no limit (default: %(default)g).",
+    )
+    limits.add_argument(
+        "--tflops",
+        type=number(0.0, 1e9),
+        default=0.0,
+        metavar="X",
+        help="The TFLOP/s that the device sustains, from which hours are estimated; 0 for what is "
+        "known or assumed of it (default: %(default)g).",
+    )
+
+
+def _add_target(parser: Parser, kind: Callable[[str], Path], out: str) -> None:
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        help="The name of a table or figure; resnet-flax reproduce list prints them.",
+    )
+    parser.add_argument(
+        "--out",
+        type=kind,
+        metavar="FILE.json",
+        help=f"{out} (default: results/TARGET.json).",
+    )
+    parser.add_argument(
+        "--figure",
+        type=output_file(".png"),
+        metavar="FILE.png",
+        help="A file for a figure of the results (default: none is drawn).",
+    )
+
+
+def _list(arguments: argparse.Namespace) -> int:
     from resnet_flax.paper.targets import TARGETS
 
     for name, target in TARGETS.items():
@@ -28,73 +146,33 @@ def _list(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser(verb: str, description: str) -> Parser:
-    parser = Parser(f"reproduce {verb}", description)
-    parser.add_argument("target", help="see resnet-flax reproduce list")
-    parser.add_argument(
-        "--out", default="", metavar="FILE.json", help="(default: results/TARGET.json)"
-    )
-    parser.add_argument("--figure", default="", metavar="FILE.png", help="draw what it shows")
-    return parser
-
-
-def _show(argv: Sequence[str]) -> int:
-    arguments = _parser("show", "The table of what was run, beside the paper's.").parse_args(argv)
+def _show(arguments: argparse.Namespace) -> int:
     from resnet_flax.paper.targets import find
 
-    _check(arguments.figure)
     _print(find(arguments.target), _out(arguments), arguments.figure)
     return 0
 
 
-def _run(argv: Sequence[str]) -> int:
-    from resnet_flax.cli.train import stoppable
-
-    parser = _parser(
-        "run", "Train and evaluate what is missing, and show the table. Goes on where it stopped."
-    )
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="0 to N-1 (default: 1)")
-    parser.add_argument("--workdir", default="runs/reproduce", metavar="DIR", help="of all runs")
-    parser.add_argument("--data_dir", default="", metavar="DIR", help="of TFDS")
-    parser.add_argument("--only", default="", metavar="ROWS", help="such as ResNet-20,plain-20")
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop then, to go on later")
-    parser.add_argument("--tflops", type=float, default=0.0, help="sustained, to reckon hours by")
-    parser.add_argument("--batch_size", type=int, default=100, help="of evaluation")
-    parser.add_argument("--dry_run", action="store_true", help="say what it would cost and stop")
-    parser.epilog = "--config.KEY=VALUE changes a key of every config, for a rehearsal"
-    arguments, rest = parser.parse_known_args(argv)
-    settings = []
-    for flag in rest:
-        if not flag.startswith("--config.") or "=" not in flag:
-            raise UserError(f"there is no flag {flag!r}; see {parser.prog} --help")
-        setting = flag.removeprefix("--config.")
-        for key, instead in (("seed", "--seeds"), ("data.data_dir", "--data_dir")):
-            if setting.startswith(f"{key}="):
-                raise UserError(f"say {instead} instead of --config.{key}")
-        settings.append(setting)
-    if not 1 <= arguments.seeds <= 1000:
-        raise UserError(f"--seeds takes a number from 1 to 1000, not {arguments.seeds}")
-    if not (0 <= arguments.minutes < 1e6 and 0 <= arguments.tflops < 1e9):
-        raise UserError("--minutes and --tflops take numbers from 0")
-    if not 0 < arguments.batch_size <= 2**20:
-        raise UserError(f"--batch_size takes a number from 1, not {arguments.batch_size}")
-    return stoppable(lambda stop: _go(arguments, settings, stop))
+def _run(arguments: argparse.Namespace) -> int:
+    for key, flag in (("seed", "--seeds"), ("data.data_dir", "--data_dir")):
+        if any(setting.startswith(f"{key}=") for setting in arguments.settings):
+            raise UserError(f"pass {flag} instead of --config.{key}")
+    return stoppable(lambda stop: _run_until_stopped(arguments, stop))
 
 
-def _go(arguments: Any, settings: list[str], stop: SignalHandler) -> None:
+def _run_until_stopped(arguments: argparse.Namespace, stop: SignalHandler) -> None:
     from resnet_flax.paper import planning, runs
     from resnet_flax.paper.targets import find
 
     target = _only(find(arguments.target), arguments.only)
     out = _out(arguments)
     runs.results(out)
-    _check(arguments.figure)
     here = [f"data.data_dir={arguments.data_dir}"] if arguments.data_dir else []
     planned = planning.trainings(
-        target, range(arguments.seeds), Path(arguments.workdir), [*settings, *here]
+        target, range(arguments.seeds), Path(arguments.workdir), [*arguments.settings, *here]
     )
     if planned:
-        print(_cost(planned, planning, arguments.tflops), flush=True)
+        print(_cost(planned, arguments.tflops), flush=True)
     lacks = planning.lacking(planned)
     if lacks:
         raise UserError("; ".join(lacks))
@@ -106,23 +184,14 @@ def _go(arguments: Any, settings: list[str], stop: SignalHandler) -> None:
             planned,
             out,
             stop,
-            changed=planning.changes(settings),
+            changed=planning.changes(arguments.settings),
             data_dir=arguments.data_dir,
             batch_size=arguments.batch_size,
         )
     _print(target, out, arguments.figure)
 
 
-def _check(figure: str) -> None:
-    if figure and not figure.lower().endswith(".png"):
-        raise UserError(f"--figure takes a file that ends in .png, not {figure}")
-
-
-def _only(target: Any, names: str) -> Any:
-    from dataclasses import replace
-
-    from resnet_flax.errors import closest
-
+def _only(target: "Target", names: str) -> "Target":
     if not names:
         return target
     known = {row.name: row for row in target.rows if row.config or row.members or row.weights}
@@ -132,15 +201,17 @@ def _only(target: Any, names: str) -> Any:
     return replace(target, rows=tuple(known[name] for name in names.split(",")))
 
 
-def _cost(planned: Any, planning: Any, tflops: float) -> str:
+def _cost(planned: "Sequence[Training]", tflops: float) -> str:
+    from resnet_flax.paper import planning
+
     missing = sum(one.result is None for one in planned)
     if not missing:
         return f"{len(planned)} trainings, all finished"
     operations = planning.cost(planned)
     rate, measured = planning.sustained()
-    how = "measured on two cores" if measured else "assumed: say --tflops"
+    how = "measured on two cores" if measured else "assumed: pass --tflops"
     if tflops:
-        rate, how = tflops * 1e12, "as said"
+        rate, how = tflops * 1e12, "as --tflops gives it"
     hours = operations / rate / 3600
     return (
         f"{len(planned)} trainings, {len(planned) - missing} finished; what is left takes "
@@ -149,11 +220,11 @@ def _cost(planned: Any, planning: Any, tflops: float) -> str:
     )
 
 
-def _out(arguments: Any) -> Path:
-    return Path(arguments.out or f"results/{arguments.target}.json")
+def _out(arguments: argparse.Namespace) -> Path:
+    return arguments.out or Path(f"results/{arguments.target}.json")
 
 
-def _print(target: Any, out: Path, figure: str) -> None:
+def _print(target: "Target", out: Path, figure: Path | None) -> None:
     from resnet_flax.paper.figures import draw
     from resnet_flax.paper.runs import results
     from resnet_flax.paper.table import table
@@ -161,6 +232,6 @@ def _print(target: Any, out: Path, figure: str) -> None:
     found = results(out)
     print(table(target, found))
     if figure:
-        if not draw(target, found, Path(figure)):
+        if not draw(target, found, figure):
             raise UserError(f"there is nothing to draw in {out} yet; reproduce run fills it")
         print(f"figure: {figure}")

@@ -1,25 +1,47 @@
 """`resnet-flax summary NAME`: one network as the paper's table 1 shows it."""
 
-from collections.abc import Sequence
+import argparse
 
-from resnet_flax.cli import Parser
-from resnet_flax.errors import UserError
+from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.types import INT32, whole_number
 
 
-def main(argv: Sequence[str]) -> int:
-    """Prints the network; returns the exit status."""
-    parser = Parser("summary", "Show a network layer by layer, for one image.")
-    parser.add_argument("name", help="a variant, see resnet-flax models")
-    parser.add_argument(
-        "--size", type=int, default=0, help="side of the image (default: 224, or 32 for CIFAR nets)"
+def add_arguments(parser: Parser) -> None:
+    """Adds what `run` takes."""
+    parser.describe(
+        "Show one network layer by layer: the kernel, the output for one image, how often the "
+        "layer is used, and its multiply-adds in millions (MMAC).",
+        "%(prog)s resnet50",
+        "%(prog)s cifar_resnet20 --classes=100",
+        "%(prog)s resnet18 --axes='shortcut=C stem=deep' --size=160",
     )
-    parser.add_argument("--classes", type=int, default=0, help="(default: 1000, or 10)")
-    parser.add_argument("--axes", default="", help="changes: 'shortcut=C stem=deep se_ratio=16'")
-    arguments = parser.parse_args(argv)
-    for flag, value in (("--size", arguments.size), ("--classes", arguments.classes)):
-        if not 0 <= value < 2**31:
-            raise UserError(f"{flag} takes a number more than 0 and less than 2**31, not {value}")
+    parser.add_argument(
+        "name", metavar="NAME", help="The name of a network; resnet-flax models lists them."
+    )
+    parser.add_argument(
+        "--size",
+        type=whole_number(1, INT32),
+        metavar="PIXELS",
+        help="The side of the image (default: 224, or 32 for networks for CIFAR).",
+    )
+    parser.add_argument(
+        "--classes",
+        type=whole_number(1, INT32),
+        metavar="N",
+        help="The number of classes (default: 1000, or 10 for networks for CIFAR).",
+    )
+    parser.add_argument(
+        "--axes",
+        default="",
+        metavar="KEY=VALUE...",
+        help="Changes to the network, fields of resnet_flax.ResNet with spaces between them "
+        "(default: none).",
+    )
+    parser.set_defaults(run=run)
 
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the network; returns the exit status."""
     from resnet_flax.models import create_model, parse_axes
     from resnet_flax.models.summary import native_size, summarize
 

@@ -1,35 +1,65 @@
 """`resnet-flax sweep`: one config, several seeds."""
 
-from collections.abc import Sequence
+import argparse
 from pathlib import Path
 
-from resnet_flax.cli import Parser
-from resnet_flax.cli.train import parse, stoppable
-from resnet_flax.config import config_name
-from resnet_flax.errors import UserError
+from resnet_flax.cli import config_flags
+from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.stoppable import stoppable
+from resnet_flax.cli.types import INT32, output_file, whole_numbers
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.terminal import say
 
+SEEDS = "0,1,2,3,4"
 
-def main(argv: Sequence[str]) -> int:
-    """Trains every seed, prints mean and deviation; returns the exit status."""
-    parser = Parser("sweep", "Train one config with several seeds; what is finished is kept.")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="(default: %(default)s)")
-    parser.add_argument(
-        "--workdir", default="", metavar="DIR", help="(default: runs/sweep/ and the config's name)"
+
+def add_arguments(parser: Parser) -> None:
+    """Adds what `run` takes."""
+    parser.describe(
+        "Train one config with several seeds, and print mean and standard deviation of the error. "
+        "Called again, it continues: a seed that is finished is not trained again.",
+        "%(prog)s --seeds=0,1,2 --out=digits.json",
+        "%(prog)s --config=configs/cifar10.py:resnet20_quick --seeds=0,1",
     )
-    parser.add_argument("--out", default="", metavar="FILE.json", help="write the result there")
-    arguments, config = parse(parser, argv)
-    seeds = _seeds(arguments.seeds)
+    config_flags.add_config(parser)
+    parser.add_argument(
+        "--seeds",
+        type=whole_numbers(0, INT32, "0,1,2"),
+        default=SEEDS,
+        metavar="N,N,...",
+        help="The seeds to train with (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--workdir",
+        default="",
+        metavar="DIR",
+        help="The directory for the runs, one directory for each seed (default: runs/sweep/NAME, "
+        "after the config).",
+    )
+    parser.add_argument(
+        "--out",
+        type=output_file(),
+        metavar="FILE.json",
+        help="A file for the result (default: it is only printed).",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains every seed, prints mean and deviation; returns the exit status."""
+    from resnet_flax.config import config_name
+
+    config = config_flags.load(arguments)
+    seeds = [*dict.fromkeys(arguments.seeds)]
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
-    def run(stop: SignalHandler) -> None:
+    def sweep_until_stopped(stop: SignalHandler) -> None:
         from resnet_flax.runtime.storage import write_json
         from resnet_flax.sweep import sweep
 
         result = sweep(config, seeds, workdir, stop)
         if arguments.out:
-            write_json(Path(arguments.out), result)
+            write_json(arguments.out, result)
             say(f"result: {arguments.out}")
         spread = "" if result["std"] is None else f" ± {result['std']:.2f}"
         say(
@@ -37,11 +67,4 @@ def main(argv: Sequence[str]) -> int:
             f"(n = {result['n']}, highest {result['max']:.2f})"
         )
 
-    return stoppable(run)
-
-
-def _seeds(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"--seeds takes numbers with commas between, such as 0,1,2, not {text!r}")
-    return list(dict.fromkeys(int(part) for part in parts))
+    return stoppable(sweep_until_stopped)

@@ -3,13 +3,12 @@
 import contextlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from resnet_flax.runtime import storage
-from resnet_flax.runtime.terminal import Unfailing
+from resnet_flax.runtime.progress import Progress
 
 Record = dict[str, Any]
 
@@ -136,52 +135,31 @@ class Terminal:
         file: TextIO | None = None,
         log: Path | None = None,
     ) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        output: Any = Unfailing(sys.stdout if file is None else file, log)
-        self._file: TextIO = output
         self._total = total
-        self._progress: Progress | None = None
-        if bar and self._file.isatty():
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=None),
-                TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
-                TimeRemainingColumn(compact=True),
-                console=Console(file=self._file),
-                transient=True,
-            )
-            self._progress.start()
-            self._train = self._progress.add_task(
-                "train", total=total, completed=start, text="compiling"
-            )
-            self._eval = self._progress.add_task("eval", total=0, text="", visible=False)
+        self._progress = Progress(file, wanted=bar, log=log)
+        self._train = self._progress.add("train", total, start, "compiling")
+        self._eval = self._progress.add("eval")
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        if self._progress is None:
-            print(text, file=self._file, flush=True)
-        else:
-            self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._progress.say(text)
 
     def trained(self, step: int, record: Record | None, seconds_left: float | None) -> None:
         """Shows that a step is done, and the newest record of training where there is one."""
         text = "" if record is None else describe(record)
-        if self._progress is not None:
-            if record is None and seconds_left is not None:  # nothing to replace the old text
-                self._progress.update(self._train, completed=step)
-            else:
-                self._progress.update(self._train, completed=step, text=text)
+        if self._progress.shown:
+            keep = record is None and seconds_left is not None  # nothing to replace the old text
+            self._train.update(step, text=None if keep else text)
         elif text:
             left = "" if seconds_left is None else f"  {_duration(seconds_left)} left"
             self.say(f"step {step}/{self._total}  {text}{left}")
 
     def evaluating(self, batch: int, batches: int) -> None:
         """Shows how far an evaluation is."""
-        if self._progress is not None:
-            visible = batch < batches
-            self._progress.update(self._eval, completed=batch, total=batches, visible=visible)
+        if batch < batches:
+            self._eval.update(batch, batches)
+        else:
+            self._eval.hide()
 
     def evaluated(self, step: int, record: Record) -> None:
         """Shows an evaluation's result."""
@@ -189,8 +167,7 @@ class Terminal:
 
     def close(self) -> None:
         """Leaves the terminal as it was."""
-        if self._progress is not None:
-            self._progress.stop()
+        self._progress.close()
 
 
 def describe(record: Record) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -189,23 +190,26 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
     [
         (
             ["--protocol=corners"],
-            "--protocol is one of center, ten_crop, multiscale, not 'corners'",
+            "--protocol must be center, ten_crop or multiscale, not 'corners'",
         ),
-        (["--batch_size=0"], "--batch_size takes a number from 1, not 0"),
-        (["--dtype=int8"], "--dtype is float32 or bfloat16, not 'int8'"),
-        (["--size=-1"], "size of a preprocessing must be a number of pixels from 0 to 16384"),
-        (["--crop_fraction=1.5"], "crop_fraction of a preprocessing must be a number from 0.05"),
-        (["--crop_fraction=1e-5"], "crop_fraction of a preprocessing must be a number from 0.05"),
-        (["--interpolation=cubic"], "must be one of bilinear, bicubic, not 'cubic'"),
-        (["--mean=nan"], "mean of a preprocessing must be finite numbers"),
+        (["--batch_size=0"], "--batch_size must be a whole number from 1 to 1048576, not '0'"),
+        (["--dtype=int8"], "--dtype must be float32 or bfloat16, not 'int8'"),
+        (["--size=-1"], "--size must be a whole number from 0 to 16384, not '-1'"),
+        (["--crop_fraction=1.5"], "--crop_fraction must be a number from 0.05 to 1, not '1.5'"),
+        (["--crop_fraction=1e-5"], "--crop_fraction must be a number from 0.05 to 1"),
+        (["--interpolation=cubic"], "--interpolation must be bilinear or bicubic, not 'cubic'"),
+        (["--mean=nan"], "--mean must be one number, or one for each channel"),
         (["--mean=0.5,0.4"], "has 2 numbers, but the images have 3 channels"),
-        (["--out=/proc/x/y.json"], "/proc/x/y.json cannot be written: "),
-        (["--mean=a,b"], "--mean takes one number or one a channel"),
-        (["--std=0"], "std of a preprocessing must be finite numbers other than 0"),
+        (
+            ["--out=/proc/x/y.json"],
+            "--out must be a file that can be written, not '/proc/x/y.json': ",
+        ),
+        (["--mean=a,b"], "--mean must be one number, or one for each channel with commas"),
+        (["--std=0"], "--std must be one number other than 0, or one for"),
         (["--split=valid"], "has no split 'valid'"),
         (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are none of the netw"),
         (["--model=resnet18"], "says itself that it is no resnet18; leave resnet18 out"),
-        (["--fast"], "unrecognized arguments: --fast"),
+        (["--fast"], "there is no flag '--fast'"),
     ],
 )
 def test_bad_arguments_are_one_sentence(shared_data, data_dir, capsys, arguments, message):
@@ -219,14 +223,30 @@ def test_bad_arguments_are_one_sentence(shared_data, data_dir, capsys, arguments
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"size": -1}, "size of a preprocessing must be a number of pixels from 0 to 16384"),
+        ({"crop_fraction": 1.5}, "crop_fraction of a preprocessing must be a number from 0.05"),
+        ({"crop_fraction": 1e-5}, "crop_fraction of a preprocessing must be a number from 0.05"),
+        ({"interpolation": "cubic"}, "must be one of bilinear, bicubic, not 'cubic'"),
+        ({"mean": (float("nan"),)}, "mean of a preprocessing must be finite numbers"),
+        ({"std": (0.0,)}, "std of a preprocessing must be finite numbers other than 0"),
+    ],
+)
+def test_a_preprocessing_from_a_file_is_checked_too(values, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Preprocessing(**values)
+
+
 def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     model = create_model("cifar_resnet8")
     variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     np.savez(tmp_path / "w.npz", **export_torch(variables, model, "akamaster"))
     command = [tmp_path / "w.npz", "--model=cifar_resnet8"]
-    assert "names no data; say --data" in _eval(capsys, *command)[2]
+    assert "names no data; pass --data=" in _eval(capsys, *command)[2]
     command += ["--data=tfds:cifar10", f"--data_dir={shared_data / 'tfds'}", "--split=test[:50]"]
-    assert "nothing says how the images" in _eval(capsys, *command)[2]
+    assert "nothing tells how the images" in _eval(capsys, *command)[2]
     status, printed, _ = _eval(capsys, *command, "--mean=0.5", "--std=0.25")
     assert status == 0
     assert "of 50" in printed

@@ -1,0 +1,77 @@
+"""The flags of an experiment: `--config=FILE.py:VARIANT` and `--config.KEY=VALUE`."""
+
+import argparse
+import textwrap
+from typing import TYPE_CHECKING
+
+from resnet_flax.cli.parser import SETTINGS_FLAG, Parser
+from resnet_flax.errors import UserError
+
+if TYPE_CHECKING:  # its import is slow
+    import ml_collections
+
+DEFAULT = "configs/digits_resnet20.py"
+
+
+def add_config(parser: Parser) -> None:
+    """Adds `--config`, `--config.KEY`, and the keys at the end of the help page.
+
+    ml_collections' own flags are not used: they raise before `main` could explain, and do not
+    tell which key is nearest to an unknown one.
+    """
+    group = parser.add_argument_group("experiment")
+    group.add_argument(
+        "--config",
+        default=DEFAULT,
+        metavar="FILE.py[:VARIANT]",
+        help="The config of the experiment (default: %(default)s).",
+    )
+    add_settings(group, "Changes the value of a config key; the keys are listed below.")
+    parser.appendix = keys_page
+
+
+def add_settings(group: argparse._ArgumentGroup, sentence: str) -> None:
+    """Adds `--config.KEY`, whose texts 'key=value' are gathered as `settings`."""
+    group.add_argument(
+        SETTINGS_FLAG,
+        action="append",
+        default=[],
+        metavar="VALUE",
+        dest="settings",
+        help=f"{sentence} May be given more than once, also as {SETTINGS_FLAG}=VALUE.",
+    )
+
+
+def load(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
+    """The resolved config that `--config` and `--config.KEY` describe."""
+    from resnet_flax.config import load_config, override, resolve
+
+    config = load_config(arguments.config)
+    try:
+        override(config, arguments.settings)
+        return resolve(config)
+    except UserError:
+        raise
+    except Exception as error:  # groups that are none, references to themselves, placeholders
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"the config {arguments.config} cannot be used: {said}") from error
+
+
+def keys_page() -> str:
+    """Every config key with its default and meaning."""
+    from resnet_flax.config import SCHEMA
+
+    lines = ["config keys and their defaults:"]
+    for key, entry in SCHEMA.items():
+        lines.append(f"  {key} = {entry.default!r}")
+        indent = 6 * " "
+        lines.append(
+            textwrap.fill(
+                entry.meaning,
+                78,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+            )
+        )
+    return "\n".join(lines)

@@ -1,0 +1,188 @@
+"""The flags of `resnet-flax eval`."""
+
+from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.types import (
+    channel_numbers,
+    data_source,
+    number,
+    output_file,
+    whole_number,
+    whole_numbers,
+)
+
+SPLITS = ("test", "val", "validation")
+# Written here since the modules that define them import JAX or Pillow, which no help page needs.
+PROTOCOLS = ("center", "ten_crop", "multiscale")
+INTERPOLATIONS = ("bilinear", "bicubic")
+DTYPES = ("float32", "bfloat16")
+
+
+def add(parser: Parser) -> None:
+    """Adds them all."""
+    _add_network(parser)
+    _add_data(parser)
+    _add_protocol(parser)
+    _add_preprocessing(parser)
+    _add_output(parser)
+
+
+def _add_network(parser: Parser) -> None:
+    parser.add_argument(
+        "model_name",
+        metavar="MODEL",
+        help="The workdir of a run, the name of published weights, a file of weights, or the name "
+        "of a network whose weights --weights gives.",
+    )
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="A file of weights, or the name of published ones, where MODEL is the name of a "
+        "network.",
+    )
+    group.add_argument(
+        "--model",
+        default="",
+        metavar="VARIANT",
+        help="The network of a file of weights, needed where the shapes of the weights fit more "
+        "than one.",
+    )
+    group.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="A further model, whose probabilities are averaged with those of the first. May be "
+        "given more than once.",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="The type of the computation (default: float32, or that of the run).",
+    )
+
+
+def _add_data(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        type=data_source,
+        metavar="SOURCE",
+        help="The data set, as tfds:NAME or folder:DIR (default: that of the run).",
+    )
+    group.add_argument(
+        "--data_dir",
+        default="",
+        metavar="DIR",
+        help="The directory of TFDS (default: that of the run, TFDS_DATA_DIR, or "
+        "~/tensorflow_datasets).",
+    )
+    group.add_argument(
+        "--split",
+        default="",
+        metavar="SPLIT",
+        help="The split, such as test or test[:1000] (default: that of the run, or the first of "
+        f"{', '.join(SPLITS)} that the data set has).",
+    )
+    group.add_argument(
+        "--by_number",
+        action="store_true",
+        help="Match the classes of the data and of the network by number, not by name.",
+    )
+    group.add_argument(
+        "--batch_size",
+        type=whole_number(1, 2**20),
+        default=100,
+        metavar="N",
+        help="Images in a batch; the results do not depend on it (default: %(default)s).",
+    )
+    group.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=0,
+        metavar="N",
+        help="Processes that read images; 0 reads in threads (default: %(default)s).",
+    )
+
+
+def _add_protocol(parser: Parser) -> None:
+    group = parser.add_argument_group("protocol")
+    group.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="center",
+        help="The views of each image, over which probabilities are averaged: center is one crop; "
+        "ten_crop is center and corners with their mirror images; multiscale is whole images at "
+        "several scales with their mirror images, to which the network is applied as a convolution "
+        "(default: %(default)s).",
+    )
+    group.add_argument(
+        "--scales",
+        type=whole_numbers(1, 2**14, "224,256,384"),
+        default=[],
+        metavar="N,N,...",
+        help="The shorter sides of the images of multiscale in pixels (default: "
+        "224,256,384,480,640, in proportion where the network's side is not 224).",
+    )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="Do not crop the longer sides of multiscale to a multiple of the network's stride; "
+        "every shape of image is compiled.",
+    )
+
+
+def _add_preprocessing(parser: Parser) -> None:
+    group = parser.add_argument_group(
+        "preprocessing",
+        "The defaults are those of the run, the file of weights or the catalog.",
+    )
+    group.add_argument(
+        "--size",
+        type=whole_number(0, 2**14),
+        metavar="PIXELS",
+        help="The side of the crop; 0 takes images as they are.",
+    )
+    group.add_argument(
+        "--crop_fraction",
+        type=number(0.05, 1.0),
+        metavar="FRACTION",
+        help="The side of the crop as a fraction of the resized shorter side.",
+    )
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help="The filter of resizing.")
+    group.add_argument(
+        "--mean",
+        type=channel_numbers("0.485,0.456,0.406"),
+        metavar="X[,X,X]",
+        help="The mean that is subtracted from pixels in [0, 1]: one number, or one for each "
+        "channel, such as 0.485,0.456,0.406.",
+    )
+    group.add_argument(
+        "--std",
+        type=channel_numbers("0.229,0.224,0.225", zero=False),
+        metavar="X[,X,X]",
+        help="The standard deviation by which pixels are then divided, in the same form.",
+    )
+
+
+def _add_output(parser: Parser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--per_class",
+        action="store_true",
+        help="Print every class, also where there are more than 20.",
+    )
+    group.add_argument(
+        "--out",
+        type=output_file(),
+        metavar="FILE.json",
+        help="A file for the results (default: they are only printed).",
+    )
+    group.add_argument(
+        "--confusion",
+        type=output_file(),
+        metavar="FILE.csv",
+        help="A file for the confusion matrix: a row for each label, a column for each prediction "
+        "(default: it is not counted).",
+    )

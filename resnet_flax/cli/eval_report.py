@@ -1,0 +1,90 @@
+"""What `resnet-flax eval` prints and writes."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.evaluation.multi_view import Network
+from resnet_flax.runtime import storage
+from resnet_flax.runtime.provenance import provenance
+
+
+def describe(preprocessing: Preprocessing, assumed: bool) -> str:
+    """The preprocessing in a few words; `assumed` is whether the file did not tell it."""
+    if not preprocessing.size:
+        return "images as they are"
+    shorter = preprocessing.transform.shorter
+    how = f"{preprocessing.size} of {shorter}, {preprocessing.interpolation}"
+    return how + " (assumed: the file does not say)" * assumed
+
+
+def show(reported: Mapping[str, Any], *, every: bool) -> None:
+    """Prints the rates of `evaluation.pretrained.report`; of many classes `every` or the worst."""
+    print(f"{'':24} {'error':>9}  {'95 % interval':>18}")
+    print(_line("top-1", reported["top1_error"]))
+    print(_line("top-5", reported["top5_error"]))
+    print(f"{'negative log likelihood':24} {reported['negative_log_likelihood']:7.4f}")
+    print(f"{'calibration error':24} {100 * reported['calibration_error']:7.2f} %")
+    classes = sorted(reported["classes"].items(), key=lambda item: -item[1]["rate"])
+    few = classes if every or len(classes) <= 20 else classes[:5]
+    for name, rate in few:
+        print(_line(name, rate))
+    if len(few) < len(classes):
+        print(f"({len(classes) - len(few)} more classes: --per_class or --out)")
+
+
+def _line(name: str, rate: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in rate["interval"])
+    return (
+        f"{name:24.24} {100 * rate['rate']:7.2f} %  {low:6.2f} to {high:6.2f} %"
+        f"  {rate['errors']:,} of {rate['count']:,}"
+    )
+
+
+def write(
+    path: Path,
+    what: Mapping[str, Any],
+    models: Sequence[Any],
+    networks: Sequence[Network],
+    reported: Mapping[str, Any],
+) -> None:
+    """Writes the results as JSON.
+
+    Args:
+      path: of the file.
+      what: was evaluated on what, and how.
+      models: as they were opened; the first, and the rest of an ensemble.
+      networks: the same, as they were evaluated.
+      reported: the rates.
+    """
+    first, *others = [_used(*one) for one in zip(models, networks, strict=True)]
+    ensemble = {"ensemble": others} if others else {}
+    storage.write_json(path, {**what, **first, **ensemble, **reported, **provenance()})
+    print(f"written to {path}")
+
+
+def _used(found: Any, network: Network) -> dict[str, Any]:
+    """What was evaluated, as JSON."""
+    described = network.preprocessing.to_json()
+    described["pixel_mean"] = bool(described["pixel_mean"])  # long, and in the checkpoint
+    return {
+        "model": found.origin,
+        "weights_sha256": found.sha256,
+        "preprocessing": described,
+        "dtype": str(jnp.dtype(found.model.dtype)),
+    }
+
+
+def write_confusion(path: Path, matrix: Any, names: Sequence[str]) -> None:
+    """Writes the confusion matrix as CSV, a row for each label and a column for each prediction."""
+    names = names or [str(i) for i in range(len(matrix))]
+    storage.make_directory(path.parent)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["label", *names])
+        writer.writerows([name, *row] for name, row in zip(names, matrix, strict=True))
+    print(f"written to {path}: a row for each label, a column a prediction")

@@ -1,0 +1,152 @@
+"""The parser of the command line: argparse with errors and help pages in plain sentences."""
+
+import argparse
+import re
+import shutil
+import textwrap
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NoReturn
+
+from resnet_flax.errors import UserError, closest
+
+# Columns of a help page on a wide terminal.
+WIDEST = 100
+# What argparse says, and the same as a sentence.
+_SENTENCES = (
+    (r"argument (.+?): expected .*", r"\1 needs a value"),
+    (r"argument (.+?): ignored explicit argument .*", r"\1 takes no value"),
+    (r"the following arguments are required: (.*)", r"\1 must be given"),
+)
+_SETTING = "--config."
+# The flag that stands for every `--config.KEY`.
+SETTINGS_FLAG = "--config.KEY"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are `UserError`s, and which accepts no abbreviated flags.
+
+    What it parses has the attributes `parser`, the innermost parser, and `run`, what its
+    `set_defaults(run=...)` gave; `run` is None where a verb or an action was left out.
+
+    Attributes:
+      appendix: what makes a text that ends the help page; called when that is shown.
+    """
+
+    appendix: Callable[[], str] | None = None
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **keywords)
+        self.add_argument("-h", "--help", action="help", help="Show this page and exit.")
+        self.set_defaults(parser=self, run=None)
+
+    def describe(self, description: str, *examples: str) -> None:
+        """Sets what the help page begins and ends with; examples start with '%(prog)s'."""
+        self.description = textwrap.fill(description, 78, break_on_hyphens=False)
+        if examples:
+            noun = "example" if len(examples) == 1 else "examples"
+            self.epilog = "\n".join([f"{noun}:", *(f"  {example}" for example in examples)])
+
+    def format_help(self) -> str:
+        """The help page."""
+        page = super().format_help()
+        return page if self.appendix is None else f"{page}\n{self.appendix()}\n"
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parses all of a command line.
+
+        Raises:
+          UserError: it cannot be understood.
+          SystemExit: a help page was asked for, and has been printed.
+        """
+        arguments, unknown = self.parse_known_args(_join_settings(argv))
+        innermost: Parser = arguments.parser
+        if unknown:
+            innermost._reject(unknown[0])
+        if arguments.run is None:
+            innermost._ask_for_action()
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError instead of printing the usage; `message` is argparse's."""
+        for pattern, sentence in _SENTENCES:
+            if re.fullmatch(pattern, message):
+                message = re.sub(pattern, sentence, message)
+                raise UserError(f"{message}; see {self.prog} --help")
+        # A function of `types` tells what a value must be, after the name of the argument.
+        raise UserError(re.sub(r"^argument (.+?): ", r"\1 ", message))
+
+    def _reject(self, argument: str) -> NoReturn:
+        argument = argument.replace(f"{SETTINGS_FLAG}=", _SETTING, 1)
+        kind, near = "argument", ""
+        if argument.startswith("-"):
+            kind, name = "flag", argument.partition("=")[0]
+            if name in self._option_string_actions:
+                raise UserError(f"the flag {argument} must stand after {self.prog}")
+            near = closest(name, {*self._option_string_actions} - {SETTINGS_FLAG})
+        hint = near or f"; see {self.prog} --help"
+        raise UserError(f"there is no {kind} {argument!r}{hint}")
+
+    def _ask_for_action(self) -> NoReturn:
+        (actions,) = (action for action in self._actions if action.nargs == argparse.PARSER)
+        noun, words = str(actions.metavar).lower(), [*map(str, actions.choices or ())]
+        article = "an" if noun == "action" else "a"
+        raise UserError(
+            f"{self.prog} needs {article} {noun}: {either(words)}; see {self.prog} --help"
+        )
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, with the nearest of the choices in the error."""
+        if action.choices is None or value in action.choices:
+            return
+        if action.nargs == argparse.PARSER:  # a verb or an action
+            noun = str(action.metavar).lower()
+            hint = closest(value, action.choices) or f"; see {self.prog} --help"
+            raise UserError(f"there is no {noun} {value!r}{hint}")
+        words = [*map(str, action.choices)]
+        raise argparse.ArgumentError(action, f"must be {either(words)}, not {value!r}")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        width = min(shutil.get_terminal_size().columns, WIDEST)
+        super().__init__(prog, width=width - 2)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        if action.nargs == argparse.PARSER:  # whose metavar would have a line of its own
+            return text.partition("\n")[2]
+        return text
+
+    def _iter_indented_subactions(
+        self, action: argparse.Action
+    ) -> Generator[argparse.Action, None, None]:
+        for subaction in super()._iter_indented_subactions(action):
+            self._dedent()
+            yield subaction
+            self._indent()
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def either(words: Sequence[str]) -> str:
+    """'a', 'a or b', 'a, b or c'."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _join_settings(argv: Sequence[str]) -> list[str]:
+    """`--config.steps=3` and `--config.steps 3` as `--config.KEY=steps=3`, one flag for all keys.
+
+    A flag for each key would need the schema, whose import is slow, for every help page; and
+    argparse would take values such as -1,2 for flags.
+    """
+    left, joined = list(argv), []
+    while left:
+        argument = left.pop(0)
+        if argument.startswith(_SETTING):
+            setting = argument.removeprefix(_SETTING)
+            if "=" not in setting and left and not left[0].startswith("--"):
+                setting += "=" + left.pop(0)
+            argument = f"{SETTINGS_FLAG}={setting}"
+        joined.append(argument)
+    return joined

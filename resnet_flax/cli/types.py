@@ -1,0 +1,155 @@
+"""What arguments may be: functions for argparse's `type=`.
+
+Each returns the value of a text or raises ArgumentTypeError, whose message goes on after the
+name of the argument: '--seeds' + ' must be a whole number from 1 to 1000, not 'x''.
+"""
+
+import contextlib
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+# The highest number that a 32-bit integer holds.
+INT32 = 2**31 - 1
+
+
+def whole_number(lowest: int, highest: int) -> Callable[[str], int]:
+    """A type for whole numbers in a range, both ends included."""
+
+    def parse(text: str) -> int:
+        value = _int(text)
+        if value is None or not lowest <= value <= highest:
+            raise ArgumentTypeError(
+                f"must be a whole number from {lowest} to {highest}, not {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def number(lowest: float, highest: float) -> Callable[[str], float]:
+    """A type for numbers in a range, both ends included."""
+
+    def parse(text: str) -> float:
+        value = _float(text)
+        if value is None or not lowest <= value <= highest:
+            raise ArgumentTypeError(
+                f"must be a number from {lowest:.10g} to {highest:.10g}, not {text!r}"
+            )
+        return value
+
+    return parse
+
+
+def whole_numbers(lowest: int, highest: int, example: str) -> Callable[[str], list[int]]:
+    """A type for whole numbers in a range with commas between them, such as `example`."""
+
+    def parse(text: str) -> list[int]:
+        values = [_int(part) for part in text.split(",")]
+        found = [value for value in values if value is not None and lowest <= value <= highest]
+        if len(found) < len(values):
+            raise ArgumentTypeError(
+                f"must be whole numbers from {lowest} to {highest} with commas between them, such "
+                f"as {example}, not {text!r}"
+            )
+        return found
+
+    return parse
+
+
+def channel_numbers(example: str, *, zero: bool = True) -> Callable[[str], tuple[float, ...]]:
+    """A type for one finite number, or one for each channel, such as `example`.
+
+    Args:
+      example: of one for each channel.
+      zero: 0 is allowed.
+    """
+
+    def parse(text: str) -> tuple[float, ...]:
+        values = [_float(part) for part in text.split(",")]
+        found = tuple(value for value in values if value is not None and (zero or value))
+        if len(found) < len(values):
+            other = "" if zero else " other than 0"
+            raise ArgumentTypeError(
+                f"must be one number{other}, or one for each channel with commas between them, "
+                f"such as {example}, not {text!r}"
+            )
+        return found
+
+    return parse
+
+
+def output_file(ending: str = "") -> Callable[[str], Path]:
+    """A type for a file to write, which finds out before the work that it cannot be written.
+
+    Directories that are missing are made when the file is written, and nothing is left of this
+    check.
+
+    Args:
+      ending: of its name, such as '.png'; any where empty.
+    """
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if not path.name.lower().endswith(ending):
+            raise ArgumentTypeError(f"must be a file that ends in {ending}, not {text!r}")
+        try:
+            _try_to_write(path)
+        except OSError as error:
+            raise ArgumentTypeError(
+                f"must be a file that can be written, not {text!r}: {error.strerror}"
+            ) from error
+        return path
+
+    return parse
+
+
+def data_source(text: str) -> str:
+    """A type for the name of a data set."""
+    kind, _, name = text.partition(":")
+    if kind not in ("tfds", "folder") or not name:
+        raise ArgumentTypeError(
+            f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}"
+        )
+    return text
+
+
+def tfds_source(text: str) -> str:
+    """A type for the name of a data set of TFDS."""
+    kind, _, name = text.partition(":")
+    if kind != "tfds" or not name:
+        raise ArgumentTypeError(f"must be tfds:NAME, such as tfds:cifar10, not {text!r}")
+    return text
+
+
+def _int(text: str) -> int | None:
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _float(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _try_to_write(path: Path) -> None:
+    if path.exists():
+        path.open("ab").close()
+        return
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        if missing:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("xb").close()
+        path.unlink()
+    finally:
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
