@@ -1,18 +1,22 @@
 """From a config to the things that it names."""
 
-import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.config import flatten
 from resnet_flax.data import fingerprint, statistics
 from resnet_flax.data.check import check_examples
-from resnet_flax.data.experiment import Prepare, make_transforms, open_splits
+from resnet_flax.data.experiment import (
+    augment_and_normalize,
+    make_preprocessing,
+    make_transforms,
+    open_splits,
+)
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source, in_memory
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
@@ -63,7 +67,7 @@ def compile_programs(
     mesh: jax.sharding.Mesh,
     classes: int,
     image_shape: tuple[int, ...],
-    pixel_mean: np.ndarray | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Programs:
     """The programs of a config, without its data.
 
@@ -72,7 +76,7 @@ def compile_programs(
       mesh: of the devices, which need not be there.
       classes: of the labels.
       image_shape: `(height, width, channels)` of a training image.
-      pixel_mean: see `Prepare`.
+      preprocessing: what the config says by default, without a mean image.
     """
     _check_batches(config, mesh.size)
     span = config.model.norm_span
@@ -83,7 +87,15 @@ def compile_programs(
     )
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
-    prepare = Prepare(config.data, config.seed, classes, model.dtype, pixel_mean)
+    preprocessing = preprocessing or make_preprocessing(config.data)
+    prepare = partial(
+        augment_and_normalize,
+        data=config.data,
+        preprocessing=preprocessing,
+        seed=config.seed,
+        classes=classes,
+        dtype=model.dtype,
+    )
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
     )
@@ -91,7 +103,7 @@ def compile_programs(
         train_step,
         model=model,
         tx=tx,
-        prepare=prepare.training,
+        prepare=prepare,
         label_smoothing=config.optim.label_smoothing,
         parts=config.accumulation,
         run=int(span) if span.isdecimal() else 1,
@@ -100,8 +112,9 @@ def compile_programs(
     )
     if jax.process_count() > 1:
         train = partial(unless_incomplete, train=train)
-    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
-    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
+    statistics_of = partial(statistics_step, model=model, prepare=prepare)
+    normalize = partial(preprocessing.normalize, dtype=model.dtype)
+    evaluate = partial(eval_step, model=model, prepare=normalize)
     devices = list(mesh.devices.flat)
     options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
@@ -174,18 +187,13 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
         sample = len(train_source) if data.resident or data.in_memory else statistics.SAMPLE
         pixel_mean = statistics.pixel_mean(train_source, eval_transform, sample, patience)
     classes = len(train_source.class_names)
-    programs = compile_programs(config, mesh, classes, image_shape, pixel_mean)
+    preprocessing = make_preprocessing(data, pixel_mean)
+    programs = compile_programs(config, mesh, classes, image_shape, preprocessing)
     about = {
         "config": flatten(config),
         "class_names": list(train_source.class_names),
         "data": {name: fingerprint.take(source) for name, source in opened.items()},
-        "preprocessing": {
-            "image_shape": list(image_shape),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "pixel_mean": [] if pixel_mean is None else pixel_mean.astype(float).round(2).tolist(),
-            **dataclasses.asdict(eval_transform),
-        },
+        "preprocessing": preprocessing.to_json(),
     }
     return Run(
         mesh,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from resnet_flax import sharding
 from resnet_flax.config import resolve
-from resnet_flax.data.augment import normalize
+from resnet_flax.data.experiment import make_preprocessing
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
@@ -440,7 +440,7 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     means, variances = [], []
     with train_batches(source, seed=config.seed, batch_size=config.batch_size, start=12) as batches:
         for batch in islice(batches, 3):
-            x = normalize(jnp.asarray(batch["image"]), config.data.mean, config.data.std, "float32")
+            x = make_preprocessing(config.data).normalize(jnp.asarray(batch["image"]))
             y = np.asarray(conv2d(x, state["params"]["stem"]["conv1"]["kernel"], padding=PAD))
             means.append(y.mean((0, 1, 2)))
             variances.append(y.var((0, 1, 2)))
