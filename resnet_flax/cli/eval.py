@@ -23,14 +23,14 @@ def main(argv: Sequence[str]) -> int:
     from resnet_flax.runtime import compilation_cache
     from resnet_flax.runtime.provenance import provenance
     from resnet_flax.runtime.storage import write_json
-    from resnet_flax.weights.loading import open_pretrained
+    from resnet_flax.weights.loading import load
 
     compilation_cache.enable()
     dtype = arguments.dtype or None
-    found = open_pretrained(
+    found = load(
         arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype
     )
-    others = [open_pretrained(name, dtype=dtype) for name in arguments.ensemble]
+    others = [load(name, dtype=dtype) for name in arguments.ensemble]
     data = arguments.data or found.config.get("data.source", "")
     if not data:
         raise UserError(f"{arguments.model_name} names no data; say --data tfds:NAME or folder:DIR")

@@ -26,10 +26,10 @@ def main(argv: Sequence[str]) -> int:
     if out.suffix != ".safetensors":
         raise UserError(f"the file to write must end in .safetensors, not {out.name!r}")
 
-    from resnet_flax.weights.loading import export, open_pretrained
-    from resnet_flax.weights.matching import layout_of
+    from resnet_flax.weights.loading import export, load
+    from resnet_flax.weights.torch_layout import layout_of
 
-    found = open_pretrained(arguments.model_name, variant=arguments.model)
+    found = load(arguments.model_name, variant=arguments.model)
     export(found, out)
     print(f"{found.origin}, in {layout_of(found.model)}'s names: {out}")
     return 0

@@ -33,7 +33,7 @@ from resnet_flax.training.loop import train
 from resnet_flax.training.session import Interrupted
 from resnet_flax.training.setup import build
 from resnet_flax.training.writers import read_metrics
-from resnet_flax.weights.loading import open_pretrained
+from resnet_flax.weights.loading import load
 
 SHORT = (
     "--config.model.name=cifar_resnet8",
@@ -434,7 +434,7 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     config.data.flip = False
     config.data.pad = 0
     result = train(config, tmp_path / "again")
-    state = open_pretrained(str(tmp_path / "again")).variables
+    state = load(tmp_path / "again").variables
     # The stem's first normalisation, by its definition: of the batches 12, 13, 14.
     source = open_source("tfds:digits", "train", config.data.data_dir)
     means, variances = [], []
