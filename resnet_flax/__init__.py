@@ -11,6 +11,7 @@ _PUBLIC = {
     "create_model": "resnet_flax.models",
     "parse_axes": "resnet_flax.models",
     "default_config": "resnet_flax.config",
+    "load": "resnet_flax.weights.loading",
     "load_pretrained": "resnet_flax.weights.loading",
     "train": "resnet_flax.training.loop",
 }

@@ -18,7 +18,7 @@ from resnet_flax.renamed import RenamedWarning, saved_config
 from resnet_flax.training.checkpoint_files import read_meta
 from resnet_flax.training.loop import train
 from resnet_flax.training.writers import read_metrics
-from resnet_flax.weights.loading import open_pretrained
+from resnet_flax.weights.loading import load
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -113,5 +113,5 @@ def test_a_run_of_before_is_verified_continued_and_opened(workdir, data_dir, cap
     assert meta["config"]["model.bn_group_size"] == "8"
     sessions = json.loads((workdir / "copy" / "result.json").read_text())["sessions"]
     assert [session["from_step"] for session in sessions] == [0, 4]
-    opened = open_pretrained(str(workdir))
+    opened = load(str(workdir))
     assert (opened.model.se_ratio, opened.config["model.bn_group_size"]) == (2, "8")

@@ -77,13 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _open_models(arguments: argparse.Namespace) -> list[Any]:
     """The model and the further ones of the ensemble."""
-    from resnet_flax.weights.loading import open_pretrained
+    from resnet_flax.weights.loading import load
 
     dtype = arguments.dtype
-    first = open_pretrained(
+    first = load(
         arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype
     )
-    return [first, *(open_pretrained(name, dtype=dtype) for name in arguments.ensemble)]
+    return [first, *(load(name, dtype=dtype) for name in arguments.ensemble)]
 
 
 def _data(arguments: argparse.Namespace, config: Mapping[str, Any]) -> tuple[str, str, str]:

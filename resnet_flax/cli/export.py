@@ -37,10 +37,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file; returns the exit status."""
-    from resnet_flax.weights.loading import export, open_pretrained
-    from resnet_flax.weights.matching import layout_of
+    from resnet_flax.weights.loading import export, load
+    from resnet_flax.weights.torch_layout import layout_of
 
-    found = open_pretrained(arguments.model_name, variant=arguments.model)
+    found = load(arguments.model_name, variant=arguments.model)
     export(found, arguments.out)
     print(f"{found.origin}, in {layout_of(found.model)}'s names: {arguments.out}")
     return 0

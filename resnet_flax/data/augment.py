@@ -6,12 +6,11 @@ ran before. Mixing draws once a batch, from the seed and the step.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Float, Int, Num
 
 Images = Float[Array, "b h w c"]
 Targets = Float[Array, "b classes"]
@@ -25,24 +24,6 @@ COLOUR_COMPONENTS = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-
-
-def normalize(
-    images: Num[Array, "b h w c"], mean: Sequence[float], std: Sequence[float], dtype: Any
-) -> Images:
-    """Pixels in [0, 1], less `mean`, divided by `std` (each one number, or one a channel).
-
-    Computed in grey levels, a subtraction and then a division: a compiler cannot merge these into
-    an operation that rounds once, so every program that has them gives the same bits.
-    """
-    levels = images.astype(jnp.promote_types(dtype, jnp.float32))
-    centred = levels - jnp.asarray(np.multiply(mean, 255), levels.dtype)
-    return (centred / jnp.asarray(np.multiply(std, 255), levels.dtype)).astype(dtype)
-
-
-def less_pixel_mean(images: UInt8[Array, "b h w c"], pixel_mean: Float[Array, "h w c"]) -> Images:
-    """Grey levels less those of the mean image: before padding, which then pads with the mean."""
-    return images.astype(pixel_mean.dtype) - pixel_mean
 
 
 def crop_and_flip(

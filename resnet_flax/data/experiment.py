@@ -1,14 +1,14 @@
-"""What a config's `data` says, made: splits, transforms of the host, preparation on the device."""
+"""What a config's `data` says, made: splits, what the host does to images, what the device does."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_flax.data import augment
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source, hold_out, open_source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 
@@ -28,6 +28,27 @@ def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
     return train_source, eval_source
 
 
+def make_preprocessing(
+    data: ml_collections.ConfigDict, pixel_mean: np.ndarray | None = None
+) -> Preprocessing:
+    """What evaluation makes of an image, by the config's `data`; checkpoints carry it.
+
+    Args:
+      data: the config's.
+      pixel_mean: the mean training image, see `statistics.pixel_mean`, where `data.pixel_mean`.
+    """
+    # In float64 the two decimals that it is rounded to are short numbers again.
+    levels = [] if pixel_mean is None else pixel_mean.astype(float).round(2).tolist()
+    return Preprocessing(
+        data.eval_size or data.size,
+        data.crop_fraction,
+        data.interpolation,
+        tuple(data.mean),
+        tuple(data.std),
+        tuple(levels),
+    )
+
+
 def make_transforms(
     data: ml_collections.ConfigDict,
 ) -> tuple[TrainTransform, EvalTransform]:
@@ -44,64 +65,52 @@ def make_transforms(
         data.policy_magnitude,
         data.interpolation,
     )
-    size = data.eval_size or data.size
-    return train, EvalTransform(size, data.crop_fraction, data.interpolation)
+    return train, make_preprocessing(data).transform
 
 
-class Prepare:
-    """What the device does to images, by the config's `data`.
+def augment_and_normalize(
+    images: UInt8[Array, "b h w c"],
+    labels: Int[Array, " b"],
+    step: Int[Array, ""],
+    *,
+    data: ml_collections.ConfigDict,
+    preprocessing: Preprocessing,
+    seed: int,
+    classes: int,
+    dtype: Any,
+) -> tuple[Float[Array, "b h w c"], Array]:
+    """What the device does to a training batch, by the config's `data`.
 
     Args:
+      images: a global batch.
+      labels: of the images.
+      step: number of the batch.
       data: the config's.
+      preprocessing: whose normalisation is training's too.
       seed: of all that is random.
       classes: number of them.
-      dtype: of the images that networks get.
-      pixel_mean: `[h, w, c]` grey levels, or None.
+      dtype: of the images that the network gets.
+
+    Returns:
+      The network's input, and targets as `losses.cross_entropy` takes them.
     """
-
-    def __init__(
-        self,
-        data: ml_collections.ConfigDict,
-        seed: int,
-        classes: int,
-        dtype: Any,
-        pixel_mean: np.ndarray | None,
-    ) -> None:
-        self._data, self._seed, self._classes, self._dtype = data, seed, classes, dtype
-        self._pixel_mean = pixel_mean
-
-    def training(self, images: Array, labels: Array, step: Array) -> tuple[Array, Array]:
-        """Augmented, normalised images, and targets as `losses.cross_entropy` takes them."""
-        data, seed = self._data, self._seed
-        images = self._less_mean(images)
-        images = augment.crop_and_flip(images, step, seed=seed, pad=data.pad, flip=data.flip)
-        x, targets = self._normalized(images), labels
-        if data.pca_lighting:
-            alpha_std = data.pca_lighting
-            x = augment.pca_lighting(x, step, seed=seed, alpha_std=alpha_std, std=data.std)
-        if data.erase:
-            x = augment.erase(x, step, seed=seed, probability=data.erase)
-        if data.mixup or data.cutmix:
-            targets = jax.nn.one_hot(labels, self._classes)
-            x, targets = augment.mix(
-                x,
-                targets,
-                step,
-                seed=seed,
-                mixup=data.mixup,
-                cutmix=data.cutmix,
-                distance=data.repeats,
-            )
-        return x, targets
-
-    def evaluation(self, images: Array) -> Array:
-        """Normalised images."""
-        return self._normalized(self._less_mean(images))
-
-    def _less_mean(self, images: Array) -> Array:
-        if self._pixel_mean is None:
-            return images
-        return augment.less_pixel_mean(images, jnp.asarray(self._pixel_mean))
-
-    def _normalized(self, images: Array) -> Array:
-        return augment.normalize(images, self._data.mean, self._data.std, self._dtype)
+    levels = preprocessing.subtract_mean_image(images)
+    levels = augment.crop_and_flip(levels, step, seed=seed, pad=data.pad, flip=data.flip)
+    x, targets = preprocessing.standardize(levels, dtype), labels
+    if data.pca_lighting:
+        alpha_std = data.pca_lighting
+        x = augment.pca_lighting(x, step, seed=seed, alpha_std=alpha_std, std=data.std)
+    if data.erase:
+        x = augment.erase(x, step, seed=seed, probability=data.erase)
+    if data.mixup or data.cutmix:
+        targets = jax.nn.one_hot(labels, classes)
+        x, targets = augment.mix(
+            x,
+            targets,
+            step,
+            seed=seed,
+            mixup=data.mixup,
+            cutmix=data.cutmix,
+            distance=data.repeats,
+        )
+    return x, targets

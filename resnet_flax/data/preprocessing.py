@@ -1,4 +1,8 @@
-"""What makes a network's input of an image, from the file's pixels to normalised numbers."""
+"""What makes a network's input of an image, from the file's pixels to normalised numbers.
+
+The only place where images are normalised: training, evaluation and published weights go through
+it alike.
+"""
 
 import dataclasses
 import math
@@ -7,9 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
-from resnet_flax.data import augment
 from resnet_flax.data.transforms import FILTERS, EvalTransform
 from resnet_flax.errors import UserError
 
@@ -36,7 +39,7 @@ class Preprocessing:
       interpolation: 'bilinear' or 'bicubic'.
       mean: of pixels in [0, 1]: one number, or one a channel.
       std: the same.
-      pixel_mean: `[h][w][c]` grey levels, subtracted first; empty for none.
+      pixel_mean: the mean image, `[h][w][c]` grey levels, subtracted first; empty for none.
 
     Raises:
       UserError: a value is none of these.
@@ -94,21 +97,43 @@ class Preprocessing:
     def normalize(
         self, images: UInt8[Array, "b h w c"], dtype: Any = jnp.float32
     ) -> Float[Array, "b h w c"]:
-        """What the device does."""
-        if len(self.pixel_mean):
-            pixel_mean = jnp.asarray(np.array(self.pixel_mean, np.float32))
-            return augment.normalize(
-                augment.less_pixel_mean(images, pixel_mean), self.mean, self.std, dtype
-            )
-        return augment.normalize(images, self.mean, self.std, dtype)
+        """What the device does: both steps below; training crops and flips between them."""
+        return self.standardize(self.subtract_mean_image(images), dtype)
+
+    def subtract_mean_image(self, images: UInt8[Array, "b h w c"]) -> Num[Array, "b h w c"]:
+        """Grey levels less those of the mean image; without one, the images as they are.
+
+        Before a crop's padding, which then pads with the mean (He et al. 2015, section 4.2).
+        """
+        if not len(self.pixel_mean):
+            return images
+        mean_image = jnp.asarray(np.array(self.pixel_mean, np.float32))
+        return images.astype(mean_image.dtype) - mean_image
+
+    def standardize(self, images: Num[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:
+        """Pixels in [0, 1], less `mean`, divided by `std`.
+
+        Computed in grey levels, a subtraction and then a division: a compiler cannot merge these
+        into an operation that rounds once, so every program that has them gives the same bits.
+
+        Args:
+          images: grey levels.
+          dtype: of the result; computed in float32 or more.
+        """
+        levels = images.astype(jnp.promote_types(dtype, jnp.float32))
+        centred = levels - jnp.asarray(np.multiply(self.mean, 255), levels.dtype)
+        return (centred / jnp.asarray(np.multiply(self.std, 255), levels.dtype)).astype(dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """As a checkpoint's metadata hold it."""
+        """As checkpoints and exported files hold it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """The inverse of `to_json`; what else is there is left out."""
+        """The inverse of `to_json`.
+
+        Other keys are ignored: checkpoints up to version 0.1 hold an `image_shape` too.
+        """
         known: dict[str, Any] = {
             field.name: values[field.name]
             for field in dataclasses.fields(cls)

@@ -24,7 +24,7 @@ from resnet_flax.runtime.storage import read_json, write_json
 from resnet_flax.training.loop import train as train_network
 from resnet_flax.training.session import Interrupted
 from resnet_flax.training.writers import read_metrics
-from resnet_flax.weights.loading import open_pretrained
+from resnet_flax.weights.loading import load
 
 
 def run(
@@ -116,7 +116,7 @@ def _record(
     # Where the data lies on this machine is nobody's business.
     record["config"] = {k: v for k, v in result["config"].items() if k != "data.data_dir"}
     if target.draws == "responses":
-        found = open_pretrained(str(one.workdir))
+        found = load(one.workdir)
         network = Network(found.model, found.variables, _preprocessing(found))
         record["responses"] = responses(network, _test_set(one, found))
     return record
@@ -134,7 +134,7 @@ def _origin(one: Training) -> dict[str, Any]:
 def _published(
     target: Target, row: Row, data_dir: str, batch_size: int, stop: SignalHandler
 ) -> dict[str, Any]:
-    found = open_pretrained(row.weights)
+    found = load(row.weights)
     source = open_source(row.data, "test", data_dir)
     source = as_outputs(source, found.class_names, found.model.num_classes)
     network = Network(found.model, found.variables, _preprocessing(found))
@@ -181,7 +181,7 @@ def _evaluated(
     known = read_json(path)
     if known and known["of"] == which:
         return known
-    opened = [open_pretrained(str(one.workdir)) for one in members]
+    opened = [load(one.workdir) for one in members]
     result = evaluate_pretrained(
         [Network(found.model, found.variables, _preprocessing(found)) for found in opened],
         _test_set(members[0], opened[0]),

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 
 from resnet_flax import sharding
-from resnet_flax.data.experiment import Prepare
+from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.models import ResNet, configured_model
@@ -56,7 +56,7 @@ def compile_programs(
     mesh: jax.sharding.Mesh,
     classes: int,
     image_shape: tuple[int, ...],
-    pixel_mean: np.ndarray | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Programs:
     """The programs of a config, without its data.
 
@@ -65,7 +65,7 @@ def compile_programs(
       mesh: of the devices, which need not be there.
       classes: of the labels.
       image_shape: `(height, width, channels)` of a training image.
-      pixel_mean: see `Prepare`.
+      preprocessing: what the config says by default, without a mean image.
     """
     check_batches(config, mesh.size)
     span = config.model.bn_group_size
@@ -76,7 +76,15 @@ def compile_programs(
     )
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
-    prepare = Prepare(config.data, config.seed, classes, model.dtype, pixel_mean)
+    preprocessing = preprocessing or make_preprocessing(config.data)
+    prepare = partial(
+        augment_and_normalize,
+        data=config.data,
+        preprocessing=preprocessing,
+        seed=config.seed,
+        classes=classes,
+        dtype=model.dtype,
+    )
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
     )
@@ -84,7 +92,7 @@ def compile_programs(
         train_step,
         model=model,
         tx=tx,
-        prepare=prepare.training,
+        prepare=prepare,
         label_smoothing=config.optim.label_smoothing,
         num_microbatches=config.accumulation,
         bn_group_size=int(span) if span.isdecimal() else 1,
@@ -93,8 +101,9 @@ def compile_programs(
     )
     if jax.process_count() > 1:
         train = partial(unless_incomplete, train=train)
-    statistics_of = partial(statistics_step, model=model, prepare=prepare.training)
-    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
+    statistics_of = partial(statistics_step, model=model, prepare=prepare)
+    normalize = partial(preprocessing.normalize, dtype=model.dtype)
+    evaluate = partial(eval_step, model=model, prepare=normalize)
     devices = list(mesh.devices.flat)
     options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)

@@ -12,7 +12,7 @@ from resnet_flax import sharding
 from resnet_flax.config import flatten
 from resnet_flax.data import fingerprint, mean_image
 from resnet_flax.data.check import check_examples
-from resnet_flax.data.experiment import make_transforms, open_splits
+from resnet_flax.data.experiment import make_preprocessing, make_transforms, open_splits
 from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source, in_memory
@@ -121,18 +121,13 @@ def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Ru
         sample = len(train_source) if data.resident or data.in_memory else mean_image.SAMPLE
         pixel_mean = mean_image.pixel_mean(train_source, eval_transform, sample, patience)
     classes = len(train_source.class_names)
-    programs = compile_programs(config, mesh, classes, image_shape, pixel_mean)
+    preprocessing = make_preprocessing(data, pixel_mean)
+    programs = compile_programs(config, mesh, classes, image_shape, preprocessing)
     about = {
         "config": flatten(config),
         "class_names": list(train_source.class_names),
         "data": {name: fingerprint.take(source) for name, source in opened.items()},
-        "preprocessing": {
-            "image_shape": list(image_shape),
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "pixel_mean": [] if pixel_mean is None else pixel_mean.astype(float).round(2).tolist(),
-            **dataclasses.asdict(eval_transform),
-        },
+        "preprocessing": preprocessing.to_json(),
     }
     return Run(
         config,

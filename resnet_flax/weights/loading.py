@@ -1,6 +1,5 @@
-"""Networks with weights: from wherever these lie, and out again."""
+"""Networks with weights: from wherever these are, and out again."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,36 +7,17 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_flax import renamed
 from resnet_flax.config import resolve
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.errors import UserError, closest, first_line
-from resnet_flax.models import VARIANTS, ResNet, configured_model, create_model
+from resnet_flax.errors import UserError, closest
+from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
-from resnet_flax.weights.files import WeightsFile, read_weights, write_weights
-from resnet_flax.weights.matching import COUNTER, classes_of, infer, layout_of, to_variables
-from resnet_flax.weights.published import PUBLISHED, Published, fetch, recognize
-from resnet_flax.weights.torch_layout import export_torch
-
-# Attributes that do not decide what a network is.
-_HOW = ("parent", "name", "dtype", "param_dtype", "scan", "remat", "ghost_batches", "norm_momentum")
-
-# Attributes that decide what a network computes and that shapes do not, or not always, tell.
-_FUNCTION = (
-    *("block", "shortcut", "stride_on", "preactivation", "stem", "stem_pool"),
-    *("avg_down", "norm"),
-)
-
-# What a variant's name says; other axes may be changed under the same name.
-_SAID = (
-    "stage_sizes",
-    "groups",
-    "width_per_group",
-    "stride_on",
-    "shortcut",
-    "preactivation",
-    "stem",
-)
+from resnet_flax.weights import description
+from resnet_flax.weights.catalog import CATALOG, fetch, recognize
+from resnet_flax.weights.files import read_weights, write_weights
+from resnet_flax.weights.fitting import fit_arrays, fit_variables
+from resnet_flax.weights.identify import identify
+from resnet_flax.weights.torch_layout import COUNTER, export_torch, layout_of
 
 
 class Pretrained(NamedTuple):
@@ -45,7 +25,7 @@ class Pretrained(NamedTuple):
 
     Attributes:
       model: the network.
-      variables: `params` and `batch_stats`.
+      variables: `params` and `batch_stats`, what `model.apply` takes.
       preprocessing: what its images go through; None where nothing says.
       class_names: of its outputs; empty where nothing says.
       origin: where the weights come from, for a person.
@@ -64,167 +44,109 @@ class Pretrained(NamedTuple):
     assumed: bool = False
 
 
-def load_pretrained(
-    name_or_path: str | Path, model: ResNet, *, reset_head: bool = False, seed: int = 0
-) -> dict[str, Any]:
-    """Weights for a network.
+def load(
+    what: str | Path,
+    *,
+    variant: str = "",
+    weights: str | Path = "",
+    model: ResNet | None = None,
+    dtype: Any = None,
+    reset_head: bool = False,
+    seed: int = 0,
+) -> Pretrained:
+    """A network with its weights.
 
     Args:
-      name_or_path: a published name such as 'resnet50.tv2_in1k' (fetched once and kept), a weights
-        file (safetensors, torch's .pth, .caffemodel, .npz), or a workdir or checkpoint of ours.
-      model: the network that they are for, of any `dtype`, `scan` and `num_classes`.
-      reset_head: where the weights are for another number of classes, keep the head as it is
-        initialised.
+      what: a published name such as 'resnet50.tv2_in1k' (fetched once and kept), a weights file
+        (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of ours, or a
+        variant whose weights `weights` gives.
+      variant: of a weights file, where its shapes do not decide it.
+      weights: a weights file or published name, where `what` is a variant.
+      model: the network that the weights go into, of any `dtype`, `scan` and `num_classes`; by
+        default the one that they are of.
+      dtype: of the computation; by default float32, or what the run or `model` has.
+      reset_head: where the weights are for another number of classes than `model`, keep its head
+        as it is initialised.
       seed: of that head.
 
     Returns:
-      `{'params': ..., 'batch_stats': ...}`, what `model.apply` takes, in `model.param_dtype`.
+      The network, its variables in its `param_dtype`, and what is known about them.
 
     Raises:
-      UserError: they cannot be found or read, or do not fit; then all that is missing, unexpected
-        or of another shape is named.
+      UserError: there is no such thing, it cannot be read, nothing decides what network it is of,
+        or it does not fit `model`; then all that is missing, unexpected or of another shape is
+        named.
     """
-    name = str(name_or_path)
-    if _is_checkpoint(Path(name)):
-        found = _open_checkpoint(Path(name))
-        arrays = export_torch(found.variables, found.model, layout_of(found.model))
-        variables = to_variables(arrays, model, name, reset_head=reset_head, seed=seed)
-        _require(_function_of(found.model), name, model)
-        return variables
-    path = fetch(name) if name in PUBLISHED else Path(name)
-    if not name or not path.exists():
-        raise UserError(_no_such(name))
-    file = read_weights(path)
-    variables = to_variables(file.arrays, model, name, reset_head=reset_head, seed=seed)
-    _require(_function(file, name), name, model)
-    return variables
-
-
-def _function(file: WeightsFile, name: str) -> dict[str, Any]:
-    """The axes that a file's weights need whatever their shapes, as far as anything says."""
-    known = PUBLISHED.get(name) or PUBLISHED.get(recognize(file.sha256))
-    if known:
-        return _function_of(create_model(known.variant, **dict(known.axes)))
-    if file.caffe:
-        return {"stride_on": "1x1", "stem_pool": "ceil"}
-    return _function_of(_described(file.about, name)[0]) if file.about else {}
-
-
-def _function_of(model: ResNet) -> dict[str, Any]:
-    return {axis: getattr(model, axis) for axis in _FUNCTION}
-
-
-def _require(wanted: dict[str, Any], name: str, model: ResNet) -> None:
-    """Raises UserError where weights fit in shape, but are another function's."""
-    different = [
-        f"{axis}={value!r}, not {getattr(model, axis)!r}"
-        for axis, value in wanted.items()
-        if getattr(model, axis) != value
-    ]
-    if different:
-        raise UserError(f"{name} is for a network with {', '.join(different)}; give such a one")
-
-
-def open_pretrained(
-    what: str, *, variant: str = "", weights: str = "", dtype: Any = None
-) -> Pretrained:
-    """A network with weights, by what a command line calls a model.
-
-    Args:
-      what: a published name, a weights file, a workdir or checkpoint of ours, or a variant whose
-        weights `weights` gives.
-      variant: of a weights file, where its shapes do not decide it.
-      weights: a weights file or published name, where `what` is a variant.
-      dtype: of the computation; float32, or what the run had, by default.
-
-    Raises:
-      UserError: there is no such thing, it cannot be read, or what network it is for is open.
-    """
+    name = str(what)
     if weights:
-        if variant not in ("", what):
-            raise UserError(f"the network is named twice, {what} and {variant}; leave one out")
-        what, variant = weights, what
-    if not what:
-        raise UserError("the name of the model is empty; give a published name, file or workdir")
-    path = Path(what)
-    if _is_checkpoint(path):
-        if variant:
-            raise UserError(f"{what} says itself which network it holds; leave {variant} out")
-        return _open_checkpoint(path, dtype)
-    published = PUBLISHED.get(what)
-    if published:
-        path = fetch(what)
-    elif path.is_dir():
-        raise UserError(f"{what} holds no checkpoints; give a workdir of a run, or a weights file")
-    elif not path.exists():
-        if what in VARIANTS:
-            near = [name for name in PUBLISHED if name.partition(".")[0] == what]
-            hint = f", or one of {', '.join(near)}" if near else ""
-            raise UserError(f"{what} has no weights by itself; say --weights FILE{hint}")
-        raise UserError(_no_such(what))
-    file = read_weights(path)
-    if published is None and (name := recognize(file.sha256)):
-        what, published = name, PUBLISHED[name]
-    return _open_file(file, what, variant, published, dtype)
-
-
-def _open_file(
-    file: WeightsFile, what: str, variant: str, published: Published | None, dtype: Any
-) -> Pretrained:
-    preprocessing: Preprocessing | None = None
-    names: tuple[str, ...] = ()
-    if published:
-        model = create_model(
-            published.variant, num_classes=published.classes, **dict(published.axes)
-        )
-        preprocessing, names = published.preprocessing, published.class_names
-    elif file.about:
-        model, preprocessing, names = _described(file.about, what)
+        if variant not in ("", name):
+            raise UserError(f"the network is named twice, {name} and {variant}; leave one out")
+        name, variant = str(weights), name
+    if variant and model is not None:
+        raise UserError(f"the network is given twice, as {variant} and as a model; leave one out")
+    head = {"reset_head": reset_head, "seed": seed}
+    if not _is_checkpoint(Path(name)):
+        found = _load_file(name, variant, model, head)
     elif variant:
-        axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
-        if "conv1.bias" in file.arrays:
-            axes["stem_bias"] = True
-        model = create_model(variant, num_classes=classes_of(file.arrays, what), **axes)
+        raise UserError(f"{name} says itself which network it holds; leave {variant} out")
     else:
-        model = infer(file.arrays, what)
-    if variant and (published or file.about):
-        asked = create_model(variant, num_classes=model.num_classes)
-        if any(getattr(asked, axis) != getattr(model, axis) for axis in _SAID):
-            raise UserError(f"{what} says itself that it is no {variant}; leave {variant} out")
-    if file.caffe and not published:
-        _require(_function(file, what), what, model)
-        preprocessing = PUBLISHED["resnet50_v1.caffe_in1k"].preprocessing
+        found = _load_checkpoint(Path(name), model, head)
+    if len(found.class_names) != found.model.num_classes:
+        found = found._replace(class_names=())  # they were those of another head
+    if dtype is not None:
+        found = found._replace(model=found.model.clone(dtype=jnp.dtype(dtype)))
+    return found
+
+
+def load_pretrained(
+    name_or_path: str | Path, model: ResNet, *, reset_head: bool = False, seed: int = 0
+) -> dict[str, Any]:
+    """Weights for a network: `load(name_or_path, model=model, ...).variables`."""
+    found = load(name_or_path, model=model, reset_head=reset_head, seed=seed)
+    return found.variables
+
+
+def _load_file(
+    name: str, variant: str, model: ResNet | None, head: Mapping[str, Any]
+) -> Pretrained:
+    """Published weights, or those in a file."""
+    file = read_weights(_path_of(name))
+    origin = name if name in CATALOG else recognize(file.sha256) or name
+    described = description.describe(file, CATALOG.get(origin), name)
+    if model is None:
+        model = identify(file, described, variant, name)
+    variables = fit_arrays(file.arrays, model, name, **head)
+    description.check_function(described.function, model, name)
+    preprocessing = described.preprocessing
     assumed = preprocessing is None and model.stem != "cifar"
     if assumed:
         preprocessing = Preprocessing()  # what most of these were trained with
-    variables = to_variables(file.arrays, model, what)
-    model = model.clone(dtype=jnp.dtype(dtype or jnp.float32))
-    return Pretrained(model, variables, preprocessing, names, what, file.sha256, assumed=assumed)
+    names = described.class_names
+    return Pretrained(model, variables, preprocessing, names, origin, file.sha256, assumed=assumed)
 
 
-def _described(about: Any, what: str) -> tuple[ResNet, Preprocessing | None, tuple[str, ...]]:
-    """What a file of ours says of itself, which anyone may have written."""
-    try:
-        model = create_model("resnet18", **renamed.attributes(about["axes"]))
-        preprocessing = about["preprocessing"]
-        names = tuple(about["class_names"])
-        if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):
-            raise TypeError("of other types")
-        if len(names) not in (0, model.num_classes):
-            raise ValueError(f"{len(names)} names for {model.num_classes} classes")
-        return model, Preprocessing.from_json(preprocessing) if preprocessing else None, names
-    except Exception as error:  # of all kinds
-        raise UserError(
-            f"{what} describes itself in a way that cannot be used ({first_line(error)}); export "
-            "it again"
-        ) from error
+def _path_of(name: str) -> Path:
+    """The file of published weights, fetched where need be, or the one of that name."""
+    if name in CATALOG:
+        return fetch(name)
+    path = Path(name)
+    if name and path.is_dir():
+        raise UserError(f"{name} holds no checkpoints; give a workdir of a run, or a weights file")
+    if name and path.exists():
+        return path
+    unknown = f"{name or repr(name)} is no file, no workdir and no published name"
+    if name in VARIANTS:
+        others = [known for known in CATALOG if known.partition(".")[0] == name]
+        hint = f", or take one of {', '.join(others)}" if others else ""
+        raise UserError(f"{unknown}, but a network without weights; add --weights FILE{hint}")
+    raise UserError(unknown + closest(name, [*CATALOG, *VARIANTS]))
 
 
 def _is_checkpoint(path: Path) -> bool:
     return (path / "meta").is_dir() or (path / "checkpoints").is_dir()
 
 
-def _open_checkpoint(path: Path, dtype: Any = None) -> Pretrained:
+def _load_checkpoint(path: Path, model: ResNet | None, head: Mapping[str, Any]) -> Pretrained:
     """The newest whole checkpoint of a workdir, or the one that `path` is."""
     checkpoint = path if (path / "meta").is_dir() else newest(path / "checkpoints")
     try:
@@ -236,11 +158,12 @@ def _open_checkpoint(path: Path, dtype: Any = None) -> Pretrained:
             f"{path / 'checkpoints'}/STEP"
         ) from error
     names = tuple(meta["class_names"])
-    model = configured_model(resolve(meta["config"]).model, num_classes=len(names))
-    if dtype is not None:
-        model = model.clone(dtype=jnp.dtype(dtype))
+    trained = configured_model(resolve(meta["config"]).model, num_classes=len(names))
+    if model is not None:
+        variables = fit_variables(variables, model, str(path), **head)
+        description.check_function(description.function_of(trained), model, str(path))
     return Pretrained(
-        model,
+        trained if model is None else model,
         variables,
         Preprocessing.from_json(meta["preprocessing"]),
         names,
@@ -249,32 +172,15 @@ def _open_checkpoint(path: Path, dtype: Any = None) -> Pretrained:
     )
 
 
-def _no_such(name: str) -> str:
-    near = closest(name, [*PUBLISHED, *VARIANTS])
-    return f"{name} is no file, no workdir and no published name{near}"
-
-
 def export(pretrained: Pretrained, path: str | Path) -> None:
     """Writes safetensors under torchvision's names (timm's or akamaster's where it has none).
 
     torch loads it strictly; this package reads from it, beside the arrays, which network it is,
     its preprocessing and the names of its classes.
     """
-    model = pretrained.model
-    layout = layout_of(model)
-    arrays = export_torch(pretrained.variables, model, layout)
+    model, variables, preprocessing, class_names, origin, *_ = pretrained
+    arrays = export_torch(variables, model, layout_of(model))
     for name in [n for n in arrays if n.endswith(".running_mean")]:
         arrays[name.replace("running_mean", COUNTER)] = np.zeros((), np.int64)
-    preprocessing = pretrained.preprocessing
-    about = {
-        "axes": {
-            f.name: getattr(model, f.name)
-            for f in dataclasses.fields(ResNet)
-            if f.name not in _HOW and getattr(model, f.name) != f.default
-        },
-        "layout": layout,
-        "preprocessing": preprocessing.to_json() if preprocessing else {},
-        "class_names": list(pretrained.class_names),
-        "origin": pretrained.origin,
-    }
+    about = description.to_json(model, preprocessing, class_names, origin)
     write_weights(Path(path), arrays, about)

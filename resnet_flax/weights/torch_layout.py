@@ -12,8 +12,23 @@ from resnet_flax.models.scan import unstack
 
 Arrays = dict[str, np.ndarray]
 
+# torch counts batches; nothing here depends on it.
+COUNTER = "num_batches_tracked"
+
 # What a normalisation's arrays are called there.
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def layout_of(model: ResNet) -> str:
+    """The names under which a network's weights are known in torch, see `torch_name`.
+
+    torchvision's and timm's where these have such networks.
+    """
+    if model.preactivation:
+        return "timm_v2"
+    if model.stem == "cifar" and model.shortcut in ("A", "none") and not model.se_ratio:
+        return "akamaster"
+    return "timm"
 
 
 def torch_name(path: str, model: ResNet, layout: str) -> str:

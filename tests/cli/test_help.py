@@ -14,7 +14,7 @@ from resnet_flax.data.transforms import FILTERS
 from resnet_flax.evaluation.multi_view import PROTOCOLS, SCALES
 from resnet_flax.models import VARIANTS
 from resnet_flax.paper.targets import find
-from resnet_flax.weights.published import PUBLISHED
+from resnet_flax.weights.catalog import CATALOG
 
 ROOT = Path(__file__).parents[2]
 ACTIONS = {"data": ("check", "prepare"), "reproduce": ("list", "run", "show")}
@@ -109,7 +109,7 @@ def test_examples_name_what_there_is(capsys, data_dir):
             if hasattr(arguments, "name"):
                 assert arguments.name in VARIANTS
             if hasattr(arguments, "model_name") and not arguments.model_name.startswith("runs/"):
-                assert arguments.model_name in {*PUBLISHED, *VARIANTS}
+                assert arguments.model_name in {*CATALOG, *VARIANTS}
     assert main(["summary", "resnet18", "--axes=shortcut=C stem=deep", "--size=160"]) == 0
     assert main(["data", "check", "tfds:digits", f"--data_dir={data_dir}"]) == 0
     assert main(["reproduce", "show", "degradation_digits"]) == 0

@@ -10,9 +10,7 @@ from resnet_flax.data.augment import (
     COLOUR_EIGENVALUES,
     crop_and_flip,
     erase,
-    less_pixel_mean,
     mix,
-    normalize,
     pca_lighting,
 )
 
@@ -85,26 +83,8 @@ def test_sharded_is_the_same(images):
     np.testing.assert_array_equal(sharded, _augment(images, 7))
 
 
-def test_normalize(images):
-    x = normalize(images, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), jnp.float32)
-    expected = (np.asarray(images) / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
-    np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6)
-    assert normalize(images, (0.5,), (0.2,), jnp.bfloat16).dtype == jnp.bfloat16
-
-
 def _x(b=8, side=20):
     return jnp.asarray(np.random.default_rng(1).normal(size=(b, side, side, 3)) + 5, jnp.float32)
-
-
-def test_the_pixel_mean_is_subtracted_before_padding():
-    images = jnp.full((1, 4, 4, 3), 100, jnp.uint8)
-    mean = jnp.asarray(np.arange(48).reshape(4, 4, 3), jnp.float32)
-    centred = less_pixel_mean(images, mean)
-    np.testing.assert_array_equal(centred[0], 100 - mean)
-    cropped = crop_and_flip(centred, jnp.int32(3), seed=0, pad=4, flip=False)
-    x = normalize(cropped, (0.0,), (0.5,), "float32")
-    # What the crop adds is the mean, 0; and the scale is that of pixels in [0, 1].
-    assert set(np.round(np.unique(x) * 255 * 0.5, 3)) <= {0.0, *map(float, range(53, 101))}
 
 
 def test_pca_lighting_shifts_along_the_components_of_color():

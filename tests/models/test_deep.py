@@ -15,7 +15,7 @@ from functools import partial
 import jax, jax.numpy as jnp
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
-from resnet_flax.data.augment import normalize
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.state import init_state
 from resnet_flax.evaluation.step import eval_step
@@ -25,7 +25,7 @@ config = default_config()
 model = create_model(sys.argv[1], scan=True, remat=int(sys.argv[2]))
 tx = make_optimizer(config.optim, make_schedule(config.optim, config.steps))
 mesh = sharding.make_mesh()
-prepare = partial(normalize, mean=(0.5,), std=(0.25,), dtype=model.dtype)
+prepare = partial(Preprocessing(mean=(0.5,), std=(0.25,)).normalize, dtype=model.dtype)
 init, shardings = compile_init(
     partial(init_state, model=model, tx=tx, image_shape=(32, 32, 3)), mesh
 )

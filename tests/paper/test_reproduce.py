@@ -30,7 +30,7 @@ from resnet_flax.paper.responses import responses
 from resnet_flax.paper.table import summary, table
 from resnet_flax.paper.targets import TARGETS, Row, Target
 from resnet_flax.runtime.signals import SignalHandler
-from resnet_flax.weights.loading import open_pretrained
+from resnet_flax.weights.loading import load
 
 SHORT = (
     *("--config.steps=12", "--config.optim.warmup_steps=4", "--config.eval.every=4"),
@@ -154,7 +154,7 @@ def _run(target, planned, out):
 
 
 def _networks(planned, preprocessing):
-    opened = [open_pretrained(str(one.workdir)) for one in planned]
+    opened = [load(one.workdir) for one in planned]
     return [Network(found.model, found.variables, preprocessing(found)) for found in opened]
 
 

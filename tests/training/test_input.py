@@ -13,7 +13,7 @@ from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
-from resnet_flax.data.experiment import Prepare
+from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import ArraySource
@@ -41,7 +41,16 @@ EVERYTHING = {"mixup": 0.2, "cutmix": 1.0, "erase": 0.3, "pca_lighting": 0.1, "s
 def _prepare(dtype, pixel_mean=True, **settings):
     data = default_config().data
     data.update(pad=2, flip=True, **settings)
-    return Prepare(data, 3, 10, dtype, np.full((8, 8, 3), 100, np.float32) if pixel_mean else None)
+    mean_image = np.full((8, 8, 3), 100, np.float32) if pixel_mean else None
+    preprocessing = make_preprocessing(data, mean_image)
+    return partial(
+        augment_and_normalize,
+        data=data,
+        preprocessing=preprocessing,
+        seed=3,
+        classes=10,
+        dtype=dtype,
+    ), partial(preprocessing.normalize, dtype=dtype)
 
 
 CHANNELS = {"pixel_mean": False, "mean": (0.49, 0.48, 0.44), "std": (0.2, 0.19, 0.21)}
@@ -64,10 +73,10 @@ CHANNELS = {"pixel_mean": False, "mean": (0.49, 0.48, 0.44), "std": (0.2, 0.19, 
 def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
     """What a network gets: gathered, cropped, flipped, mixed on the devices."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    prepare = _prepare(jnp.dtype(dtype), **recipe)
+    prepare, _ = _prepare(jnp.dtype(dtype), **recipe)
 
     def record(state, batch):  # in place of train_step
-        x, targets = prepare.training(batch["image"], batch["label"], state.step)
+        x, targets = prepare(batch["image"], batch["label"], state.step)
         return state.replace(step=state.step + 1), {"x": x, "targets": targets, **batch}
 
     def at(step):
@@ -93,12 +102,12 @@ def _runs(source, shape, steps):
     widths = {"stage_features": (8, 16, 32), "stem_features": 8}
     model = create_model("cifar_resnet8", **widths, **types)
     tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))
-    prepare = _prepare(jnp.float64, **EVERYTHING)
+    prepare, normalize = _prepare(jnp.float64, **EVERYTHING)
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=(8, 8, 3)), mesh
     )
-    step = partial(train_step, model=model, tx=tx, prepare=prepare.training)
-    evaluate = partial(eval_step, model=model, prepare=prepare.evaluation)
+    step = partial(train_step, model=model, tx=tx, prepare=prepare)
+    evaluate = partial(eval_step, model=model, prepare=normalize)
     with train_batches(source, seed=7, batch_size=BATCH) as batches:
         compiled, _ = compile_steps(mesh, shardings, step, evaluate)
         streaming = Streaming(compiled, batches, mesh)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from resnet_flax import sharding
 from resnet_flax.config import resolve
-from resnet_flax.data.augment import normalize
+from resnet_flax.data.experiment import make_preprocessing
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
@@ -33,7 +33,7 @@ from resnet_flax.training.loop import train
 from resnet_flax.training.run import build
 from resnet_flax.training.session import Interrupted
 from resnet_flax.training.writers import read_metrics
-from resnet_flax.weights.loading import open_pretrained
+from resnet_flax.weights.loading import load
 
 SHORT = (
     "--config.model.name=cifar_resnet8",
@@ -434,13 +434,13 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     config.data.flip = False
     config.data.pad = 0
     result = train(config, tmp_path / "again")
-    state = open_pretrained(str(tmp_path / "again")).variables
+    state = load(tmp_path / "again").variables
     # The stem's first normalisation, by its definition: of the batches 12, 13, 14.
     source = open_source("tfds:digits", "train", config.data.data_dir)
     means, variances = [], []
     with train_batches(source, seed=config.seed, batch_size=config.batch_size, start=12) as batches:
         for batch in islice(batches, 3):
-            x = normalize(jnp.asarray(batch["image"]), config.data.mean, config.data.std, "float32")
+            x = make_preprocessing(config.data).normalize(jnp.asarray(batch["image"]))
             y = np.asarray(conv2d(x, state["params"]["stem"]["conv1"]["kernel"], padding=PAD))
             means.append(y.mean((0, 1, 2)))
             variances.append(y.var((0, 1, 2)))

@@ -13,7 +13,8 @@ from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
-from resnet_flax.data.augment import crop_and_flip, normalize
+from resnet_flax.data.augment import crop_and_flip
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.ops import dispatch
 from resnet_flax.training.collectives import collectives, totals
@@ -48,7 +49,7 @@ def _program(mesh, axes, dtype, **settings):
     widths = {"stage_sizes": (1, 1), "stage_features": (8, 32), "stem_features": 8}
     model = create_model("cifar_resnet8", **types, **{**widths, **axes})
     tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))
-    norm = partial(normalize, mean=(0.3,), std=(0.4,), dtype=dtype)
+    norm = partial(Preprocessing(mean=(0.3,), std=(0.4,)).standardize, dtype=dtype)
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=(8, 8, 3)), mesh
     )

@@ -12,7 +12,8 @@ from marks import long
 
 from resnet_flax import create_model, sharding
 from resnet_flax.config import default_config
-from resnet_flax.data.augment import crop_and_flip, normalize
+from resnet_flax.data.augment import crop_and_flip
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.evaluation.metrics import zero_sums
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.training.optimizer import make_optimizer
@@ -46,7 +47,7 @@ def _program(mesh, dtype, groups=1, tx=None):
     )
     if tx is None:
         tx = make_optimizer(default_config().optim, optax.constant_schedule(0.1))
-    norm = partial(normalize, mean=(0.3,), std=(0.4,), dtype=dtype)
+    norm = partial(Preprocessing(mean=(0.3,), std=(0.4,)).standardize, dtype=dtype)
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=(8, 8, 1)), mesh
     )

@@ -14,7 +14,7 @@ from resnet_flax.errors import UserError
 from resnet_flax.ops.max_pool import max_pool
 from resnet_flax.weights.caffe import to_torchvision
 from resnet_flax.weights.files import read_weights
-from resnet_flax.weights.loading import load_pretrained, open_pretrained
+from resnet_flax.weights.loading import load, load_pretrained
 from resnet_flax.weights.torch_layout import export_torch, flatten
 
 AXES = {"stem_bias": True, "stem_pool": "ceil", "stage_sizes": (2, 1, 1, 1), "num_classes": 5}
@@ -123,13 +123,13 @@ def test_a_caffe_model_by_its_file_is_used_as_it_was_made(tmp_path):
             load_pretrained(path, create_model("resnet50_v1", **{**AXES, **wrong}))
     full = create_model("resnet50_v1", stem_bias=True, stem_pool="ceil", num_classes=5)
     path.write_bytes(_caffemodel(_layers(export_torch(_variables(full), full, "torchvision"))))
-    found = open_pretrained(str(path), variant="resnet50_v1")
+    found = load(str(path), variant="resnet50_v1")
     assert (found.model.stem_pool, found.model.stem_bias) == ("ceil", True)
     # RGB; the authors' mean is 103 of blue and 123 of red.
     assert [round(255 * m) for m in found.preprocessing.mean] == [123, 116, 103]
     assert found.preprocessing.std == (1 / 255,)
     with pytest.raises(UserError, match="is for a network with stride_on='1x1', not '3x3'"):
-        open_pretrained(str(path), variant="resnet50")
+        load(str(path), variant="resnet50")
 
 
 def test_blocks_of_the_deep_ones_are_numbered():

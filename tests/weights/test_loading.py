@@ -16,9 +16,10 @@ from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet
 from resnet_flax.models.scan import stack
+from resnet_flax.training.checkpoint_files import read_meta
 from resnet_flax.training.loop import train
 from resnet_flax.weights.files import read_weights, write_weights
-from resnet_flax.weights.loading import Pretrained, export, open_pretrained
+from resnet_flax.weights.loading import Pretrained, export, load
 from resnet_flax.weights.torch_layout import flatten
 
 pytestmark = pytest.mark.usefixtures("soon_traced")
@@ -77,7 +78,7 @@ def test_a_round_trip_is_bit_identical(tmp_path, name, axes):
     path = _export(tmp_path, model, variables, preprocessing=preprocessing, class_names=names)
     _same(load_pretrained(path, model), variables)
     # The file says what it is.
-    found = open_pretrained(str(path))
+    found = load(str(path))
     assert found.model == model
     assert (found.preprocessing, found.class_names) == (preprocessing, names)
     _same(found.variables, variables)
@@ -129,7 +130,7 @@ def test_a_file_of_another_network_is_refused(shared_data):
     with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
         load_pretrained(path, create_model("resnet18", num_classes=10))
     with pytest.raises(UserError, match="says itself that it is no resnet50; leave resnet50 out"):
-        open_pretrained(str(path), variant="resnet50")
+        load(str(path), variant="resnet50")
 
 
 def test_another_number_of_classes_needs_a_new_head_that_is_asked_for(tmp_path):
@@ -180,19 +181,19 @@ def test_the_network_is_inferred_where_shapes_decide_it(tmp_path):
 
     for name in ("resnext50_32x4d", "resnet18d", "resnetv2_18"):
         path, model = bare(name, num_classes=4)
-        assert open_pretrained(path).model == model
+        assert load(path).model == model
     path, model = bare("resnet34")  # which resnet34_b is another name of
-    assert open_pretrained(path).model == model
+    assert load(path).model == model
     path, _ = bare("resnet34_a")
     with pytest.raises(UserError, match=r"bare.safetensors fits resnet34_a and plain34, which"):
-        open_pretrained(path)
+        load(path)
     path, _ = bare("resnet50")
     with pytest.raises(UserError, match="fits resnet50 and resnet50_v1, which have the same"):
-        open_pretrained(path)
-    assert open_pretrained(path, variant="resnet50_v1").model.stride_on == "1x1"
+        load(path)
+    assert load(path, variant="resnet50_v1").model.stride_on == "1x1"
     path, _ = bare("resnet50", stage_sizes=(1, 1, 1, 1))
-    with pytest.raises(UserError, match="are of no network that is known here; say by --model"):
-        open_pretrained(path)
+    with pytest.raises(UserError, match="are of no network that is known here; name the network"):
+        load(path)
 
 
 def test_a_checkpoint_of_ours(config, tmp_path):
@@ -200,19 +201,30 @@ def test_a_checkpoint_of_ours(config, tmp_path):
     axes = {"stage_sizes": (2, 1), "stage_features": (8, 16), "stem_features": 8}
     config.model.axes = "stage_sizes=2,1 stage_features=8,16 stem_features=8"
     train(config, tmp_path / "run")
-    found = open_pretrained(str(tmp_path / "run"))
+    found = load(str(tmp_path / "run"))
     assert isinstance(found.model, ResNet)
     assert found.model.scan
     assert found.class_names == tuple("0123456789")
     assert found.origin.startswith("step 12 of")
     assert (found.preprocessing.size, found.preprocessing.mean) == (0, tuple(config.data.mean))
-    loaded = load_pretrained(tmp_path / "run", create_model("cifar_resnet8", **axes))
+    assert "image_shape" not in read_meta(tmp_path / "run/checkpoints/12")["preprocessing"]
+    plain = create_model("cifar_resnet8", **axes)
+    loaded = load_pretrained(tmp_path / "run", plain)
+    wide = plain.clone(num_classes=3, scan=True, dtype=jnp.bfloat16)
+    with pytest.raises(UserError, match=r"is for 10 classes, the network has 3; ask for a new"):
+        load(tmp_path / "run", model=wide)
+    other = load(tmp_path / "run", model=wide, reset_head=True)
+    assert (other.model, other.class_names) == (wide, ())
+    assert (other.preprocessing, other.origin) == (found.preprocessing, found.origin)
+    assert other.variables["params"]["head"]["bias"].shape == (3,)
+    with pytest.raises(UserError, match=r"run does not fit .*: 10 missing \(batch_stats/stage1_bl"):
+        load_pretrained(tmp_path / "run", plain.clone(stage_sizes=(3, 1)))
     with pytest.raises(UserError, match="is for a network with shortcut='A', not 'none'"):
         load_pretrained(tmp_path / "run", create_model("cifar_plain8", **axes))
     _same(stack(loaded), found.variables)
     _same(load_pretrained(tmp_path / "run" / "checkpoints" / "12", found.model), found.variables)
     with pytest.raises(UserError, match="says itself which network it holds"):
-        open_pretrained(str(tmp_path / "run"), variant="resnet18")
+        load(str(tmp_path / "run"), variant="resnet18")
     victim = next(
         file
         for file in (tmp_path / "run/checkpoints/12/state").rglob("*")
@@ -222,7 +234,25 @@ def test_a_checkpoint_of_ours(config, tmp_path):
     content[3000] ^= 1
     victim.write_bytes(content)
     with pytest.raises(UserError, match=r"checkpoints/12 is damaged: .*; give an older one"):
-        open_pretrained(str(tmp_path / "run"))
+        load(str(tmp_path / "run"))
+
+
+def test_a_file_goes_into_the_network_that_is_given(tmp_path):
+    model = create_model("cifar_resnet8", num_classes=3)
+    preprocessing = Preprocessing(8, mean=(0.1,), std=(0.4,))
+    facts = {"preprocessing": preprocessing, "class_names": ("a", "b", "c")}
+    path = _export(tmp_path, model, _random(model, 32), **facts)
+    wanted = model.clone(scan=True, remat=1)
+    found = load(path, model=wanted, dtype="bfloat16")
+    assert found.model == wanted.clone(dtype=jnp.dtype("bfloat16"))
+    assert (found.preprocessing, found.class_names) == (preprocessing, ("a", "b", "c"))
+    _same(found.variables, load_pretrained(path, wanted))
+    found = load(path, model=model.clone(num_classes=5), reset_head=True)
+    assert found.class_names == ()
+    for named in ({"variant": "cifar_resnet8"}, {"weights": path}):
+        what = "cifar_resnet8" if "weights" in named else path
+        with pytest.raises(UserError, match="given twice, as cifar_resnet8 and as a model"):
+            load(what, model=model, **named)
 
 
 def test_what_a_file_says_of_itself_is_not_overruled(tmp_path):
@@ -230,11 +260,11 @@ def test_what_a_file_says_of_itself_is_not_overruled(tmp_path):
     path = str(_export(tmp_path, model, _random(model)))
     for variant in ("resnet50", "resnet101_v1", "seresnet50"):
         with pytest.raises(UserError, match=f"says itself that it is no {variant}; leave"):
-            open_pretrained(path, variant=variant)
-    assert open_pretrained(path, variant="resnet50_v1").model == model
-    assert open_pretrained("resnet50_v1", weights=path).model == model
+            load(path, variant=variant)
+    assert load(path, variant="resnet50_v1").model == model
+    assert load("resnet50_v1", weights=path).model == model
     with pytest.raises(UserError, match="named twice, resnet50 and resnet50_v1; leave one out"):
-        open_pretrained("resnet50", weights=path, variant="resnet50_v1")
+        load("resnet50", weights=path, variant="resnet50_v1")
     with pytest.raises(UserError, match=r"is for a network with stem_pool='ceil', not 'padded'"):
         load_pretrained(path, model.clone(stem_pool="padded"))
     with pytest.raises(UserError, match=r"is for a network with stride_on='1x1', not '3x3'"):
@@ -287,12 +317,12 @@ def test_what_a_file_says_of_itself_is_checked(tmp_path, lie):
     model = create_model("cifar_resnet8", num_classes=3)
     arrays = read_weights(_export(tmp_path, model, _random(model, 32))).arrays
     write_weights(tmp_path / "true.safetensors", arrays, TRUE)
-    found = open_pretrained(str(tmp_path / "true.safetensors"))
+    found = load(str(tmp_path / "true.safetensors"))
     assert (found.preprocessing.size, found.class_names) == (8, ("a", "b", "c"))
     said = {"resnet_flax": json.dumps(lie)}
     safetensors.numpy.save_file(arrays, tmp_path / "lie.safetensors", metadata=said)
     with pytest.raises(UserError, match=r"lie.safetensors describes itself in a way that cannot"):
-        open_pretrained(str(tmp_path / "lie.safetensors"))
+        load(str(tmp_path / "lie.safetensors"))
 
 
 def test_a_damaged_head_is_no_other_head(tmp_path):
@@ -305,7 +335,7 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
     for name, array in (("fc.bias", np.float32(1)), ("conv1.weight", np.zeros((64, 0, 7, 7)))):
         np.savez(tmp_path / "w.npz", **{**arrays, name: array})
         with pytest.raises(UserError):
-            open_pretrained(str(tmp_path / "w.npz"), variant="resnet18")
+            load(str(tmp_path / "w.npz"), variant="resnet18")
 
 
 @pytest.mark.parametrize(
@@ -313,29 +343,30 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
     [
         (
             "resnet50",
-            r"resnet50 has no weights by itself; say --weights FILE, or one of",
+            r"resnet50 is no file, no workdir and no published name, but a network without "
+            r"weights; add --weights FILE, or take one of resnet50.tv_in1k, ",
         ),
         (
             "resnet5O.tv_in1k",
             r"is no file, no workdir and no published name; did you mean res",
         ),
-        ("", r"the name of the model is empty|is no file"),
+        ("", r"^'' is no file, no workdir and no published name"),
         ("nowhere/w.pth", r"nowhere/w.pth is no file, no workdir and no published name"),
     ],
 )
 def test_what_is_not_there_is_explained(what, message):
     with pytest.raises(UserError, match=message):
-        open_pretrained(what)
+        load(what)
     with pytest.raises(UserError, match="is no file, no workdir and no published name"):
         load_pretrained(what, create_model("resnet50"))
 
 
 def test_a_directory_without_checkpoints_is_explained(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoints; give a workdir"):
-        open_pretrained(str(tmp_path))
+        load(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="checkpoints holds no finished checkpoint yet"):
-        open_pretrained(str(tmp_path))
+        load(str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -11,14 +11,14 @@ import pytest
 
 from resnet_flax import VARIANTS
 from resnet_flax.errors import UserError
-from resnet_flax.weights.loading import open_pretrained
-from resnet_flax.weights.published import PUBLISHED, fetch
+from resnet_flax.weights.catalog import CATALOG, fetch
+from resnet_flax.weights.loading import load
 
 
 def test_every_entry_is_of_a_known_network_and_complete():
-    assert {"resnet50.tv_in1k", "resnet50.tv2_in1k", "resnet50.a1_in1k"} <= PUBLISHED.keys()
-    assert {"seresnet50.a1_in1k", "resnext50_32x4d.tv2_in1k"} <= PUBLISHED.keys()
-    for name, published in PUBLISHED.items():
+    assert {"resnet50.tv_in1k", "resnet50.tv2_in1k", "resnet50.a1_in1k"} <= CATALOG.keys()
+    assert {"seresnet50.a1_in1k", "resnext50_32x4d.tv2_in1k"} <= CATALOG.keys()
+    for name, published in CATALOG.items():
         assert published.variant in VARIANTS
         assert name.startswith(f"{published.variant}.")
         preprocessing = published.preprocessing
@@ -29,7 +29,7 @@ def test_every_entry_is_of_a_known_network_and_complete():
 
 def test_what_each_asks_of_images():
     def of(name):
-        p = PUBLISHED[name].preprocessing
+        p = CATALOG[name].preprocessing
         return p.size, round(p.size / p.crop_fraction), p.interpolation, p.mean[0]
 
     # torchvision's ResNet50_Weights.IMAGENET1K_V1 and _V2; timm's a1 at its test size.
@@ -40,8 +40,8 @@ def test_what_each_asks_of_images():
 
 
 def test_names_of_the_classes():
-    assert PUBLISHED["cifar_resnet20.akamaster_cifar10"].class_names[3] == "cat"
-    names = PUBLISHED["resnet50.tv_in1k"].class_names
+    assert CATALOG["cifar_resnet20.akamaster_cifar10"].class_names[3] == "cat"
+    names = CATALOG["resnet50.tv_in1k"].class_names
     assert len(names) == 1000
     assert (names[0], names[217]) == ("n01440764", "n02102040")
 
@@ -100,32 +100,32 @@ def test_a_file_fetched_by_hand_is_found_and_checked(offline, shared_data):
     offline.mkdir()
     name = "cifar_resnet20.akamaster_cifar10"
     shutil.copy(shared_data / "weights/resnet20-12fca82f.th", offline / f"{name}.th")
-    found = open_pretrained(name)
+    found = load(name)
     assert (found.origin, found.model.stage_sizes) == (name, (3, 3, 3))
-    assert found.preprocessing == PUBLISHED[name].preprocessing
+    assert found.preprocessing == CATALOG[name].preprocessing
     shutil.copy(shared_data / "weights/resnet56-4bfd9763.th", offline / f"{name}.th")
     (offline / f"{name}.th").chmod(0o644)
     with pytest.raises(UserError, match=r"another file than was published: .* 4bfd9763, not 12fca"):
-        open_pretrained(name)
+        load(name)
 
 
 def test_a_file_is_fetched_by_its_address_whole_or_not_at_all(offline, shared_data, monkeypatch):
     name = "cifar_resnet20.akamaster_cifar10"
     for file, fits in (("resnet56-4bfd9763.th", False), ("resnet20-12fca82f.th", True)):
         address = (shared_data / "weights" / file).resolve().as_uri()
-        there = dataclasses.replace(PUBLISHED[name], address=address)
-        monkeypatch.setitem(PUBLISHED, name, there)
+        there = dataclasses.replace(CATALOG[name], address=address)
+        monkeypatch.setitem(CATALOG, name, there)
         if fits:
             assert fetch(name) == offline / f"{name}.th"
         else:
             with pytest.raises(UserError, match="another file than was published"):
                 fetch(name)
         assert [path.name for path in offline.iterdir()] == [f"{name}.th"] * fits
-    assert open_pretrained(name).class_names[0] == "airplane"
+    assert load(name).class_names[0] == "airplane"
 
 
 def test_a_published_file_is_recognized_by_its_digest(shared_data):
-    found = open_pretrained(str(shared_data / "weights/resnet56-4bfd9763.th"))
+    found = load(str(shared_data / "weights/resnet56-4bfd9763.th"))
     assert found.origin == "cifar_resnet56.akamaster_cifar10"
     assert found.model.stage_sizes == (9, 9, 9)
     assert found.class_names[9] == "truck"
@@ -145,16 +145,16 @@ def test_the_table_is_timm_s():
         for variant, settings in module.default_cfgs.items():
             for recipe, theirs in settings.cfgs.items():
                 name = f"{variant}.{recipe}"
-                if name not in PUBLISHED:
+                if name not in CATALOG:
                     continue
                 seen.add(name)
-                ours = PUBLISHED[name].preprocessing
+                ours = CATALOG[name].preprocessing
                 assert theirs.hf_hub_id == "timm/"
                 assert theirs.crop_mode == "center"
-                assert theirs.num_classes == PUBLISHED[name].classes
+                assert theirs.num_classes == CATALOG[name].classes
                 assert ours.size == (theirs.test_input_size or theirs.input_size)[1], name
                 assert ours.crop_fraction == (theirs.test_crop_pct or theirs.crop_pct), name
                 assert ours.interpolation == theirs.interpolation, name
                 assert (ours.mean, ours.std) == (tuple(theirs.mean), tuple(theirs.std)), name
-    by_hand = {name for name in PUBLISHED if "akamaster" in name or "caffe" in name}
-    assert seen == PUBLISHED.keys() - by_hand
+    by_hand = {name for name in CATALOG if "akamaster" in name or "caffe" in name}
+    assert seen == CATALOG.keys() - by_hand

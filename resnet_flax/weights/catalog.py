@@ -177,7 +177,7 @@ def _caffe(depth: int) -> Published:
     )
 
 
-PUBLISHED: dict[str, Published] = {
+CATALOG: dict[str, Published] = {
     **{
         f"{variant}.{recipe}": _timm(variant, recipe, size, crop_fraction, interpolation)
         for recipe, size, crop_fraction, interpolation, variants in _TIMM
@@ -196,7 +196,7 @@ def cache() -> Path:
 
 def recognize(sha256: str) -> str:
     """The published name of a file, by its digest; empty where it is not known."""
-    known = (n for n, p in PUBLISHED.items() if p.sha256 and sha256.startswith(p.sha256))
+    known = (n for n, p in CATALOG.items() if p.sha256 and sha256.startswith(p.sha256))
     return next(known, "")
 
 
@@ -207,9 +207,9 @@ def fetch(name: str) -> Path:
       UserError: there is no such name; or it cannot be fetched, and the sentence says which file
         to fetch by hand and where to put it.
     """
-    if name not in PUBLISHED:
-        raise UserError(f"there are no published weights {name!r}{closest(name, PUBLISHED)}")
-    published = PUBLISHED[name]
+    if name not in CATALOG:
+        raise UserError(f"there are no published weights {name!r}{closest(name, CATALOG)}")
+    published = CATALOG[name]
     suffix = Path(published.address.rstrip(")")).suffix
     at_hand = cache() / f"{name}{suffix}"
     if at_hand.is_file():

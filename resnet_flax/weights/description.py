@@ -1,0 +1,124 @@
+"""What is said about weights, by the catalogue or by a file that this package wrote."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from resnet_flax import renamed
+from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.errors import UserError, first_line
+from resnet_flax.models import ResNet, create_model
+from resnet_flax.weights.catalog import CATALOG, Published
+from resnet_flax.weights.files import WeightsFile
+from resnet_flax.weights.torch_layout import layout_of
+
+# Attributes that do not decide what a network is.
+_COMPUTATION = (
+    *("parent", "name", "dtype", "param_dtype"),
+    *("scan", "remat", "ghost_batches", "norm_momentum"),
+)
+
+# Attributes that decide what a network computes and that shapes do not tell, or not always.
+_FUNCTION = (
+    *("block", "shortcut", "stride_on", "preactivation", "stem", "stem_pool"),
+    *("avg_down", "norm"),
+)
+
+# What Caffe's networks have, whatever their depth.
+_CAFFE = {"stride_on": "1x1", "stem_pool": "ceil"}
+
+
+class Description(NamedTuple):
+    """What is said about weights.
+
+    Attributes:
+      model: the network that they are of; None where nothing says.
+      preprocessing: of its images; None where nothing says.
+      class_names: of its outputs; empty where nothing says.
+      function: the axes that they need, whatever their shapes.
+    """
+
+    model: ResNet | None = None
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    function: dict[str, Any] = {}
+
+
+def describe(file: WeightsFile, published: Published | None, origin: str) -> Description:
+    """What the catalogue says about a file, or the file about itself.
+
+    Args:
+      file: of weights.
+      published: its entry in the catalogue, where it has one.
+      origin: of the file, for errors.
+
+    Raises:
+      UserError: what the file says of itself cannot be used.
+    """
+    if published:
+        model = create_model(
+            published.variant, num_classes=published.classes, **dict(published.axes)
+        )
+        names = published.class_names
+        return Description(model, published.preprocessing, names, function_of(model))
+    if file.about:
+        return _from_json(file.about, origin)
+    if file.caffe:
+        caffe = CATALOG["resnet50_v1.caffe_in1k"].preprocessing
+        return Description(preprocessing=caffe, function=_CAFFE)
+    return Description()
+
+
+def function_of(model: ResNet) -> dict[str, Any]:
+    """The axes of a network that decide what it computes and that shapes do not always tell."""
+    return {axis: getattr(model, axis) for axis in _FUNCTION}
+
+
+def check_function(function: dict[str, Any], model: ResNet, origin: str) -> None:
+    """Raises UserError where weights fit a network in shape, but are another function's."""
+    different = [
+        f"{axis}={value!r}, not {getattr(model, axis)!r}"
+        for axis, value in function.items()
+        if getattr(model, axis) != value
+    ]
+    if different:
+        raise UserError(f"{origin} is for a network with {', '.join(different)}; give such a one")
+
+
+def to_json(
+    model: ResNet, preprocessing: Preprocessing | None, class_names: tuple[str, ...], origin: str
+) -> dict[str, Any]:
+    """What an exported file says of itself."""
+    return {
+        "axes": {
+            f.name: getattr(model, f.name)
+            for f in dataclasses.fields(ResNet)
+            if f.name not in _COMPUTATION and getattr(model, f.name) != f.default
+        },
+        "layout": layout_of(model),
+        "preprocessing": preprocessing.to_json() if preprocessing else {},
+        "class_names": list(class_names),
+        "origin": origin,
+    }
+
+
+def _from_json(about: Any, origin: str) -> Description:
+    """The inverse of `to_json`, of what anyone may have written."""
+    try:
+        model = create_model(
+            "resnet18", **{**renamed.attributes(about["axes"]), "dtype": jnp.float32}
+        )
+        preprocessing = about["preprocessing"]
+        names = tuple(about["class_names"])
+        if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):
+            raise TypeError("of other types")
+        if len(names) not in (0, model.num_classes):
+            raise ValueError(f"{len(names)} names for {model.num_classes} classes")
+        found = Preprocessing.from_json(preprocessing) if preprocessing else None
+        return Description(model, found, names, function_of(model))
+    except Exception as error:  # of all kinds
+        raise UserError(
+            f"{origin} describes itself in a way that cannot be used ({first_line(error)}); export "
+            "it again"
+        ) from error

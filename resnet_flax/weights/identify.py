@@ -1,0 +1,107 @@
+"""Which network the weights in a file are of."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from resnet_flax.errors import UserError
+from resnet_flax.models import VARIANTS, ResNet, create_model
+from resnet_flax.weights.description import Description
+from resnet_flax.weights.files import Arrays, WeightsFile
+from resnet_flax.weights.fitting import torch_shapes
+from resnet_flax.weights.torch_layout import COUNTER
+
+# What a variant's name says; other axes may be changed under the same name.
+_NAMED = (
+    *("stage_sizes", "groups", "width_per_group", "stride_on"),
+    *("shortcut", "preactivation", "stem"),
+)
+
+
+def identify(file: WeightsFile, described: Description, variant: str, origin: str) -> ResNet:
+    """The network that a file's weights are of.
+
+    Args:
+      file: of weights.
+      described: what is said about them.
+      variant: what the user says that it is; empty leaves it to the description and the shapes.
+      origin: of the file, for errors.
+
+    Raises:
+      UserError: nothing decides it, or the user says otherwise than the description.
+    """
+    if described.model is not None:
+        if variant:
+            _check_variant(variant, described.model, origin)
+        return described.model
+    if not variant:
+        return infer(file.arrays, origin)
+    axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
+    if "conv1.bias" in file.arrays:
+        axes["stem_bias"] = True
+    return create_model(variant, num_classes=_classes(file.arrays, origin), **axes)
+
+
+def _check_variant(variant: str, model: ResNet, origin: str) -> None:
+    asked = create_model(variant, num_classes=model.num_classes)
+    if any(getattr(asked, axis) != getattr(model, axis) for axis in _NAMED):
+        raise UserError(f"{origin} says itself that it is no {variant}; leave {variant} out")
+
+
+def infer(arrays: Arrays, origin: str) -> ResNet:
+    """The network that a file's names and shapes are of.
+
+    Args:
+      arrays: by torch's names.
+      origin: of the file, for errors.
+
+    Raises:
+      UserError: they are of none, or of more than one.
+    """
+    classes = _classes(arrays, origin)
+    given = {name: a.shape for name, a in arrays.items() if not name.endswith(COUNTER)}
+
+    def shapes_of(model: ResNet) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, (_, shape) in torch_shapes(model, arrays).items()}
+
+    found: dict[ResNet, str] = {}
+    for variant in VARIANTS:
+        model = create_model(variant, num_classes=classes)
+        if model in found or _stage_sizes(given) != model.stage_sizes:
+            continue  # another name of the same network, or not worth a trace
+        # Most differ in the first block of a stage, and that is soon traced.
+        shallow = create_model(
+            variant, num_classes=classes, stage_sizes=(1,) * len(model.stage_sizes)
+        )
+        if shapes_of(shallow).items() <= given.items() and shapes_of(model) == given:
+            found[model] = variant
+    if len(found) == 1:
+        return next(iter(found))
+    if not found:
+        raise UserError(
+            f"the names and shapes in {origin} are of no network that is known here; name the "
+            f"network to compare it with by --model ({', '.join(list(VARIANTS)[:6])}, ...)"
+        )
+    raise UserError(
+        f"{origin} fits {' and '.join(found.values())}, which have the same shapes; name one of "
+        "them by --model"
+    )
+
+
+def _classes(arrays: Arrays, origin: str) -> int:
+    """The number of classes that a file's head is for."""
+    for name in ("fc.bias", "linear.bias", "head.fc.bias"):
+        if name in arrays and arrays[name].ndim == 1:
+            return len(arrays[name])
+    raise UserError(f"{origin} has no head that is known here (fc, linear or head.fc)")
+
+
+def _stage_sizes(names: Iterable[str]) -> tuple[int, ...]:
+    """Blocks of each stage, by the names."""
+    blocks: dict[int, int] = {}
+    for name in names:
+        match = re.match(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.", name)
+        if match:
+            stage, block = map(int, match.groups())
+            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    return tuple(blocks[stage] for stage in sorted(blocks))
