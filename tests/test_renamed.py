@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from resnet_flax import create_model
+from resnet_flax.cli import main
 from resnet_flax.config import conflicts, default_config, load_config, override, resolve
 from resnet_flax.errors import UserError
 from resnet_flax.renamed import RenamedWarning, saved_config
@@ -75,6 +76,18 @@ def test_old_attributes_and_arguments_of_networks_are_read():
         pytest.raises(UserError, match="features and return_features are the same argument"),
     ):
         model.apply(variables, x, train=False, features=True, return_features=True)
+
+
+def test_the_command_line_notes_an_old_name_in_one_line(capsys):
+    keys = ("--config.model.norm_span=8", "--config.model.axes=squeeze=16")
+    assert main(["train", *keys, "--print_config"]) == 0
+    out, error = capsys.readouterr()
+    assert error.splitlines() == [
+        "note: the config key model.norm_span is called model.bn_group_size now; use that",
+        "note: the attribute of networks squeeze is called se_ratio now; use that",
+    ]
+    assert "model.bn_group_size = '8'" in out
+    assert "model.axes = 'se_ratio=16'" in out
 
 
 @pytest.fixture

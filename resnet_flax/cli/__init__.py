@@ -5,16 +5,19 @@ returns the exit status: `parser.set_defaults(run=run)`. What takes long to impo
 imported by that function: help pages are shown without it.
 """
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 from resnet_flax.cli.parser import Parser
 from resnet_flax.errors import UserError
+from resnet_flax.renamed import RenamedWarning
 from resnet_flax.runtime import terminal
 from resnet_flax.runtime.storage import OF_THE_MACHINE
 from resnet_flax.runtime.terminal import leave_quietly, say
@@ -119,10 +122,28 @@ def _run(argv: Sequence[str], programs: Mapping[str, str] | None) -> int:
         return 2
     try:
         arguments = parser.parse(argv)
-    except SystemExit:  # behind a help page; errors are UserErrors
+    except SystemExit:  # after a help page; errors are UserErrors
         return 0
-    status: int = arguments.run(arguments)
+    with _old_names_noted():
+        status: int = arguments.run(arguments)
     return status
+
+
+@contextlib.contextmanager
+def _old_names_noted() -> Iterator[None]:
+    """A context in which a name of before gets one line, without a place in this program."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RenamedWarning)
+        show_others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *more: Any) -> None:
+            if issubclass(category, RenamedWarning):
+                say(f"note: {message}", sys.stderr)
+            else:
+                show_others(message, category, *more)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def fail(message: str) -> int:
