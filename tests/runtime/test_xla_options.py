@@ -38,9 +38,9 @@ def asked_anew(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     before = _least()
     compilation_cache.resume(0.3)  # other tests of this process may have stopped it
-    xla_options._does.cache_clear()
+    xla_options.has_onednn.cache_clear()
     yield
-    xla_options._does.cache_clear()
+    xla_options.has_onednn.cache_clear()
     jax.config.update(compilation_cache.KEPT_FROM, before)
 
 
