@@ -1,5 +1,8 @@
 # make train        ResNet-20 on handwritten digits, into runs/digits_resnet20
-# make test         lint and tests, under ten minutes on two cores
+# make test         lint and tests, under eight minutes on two cores
+# make test-fast    lint and the quick tests, of each package some: after each edit, under 90 seconds
+#                   on two cores once their programs are compiled and kept
+# make slow-tests   measures which tests test-fast leaves out, into tests/slow_tests.txt
 # make test-long    the tests that take longer
 # make lint         ruff and mypy only
 # make format       what ruff can mend
@@ -25,16 +28,24 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/installed-$(ACCEL)
 TEST := $(VENV)/installed-$(ACCEL)-test
 
-.PHONY: train test test-long lint format results cifar10-quick published tpu-ahead-of-time \
-  bench constraints clean
+.PHONY: train test test-fast slow-tests test-long lint format results cifar10-quick published \
+  tpu-ahead-of-time bench constraints clean
 
 train: $(RUN)
 	$(BIN)/python train.py $(ARGS)
 
 # Most of what these tests take is compiling; test-long has the compiler do all that it can.
+PYTEST = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
+  $(BIN)/python -m pytest -n 2 -m "not long"
+
 test: lint
-	XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
-	  $(BIN)/python -m pytest -n 2 -m "not long" $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: lint
+	$(PYTEST) --quick $(ARGS)
+
+slow-tests: $(TEST)
+	$(PYTEST) --write-slow-tests $(ARGS)
 
 test-long: $(TEST)
 	$(BIN)/python -m pytest -n 2 -m long $(ARGS)

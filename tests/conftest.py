@@ -25,6 +25,7 @@ import ml_collections  # noqa: E402
 import pytest  # noqa: E402
 from experiments import short_run  # noqa: E402
 
+pytest_plugins = ["quick"]
 ROOT = Path(__file__).parent.parent
 
 

@@ -137,7 +137,7 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             shift = bias - running_mean.value * factor
             return ops.add_relu(x * factor + shift, activate, residual).astype(self.dtype)
-        spec = self.spec(x.shape, activate, heuristics.normalisation())
+        spec = self.spec(x.shape, activate, heuristics.batch_norm_implementation())
         running = lax.stop_gradient((running_mean.value, running_var.value))
         y, mean, var = ops.batch_norm(spec, x, scale, bias, residual, running[0])
         self._update(spec.update_running(mean, var, running), running_mean, running_var)

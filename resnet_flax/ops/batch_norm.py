@@ -1,7 +1,6 @@
 """Batch normalisation in training, as one operation with a gradient of its own."""
 
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,8 @@ from jax import lax
 from jaxtyping import Array
 
 from resnet_flax.ops import dispatch
-from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
+from resnet_flax.ops.dispatch import BatchNormImplementation
+from resnet_flax.ops.spec import BatchNormSpec
 
 
 def relu(x: Array) -> Array:
@@ -20,49 +20,6 @@ def relu(x: Array) -> Array:
     the last convolutions. Along a stage's shortcuts that grows with the square of the depth.
     """
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
-
-
-class BatchNormSpec(NamedTuple):
-    """What of a training normalisation is no array.
-
-    Attributes:
-      groups: of examples, normalised by themselves.
-      epsilon: added to the variance.
-      activate: ReLU after it.
-      dtype: of the output.
-      param_dtype: of parameters and statistics.
-      implementations: how it is computed.
-      momentum: what a running statistic keeps of itself.
-      bessel_correction: that a variance is multiplied by before it is averaged.
-    """
-
-    groups: int
-    epsilon: float
-    activate: bool
-    dtype: Any
-    param_dtype: Any
-    implementations: ByDevice[BatchNormImplementation]
-    momentum: float = 0.9
-    bessel_correction: float = 1.0
-
-    def update_running(
-        self, mean: Array, var: Array, running: tuple[Array, Array]
-    ) -> tuple[Array, Array]:
-        """The running statistics after a batch.
-
-        Args:
-          mean: `[groups, c]`, of the batch.
-          var: the same.
-          running: means and variances before, `[c]`.
-        """
-        pairs = zip(running, (mean, var * self.bessel_correction), strict=True)
-        found = (self.momentum * old + (1 - self.momentum) * now.mean(0) for old, now in pairs)
-        moved_mean, moved_var = (lax.stop_gradient(new) for new in found)
-        return moved_mean, moved_var
-
-    def grouped(self, x: Array) -> Array:
-        """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
-        return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])
 
 
 OVER = (1, 2, 3)  # examples of a group, and positions

@@ -6,10 +6,40 @@ from functools import partial
 import jax
 from jaxtyping import Array, Float
 
-from resnet_flax.ops import dispatch, heuristics
-from resnet_flax.ops.conv_implementations import FORWARD, INPUT_GRADIENT, KERNEL_GRADIENT
+from resnet_flax.ops import conv_matmul, conv_reshape, conv_xla, dispatch, heuristics, winograd
+from resnet_flax.ops.conv_xla import Forward, Gradient
 from resnet_flax.ops.dispatch import ByDevice, ConvImplementation
 from resnet_flax.ops.spec import ConvSpec, Padding, Pair
+
+# By the names of `dispatch.ConvImplementation`.
+FORWARD: dict[str, Forward] = {
+    "conv": conv_xla.conv,
+    "dot": conv_matmul.dot,
+    "tap_matmul": conv_matmul.tap_matmul,
+    "space_to_depth": conv_reshape.space_to_depth,
+    "width_to_channels": conv_reshape.width_to_channels,
+    "winograd": winograd.convolve,
+}
+INPUT_GRADIENT: dict[str, Gradient] = {
+    "native": conv_xla.native_input_gradient(conv_xla.conv),
+    "canonical": conv_xla.canonical_input_gradient,
+    "dot": conv_matmul.dot_input_gradient,
+    "tap_matmul": conv_matmul.tap_matmul_input_gradient,
+    "polyphase": conv_reshape.polyphase_input_gradient,
+    "width_to_channels": conv_xla.native_input_gradient(conv_reshape.width_to_channels),
+    "winograd": winograd.input_gradient,
+}
+KERNEL_GRADIENT: dict[str, Gradient] = {
+    "native": conv_xla.native_kernel_gradient(conv_xla.conv),
+    "canonical": conv_xla.canonical_kernel_gradient,
+    "float32": conv_xla.float32_kernel_gradient,
+    "dot": conv_matmul.dot_kernel_gradient,
+    "tap_matmul": conv_matmul.tap_matmul_kernel_gradient,
+    "row_im2col": conv_matmul.row_im2col_kernel_gradient,
+    "space_to_depth": conv_xla.native_kernel_gradient(conv_reshape.space_to_depth),
+    "width_to_channels": conv_xla.native_kernel_gradient(conv_reshape.width_to_channels),
+    "winograd": winograd.kernel_gradient,
+}
 
 
 def conv2d(
@@ -35,30 +65,30 @@ def conv2d(
       dilation: spacing of the kernel's taps, in pixels.
       groups: number of groups of channels that see only each other.
     """
-    geometry = ConvSpec(strides, padding, dilation, groups)
-    implementations = heuristics.convolution(x.shape, kernel.shape, geometry, x.dtype)
-    return _conv2d(geometry, implementations, x, kernel)
+    spec = ConvSpec(strides, padding, dilation, groups)
+    implementations = heuristics.conv_implementation(x.shape, kernel.shape, spec, x.dtype)
+    return _conv2d(spec, implementations, x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv2d(
-    geometry: ConvSpec, implementations: ByDevice[ConvImplementation], x: Array, kernel: Array
+    spec: ConvSpec, implementations: ByDevice[ConvImplementation], x: Array, kernel: Array
 ) -> Array:
     functions = implementations.map(lambda chosen: chosen.forward).map(
-        lambda chosen: partial(FORWARD[chosen], geometry)
+        lambda chosen: partial(FORWARD[chosen], spec)
     )
     return dispatch.call(functions, x, kernel)
 
 
-def _forward(geometry, implementations, x, kernel):  # type: ignore[no-untyped-def]
-    return _conv2d(geometry, implementations, x, kernel), (x, kernel)
+def _forward(spec, implementations, x, kernel):  # type: ignore[no-untyped-def]
+    return _conv2d(spec, implementations, x, kernel), (x, kernel)
 
 
-def _backward(geometry, implementations, residuals, dy):  # type: ignore[no-untyped-def]
+def _backward(spec, implementations, residuals, dy):  # type: ignore[no-untyped-def]
     def gradients(chosen: ConvImplementation) -> Callable[..., tuple[Array, Array]]:
         def both(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
-            dx = INPUT_GRADIENT[chosen.input_gradient](geometry, x.shape, kernel, dy)
-            return dx, KERNEL_GRADIENT[chosen.kernel_gradient](geometry, kernel.shape, x, dy)
+            dx = INPUT_GRADIENT[chosen.input_gradient](spec, x.shape, kernel, dy)
+            return dx, KERNEL_GRADIENT[chosen.kernel_gradient](spec, kernel.shape, x, dy)
 
         return both
 

@@ -6,17 +6,16 @@ from typing import Any
 from jaxtyping import Array
 
 from resnet_flax.ops import heuristics
-from resnet_flax.ops.batch_norm import BatchNormSpec
 from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
 from resnet_flax.ops.fused_1x1 import conv_batch_norm_1x1
 from resnet_flax.ops.fused_3x3 import conv_batch_norm_3x3
-from resnet_flax.ops.spec import ConvSpec, NormalizedConv, output_size
+from resnet_flax.ops.spec import BatchNormSpec, ConvSpec, NormalizedConv, output_size
 
 
 def fused(
     x: Sequence[int],
     kernel: Sequence[int],
-    geometry: ConvSpec,
+    spec: ConvSpec,
     *,
     dtype: Any,
     param_dtype: Any,
@@ -27,7 +26,7 @@ def fused(
     Args:
       x: shape of the convolution's input, NHWC.
       kernel: shape of its kernel, HWIO.
-      geometry: of the convolution.
+      spec: of the convolution.
       dtype: of the computation.
       param_dtype: of the kernel.
       groups: of examples that are normalised by themselves.
@@ -35,17 +34,17 @@ def fused(
     Returns:
       Implementations of which on some device one is fused; None where on none it is.
     """
-    height, width = output_size(x, kernel, geometry)
-    conv = NormalizedConv(height * width, kernel, geometry, dtype, x[0], param_dtype)
-    chosen = heuristics.normalisation(conv, groups)
+    height, width = output_size(x, kernel, spec)
+    conv = NormalizedConv(height * width, kernel, spec, dtype, x[0], param_dtype)
+    chosen = heuristics.batch_norm_implementation(conv, groups)
     one = chosen.any(lambda it: (it.conv_bn_1x1, it.conv_bn_3x3) != ("unfused", "unfused"))
     # Without images there is nothing to fuse, and no program of a kernel.
     return chosen if one and x[0] else None
 
 
 def conv_batch_norm(
-    spec: BatchNormSpec,
-    geometry: ConvSpec,
+    norm_spec: BatchNormSpec,
+    conv_spec: ConvSpec,
     x: Array,
     kernel: Array,
     scale: Array,
@@ -56,8 +55,8 @@ def conv_batch_norm(
     """Convolution, batch normalisation in training, addition of `residual` and ReLU, as one.
 
     Args:
-      spec: of the normalisation; its implementations are what `fused` returned.
-      geometry: of the convolution.
+      norm_spec: of the normalisation; its implementations are what `fused` returned.
+      conv_spec: of the convolution.
       x: its input `[b, h, w, c]`.
       kernel: `[kh, kw, c, o]`, which is taken in the type of `x`.
       scale: of the normalisation, `[o]`.
@@ -68,13 +67,13 @@ def conv_batch_norm(
     Returns:
       The activations, and the running means and variances after the batch.
     """
-    if spec.implementations.any(lambda it: it.conv_bn_3x3 != "unfused"):
+    if norm_spec.implementations.any(lambda it: it.conv_bn_3x3 != "unfused"):
         (y, _, _), updated = conv_batch_norm_3x3(
-            spec, geometry, x, kernel, scale, bias, residual, running
+            norm_spec, conv_spec, x, kernel, scale, bias, residual, running
         )
         return y, updated
     kernel = kernel.astype(x.dtype)
     y, mean, var = conv_batch_norm_1x1(
-        spec, geometry.strides, x, kernel, scale, bias, residual, running[0]
+        norm_spec, conv_spec.strides, x, kernel, scale, bias, residual, running[0]
     )
-    return y, spec.update_running(mean, var, running)
+    return y, norm_spec.update_running(mean, var, running)

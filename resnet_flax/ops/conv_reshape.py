@@ -1,4 +1,8 @@
-"""Convolutions as others of fewer positions with more channels, which GPUs compute faster."""
+"""Convolutions as other convolutions, of maps that are cut or folded first.
+
+`space_to_depth` and `width_to_channels` have fewer positions and more channels, which GPUs compute
+faster; `polyphase_input_gradient` leaves out the zeros between what a stride skips.
+"""
 
 from typing import Any
 
@@ -6,18 +10,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from resnet_flax.ops.heuristics import columns_in_one
-from resnet_flax.ops.spec import ConvSpec
+from resnet_flax.ops.conv_xla import DIMENSIONS
+from resnet_flax.ops.heuristics import folded_columns
+from resnet_flax.ops.spec import ConvSpec, Pair, Shape
 
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 CHANNELS_AT_A_TIME = 8  # of a GPU's tensor cores, in bfloat16
 
 
-def space_to_depth(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
+def space_to_depth(spec: ConvSpec, x: Array, kernel: Array) -> Array:
     """Output u is the sum of x[s u + k] K[k]; with k = s a + b, of x[s (u + a) + b] K[s a + b]."""
     pads, over, squares = [(0, 0, 0)], [], []
     for n, k, s, (low, high) in zip(
-        x.shape[1:3], kernel.shape[:2], geometry.strides, geometry.padding, strict=True
+        x.shape[1:3], kernel.shape[:2], spec.strides, spec.padding, strict=True
     ):
         out = (n + low + high - k) // s + 1
         taps = -(-k // s)
@@ -28,7 +32,7 @@ def space_to_depth(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
     b, c = x.shape[0], x.shape[-1]
     x = x.reshape(b, *squares, c).transpose(0, 1, 3, 2, 4, 5)
     kernel = jnp.pad(kernel, (*over, (0, 0), (0, 0)))
-    high, wide = geometry.strides
+    high, wide = spec.strides
     area = kernel.shape[0] // high, kernel.shape[1] // wide
     kernel = kernel.reshape(area[0], high, area[1], wide, *kernel.shape[2:])
     return _filled_conv(
@@ -46,14 +50,14 @@ def _filled_conv(x: Array, kernel: Array, padding: Any) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=DIMENSIONS)
 
 
-def columns(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
+def width_to_channels(spec: ConvSpec, x: Array, kernel: Array) -> Array:
     """Several columns side by side as channels of one, for maps of few channels.
 
     With g columns to one, output column g a + q is channel q of a. It takes input column
     g a + q + t, t from minus the padding on, which is channel p of a + s where g s + p = q + t.
     """
     h, w, i, o = kernel.shape
-    g = columns_in_one(x.shape[2], o)
+    g = folded_columns(x.shape[2], o)
     b, rows, width, _ = x.shape
     reach = -(-(w // 2) // g)  # columns of g that a kernel sees on either side
     wide = (2 * reach + 1) * g
@@ -62,6 +66,39 @@ def columns(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
         for first in (reach * g + q - w // 2 for q in range(g))
     ]
     kernel = jnp.stack(bands, -2).reshape(h, 2 * reach + 1, g * i, g * o)
-    pads = (geometry.padding[0], (reach, reach))
+    pads = (spec.padding[0], (reach, reach))
     y = _filled_conv(x.reshape(b, rows, width // g, g * i), kernel, pads)
     return y.reshape(b, y.shape[1], width, o)
+
+
+def polyphase_input_gradient(spec: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
+    """The gradient to the input by one convolution for each residue of its positions by the stride.
+
+    Input row r = s u + a meets the taps k with k = a + low modulo s, at output u + const.
+    """
+    high, wide = spec.strides
+    rows, columns = -(-size[1] // high), -(-size[2] // wide)
+    phases = [
+        [_phase(spec, (a, b), (rows, columns), kernel, dy) for b in range(wide)]
+        for a in range(high)
+    ]
+    interleaved = jnp.stack([jnp.stack(row, axis=3) for row in phases], axis=2)
+    whole = interleaved.reshape(size[0], rows * high, columns * wide, size[3])
+    return whole[:, : size[1], : size[2]]
+
+
+def _phase(spec: ConvSpec, phase: Pair, number: Pair, kernel: Array, dy: Array) -> Array:
+    (top, _), (left, _) = spec.padding
+    high, wide = spec.strides
+    first = ((phase[0] + top) % high, (phase[1] + left) % wide)
+    part = kernel[first[0] :: high, first[1] :: wide][::-1, ::-1].swapaxes(2, 3)
+    if 0 in part.shape:
+        return jnp.zeros((dy.shape[0], *number, kernel.shape[2]), dy.dtype)
+    pads = []
+    for k, s, low, a, tap, n, n_out in zip(
+        part.shape[:2], (high, wide), (top, left), phase, first, number, dy.shape[1:3], strict=True
+    ):
+        # The last of the phase's taps, here the first, meets this output at the first position.
+        output = (a + low - tap) // s - (k - 1)
+        pads.append((-output, n - 1 + output + (k - 1) - (n_out - 1)))
+    return lax.conv_general_dilated(dy, part, (1, 1), pads, dimension_numbers=DIMENSIONS)

@@ -122,13 +122,10 @@ class Target(NamedTuple):
     Attributes:
       onednn: on a CPU, convolutions and products are oneDNN's.
       single_gpu: all of it runs on one GPU that `gpu_kernels` were measured on.
-      partition: how a kernel is mapped over a batch that lies on several devices; None where it
-        is not.
     """
 
     onednn: bool = False
     single_gpu: bool = False
-    partition: Any = None
 
 
 _target: ContextVar[Target] = ContextVar("target", default=Target())  # noqa: B039  immutable
@@ -142,11 +139,9 @@ def overridden(chosen: Any) -> Any:
 
 
 @contextmanager
-def target(
-    *, onednn: bool = False, single_gpu: bool = False, partition: Any = None
-) -> Iterator[None]:
+def target(*, onednn: bool = False, single_gpu: bool = False) -> Iterator[None]:
     """What is traced here is for such a target, see `Target`; entered by what compiles it."""
-    token = _target.set(Target(onednn, single_gpu, partition))
+    token = _target.set(Target(onednn, single_gpu))
     try:
         yield
     finally:

@@ -26,7 +26,6 @@ from jaxtyping import Array
 
 from resnet_flax.ops import dispatch
 from resnet_flax.ops.batch_norm import (
-    BatchNormSpec,
     add_relu,
     barrier,
     batch_norm_backward,
@@ -34,7 +33,7 @@ from resnet_flax.ops.batch_norm import (
     where_positive,
 )
 from resnet_flax.ops.conv import conv2d
-from resnet_flax.ops.spec import ConvSpec, Pair, output_size
+from resnet_flax.ops.spec import BatchNormSpec, ConvSpec, Pair, output_size
 
 EXACT = lax.Precision.HIGHEST
 
@@ -112,7 +111,7 @@ def _unfused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  #
 
 def _unfused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
     x, kernel, scale, bias, kept, signs, like = residuals
-    # Without a residual the sign of what ReLU met is computed again, as `normalize` does.
+    # Without a residual the sign of what ReLU met is computed again, as `batch_norm_backward` does.
     signs = None if like is None else signs
     of_norm = (kept.z, scale, bias, kept.mean, kept.var, signs, like)
     dz, *rest = batch_norm_backward(spec, chosen, of_norm, cotangents)
@@ -121,7 +120,7 @@ def _unfused_gradients(spec, strides, chosen, residuals, cotangents):  # type: i
     return (*gradient(dz), *rest)
 
 
-# Joined -----------------------------------------------------------------------------------------
+# As one -----------------------------------------------------------------------------------------
 
 
 def _fused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
@@ -131,10 +130,10 @@ def _fused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # t
     x, kernel = _positions(x, strides), kernel[0, 0]
     n, w = len(x), kernel.astype(wide)
     total = x.astype(wide).sum(0)
-    centre = total / n
-    covariance = _summed(x, x, wide) / n - centre[:, None] * centre
+    center = total / n
+    covariance = _summed(x, x, wide) / n - center[:, None] * center
     # The covariance and the mean of the output in one product.
-    moments = jnp.dot(jnp.vstack([covariance, centre]), w, precision=EXACT)
+    moments = jnp.dot(jnp.vstack([covariance, center]), w, precision=EXACT)
     spread, mean = moments[:-1], moments[-1]
     var = jnp.maximum((w * spread).sum(0), 0)
     factor = lax.rsqrt(var + spec.epsilon) * scale
@@ -145,7 +144,7 @@ def _fused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # t
 
 
 def _fused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
-    """As `normalize`'s, with the convolution's output u + mean = x w left out.
+    """As `batch_norm_backward`, with the convolution's output u + mean = x w left out.
 
     With outer = x' dz: sum(dz u) = diag(w' outer) - mean sum(dz), and x' u = n cov(x) w.
     """

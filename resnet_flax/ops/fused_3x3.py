@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from resnet_flax.ops import dispatch
-from resnet_flax.ops.batch_norm import BatchNormSpec, batch_norm_backward, batch_norm_forward
+from resnet_flax.ops.batch_norm import batch_norm_backward, batch_norm_forward
 from resnet_flax.ops.conv import conv2d
 from resnet_flax.ops.dispatch import BatchNormImplementation
-from resnet_flax.ops.spec import ConvSpec
+from resnet_flax.ops.spec import BatchNormSpec, ConvSpec
 
 Pair = tuple[Array, Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def conv_batch_norm_3x3(
-    spec: BatchNormSpec,
-    geometry: ConvSpec,
+    norm_spec: BatchNormSpec,
+    conv_spec: ConvSpec,
     x: Array,
     kernel: Array,
     scale: Array,
@@ -29,22 +29,24 @@ def conv_batch_norm_3x3(
     running: Pair,
 ) -> tuple[tuple[Array, Array, Array], Pair]:
     """`batch_norm` of a convolution's output, and the running mean and variance after it."""
-    return _forward(spec, geometry, x, kernel, scale, bias, residual, running)[0]
+    return _forward(norm_spec, conv_spec, x, kernel, scale, bias, residual, running)[0]
 
 
-def _forward(spec, geometry, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
-    functions = spec.implementations.map(partial(_way, spec, geometry, _unfused, _by_kernels))
+def _forward(norm_spec, conv_spec, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+    functions = norm_spec.implementations.map(
+        partial(_implementation, norm_spec, conv_spec, _unfused, _by_kernels)
+    )
     y, moments, z, moved = dispatch.call(functions, x, kernel, scale, bias, residual, running)
     like = None if residual is None else jnp.zeros((), residual.dtype)
     # With a residual the sign of what ReLU met does not follow from z.
-    signs = y if spec.activate and residual is not None else None
+    signs = y if norm_spec.activate and residual is not None else None
     found = (y, moments[:1], moments[1:]), moved
     return found, (x, kernel, scale, bias, z, moments, signs, like, running)
 
 
-def _backward(spec, geometry, residuals, cotangents):  # type: ignore[no-untyped-def]
-    functions = spec.implementations.map(
-        partial(_way, spec, geometry, _unfused_gradients, _gradients_by_kernels)
+def _backward(norm_spec, conv_spec, residuals, cotangents):  # type: ignore[no-untyped-def]
+    functions = norm_spec.implementations.map(
+        partial(_implementation, norm_spec, conv_spec, _unfused_gradients, _gradients_by_kernels)
     )
     (dy, dmean, dvar), _ = cotangents  # nothing follows from running statistics
     dmoments = jnp.concatenate([dmean, dvar])
@@ -55,17 +57,17 @@ def _backward(spec, geometry, residuals, cotangents):  # type: ignore[no-untyped
 conv_batch_norm_3x3.defvjp(_forward, _backward)
 
 
-def _way(
-    spec: BatchNormSpec,
-    geometry: ConvSpec,
-    apart: Any,
+def _implementation(
+    norm_spec: BatchNormSpec,
+    conv_spec: ConvSpec,
+    unfused: Any,
     by_kernels: Any,
     chosen: BatchNormImplementation,
 ) -> Callable[..., Any]:
-    plain = partial(apart, spec, geometry, chosen)
+    plain = partial(unfused, norm_spec, conv_spec, chosen)
     if chosen.conv_bn_3x3 == "unfused":
         return plain
-    return _derived_as(plain, partial(by_kernels, spec, geometry))
+    return _derived_as(plain, partial(by_kernels, norm_spec, conv_spec))
 
 
 def _derived_as(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,63 +87,65 @@ def _derived_as(plain: Callable[..., Any], function: Callable[..., Any]) -> Call
 # One after the other ----------------------------------------------------------------------------
 
 
-def _unfused(spec, geometry, chosen, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
-    z = _convolved(geometry, x, kernel)
-    y, mean, var = batch_norm_forward(spec, chosen, z, scale, bias, residual, running[0])
-    return y, jnp.concatenate([mean, var]), z, spec.update_running(mean, var, running)
+def _unfused(norm_spec, conv_spec, chosen, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+    z = _convolved(conv_spec, x, kernel)
+    y, mean, var = batch_norm_forward(norm_spec, chosen, z, scale, bias, residual, running[0])
+    return y, jnp.concatenate([mean, var]), z, norm_spec.update_running(mean, var, running)
 
 
 def _unfused_gradients(  # type: ignore[no-untyped-def]
-    spec, geometry, chosen, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
+    norm_spec, conv_spec, chosen, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
 ):
     of_norm = (z, scale, bias, moments[:1], moments[1:], signs, like)
-    dz, *rest = batch_norm_backward(spec, chosen, of_norm, (dy, dmoments[:1], dmoments[1:]))
-    return (*_convolution_gradients(geometry, x, kernel, dz), *rest)
+    dz, *rest = batch_norm_backward(norm_spec, chosen, of_norm, (dy, dmoments[:1], dmoments[1:]))
+    return (*_convolution_gradients(conv_spec, x, kernel, dz), *rest)
 
 
-def _convolved(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
-    return conv2d(x, kernel.astype(x.dtype), *geometry)
+def _convolved(conv_spec: ConvSpec, x: Array, kernel: Array) -> Array:
+    return conv2d(x, kernel.astype(x.dtype), *conv_spec)
 
 
-def _convolution_gradients(geometry: ConvSpec, x: Array, kernel: Array, dz: Array) -> Any:
+def _convolution_gradients(conv_spec: ConvSpec, x: Array, kernel: Array, dz: Array) -> Any:
     # What the forward pass computes once more here nobody reads.
-    _, gradient = jax.vjp(partial(_convolved, geometry), x, kernel)
+    _, gradient = jax.vjp(partial(_convolved, conv_spec), x, kernel)
     return gradient(dz)
 
 
 # By kernels -------------------------------------------------------------------------------------
 
 
-def _by_kernels(spec, geometry, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
+def _by_kernels(norm_spec, conv_spec, x, kernel, scale, bias, residual, running):  # type: ignore[no-untyped-def]
     from resnet_flax.ops import gpu_kernels
 
-    if _ours(geometry, kernel):
-        z, shares = gpu_kernels.convolve(x, kernel, running[0], spec.param_dtype)
+    if _ours(conv_spec, kernel):
+        z, shares = gpu_kernels.convolve(x, kernel, running[0], norm_spec.param_dtype)
     else:
-        z = _convolved(geometry, x, kernel)
-        shares = gpu_kernels.sums(z, running[0], spec.param_dtype)
-    y, moments, moved = gpu_kernels.normalize(spec, z, shares, running, scale, bias, residual)
+        z = _convolved(conv_spec, x, kernel)
+        shares = gpu_kernels.sums(z, running[0], norm_spec.param_dtype)
+    y, moments, moved = gpu_kernels.normalize(norm_spec, z, shares, running, scale, bias, residual)
     return y, moments, z, moved
 
 
 def _gradients_by_kernels(  # type: ignore[no-untyped-def]
-    spec, geometry, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
+    norm_spec, conv_spec, x, kernel, scale, bias, z, moments, signs, like, dy, dmoments
 ):
-    from resnet_flax.ops import gpu_kernels
+    from resnet_flax.ops import gpu_kernel_gradients
 
     masked = signs is not None
-    passed, sums, products = gpu_kernels.sum_gradients(spec, dy, z, moments, scale, bias, signs)
-    dz, slopes = gpu_kernels.through_norm(
-        spec, passed, masked, z, sums, products, moments, scale, bias, dmoments
+    passed, sums, products = gpu_kernel_gradients.sum_gradients(
+        norm_spec, dy, z, moments, scale, bias, signs
     )
-    if _ours(geometry, kernel):
-        dx, dkernel = gpu_kernels.gradients(x, kernel, dz, spec.param_dtype)
+    dz, slopes = gpu_kernel_gradients.through_norm(
+        norm_spec, passed, masked, z, sums, products, moments, scale, bias, dmoments
+    )
+    if _ours(conv_spec, kernel):
+        dx, dkernel = gpu_kernel_gradients.gradients(x, kernel, dz, norm_spec.param_dtype)
     else:
-        dx, dkernel = _convolution_gradients(geometry, x, kernel, dz)
+        dx, dkernel = _convolution_gradients(conv_spec, x, kernel, dz)
     dresidual = None if like is None else passed.astype(like.dtype)
     return dx, dkernel, slopes[0], slopes[1], dresidual
 
 
-def _ours(geometry: ConvSpec, kernel: Array) -> bool:
+def _ours(conv_spec: ConvSpec, kernel: Array) -> bool:
     """Whether there is a kernel for the convolution too, as for most of a network's."""
-    return geometry.strides == (1, 1) and kernel.shape[2] == kernel.shape[3]
+    return conv_spec.strides == (1, 1) and kernel.shape[2] == kernel.shape[3]

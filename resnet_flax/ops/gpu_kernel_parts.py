@@ -1,4 +1,4 @@
-"""What `kernels` are made of: calls, tiles, and reads and writes of rows of a map."""
+"""What kernels for GPUs are made of: calls, tiles, reads and writes of rows of a map."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,6 +28,13 @@ class Tile(NamedTuple):
     rows: int
     warps: int
     times: int = 1
+
+
+# What each kernel does, by the number of channels.
+CONVOLVE = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 4)}
+GRADIENTS = {16: Tile(64, 2, 4), 32: Tile(128, 2), 64: Tile(128, 8)}
+SUM = {16: Tile(512, 4), 32: Tile(256, 4), 64: Tile(128, 4)}
+APPLY = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 8)}
 
 
 def call(

@@ -2,11 +2,8 @@
 
 cuDNN takes several times as long for few channels as their maps take to read and write, and of the
 small maps of CIFAR's networks what lies between kernels takes as long as they do. Here one kernel
-convolves and sums for the statistics, one normalises; in the gradient one sums, one takes it
-through the normalisation, and one through the convolution, to the input and to the kernel at once,
-from the same shifted tiles:
-
-    dx(p) = sum over taps of dz(p - tap) k(tap)',   dk(tap) = sum over p of x(p)' dz(p - tap)
+convolves and sums for the statistics, and one normalises; their gradients are in
+`gpu_kernel_gradients`.
 
 Maps are taken as one row of numbers, images one after the other. Each program of a grid has
 some positions in a row, and leaves its share of a sum, which the next kernel adds up: no sum
@@ -25,54 +22,49 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array
 
 from resnet_flax.ops import gpu_kernel_parts as parts
-from resnet_flax.ops.batch_norm import BatchNormSpec, relu
-from resnet_flax.ops.gpu_kernel_parts import Tile
-
-CONVOLVE = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 4)}
-GRADIENTS = {16: Tile(64, 2, 4), 32: Tile(128, 2), 64: Tile(128, 8)}
-SUM = {16: Tile(512, 4), 32: Tile(256, 4), 64: Tile(128, 4)}
-APPLY = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 8)}
+from resnet_flax.ops.batch_norm import relu
+from resnet_flax.ops.spec import BatchNormSpec
 
 
 class Shares(NamedTuple):
     """Of sums over a map, what each program found.
 
     Attributes:
-      sums: of the differences from `about`, `[programs * c]`.
+      sums: of the differences from `shift`, `[programs * c]`.
       squares: of their squares, the same.
-      about: `[c]`, written again, as what it was read from is to be overwritten.
+      shift: `[c]`, written again, as what it was read from is to be overwritten.
     """
 
     sums: Array
     squares: Array
-    about: Array
+    shift: Array
 
 
-def convolve(x: Array, kernel: Array, about: Array, wide: Any) -> tuple[Array, Shares]:
+def convolve(x: Array, kernel: Array, shift: Array, wide: Any) -> tuple[Array, Shares]:
     """The convolution, and sums over it for its mean and variance.
 
     Args:
       x: `[b, h, w, c]`.
       kernel: `[3, 3, c, c]`, which is rounded to the type of `x`.
-      about: `[c]`, of the type `wide`, what is near the mean.
+      shift: `[c]`, of the type `wide`, what is near the mean.
       wide: type that is summed in.
     """
     b, h, w, c = x.shape
     n = b * h * w
-    tile, programs = parts.cut(n, CONVOLVE[c])
+    tile, programs = parts.cut(n, parts.CONVOLVE[c])
     z, *shares = parts.call(
         partial(_convolve, tile=tile, side=(h, w)),
         (parts.shape(n * c, x.dtype), *[parts.shape(programs * c, wide)] * 2, parts.shape(c, wide)),
         programs,
         tile.warps,
-        *(x.reshape(-1), kernel.reshape(-1), about),
+        *(x.reshape(-1), kernel.reshape(-1), shift),
     )
     return z.reshape(x.shape), Shares(*shares)
 
 
-def _convolve(x, kernel, about, z, sums, squares, again, *, tile, side):  # type: ignore[no-untyped-def]
-    program, c, wide = pl.program_id(0), about.shape[0], about.dtype
-    centre = about[...]
+def _convolve(x, kernel, shift, z, sums, squares, again, *, tile, side):  # type: ignore[no-untyped-def]
+    program, c, wide = pl.program_id(0), shift.shape[0], shift.dtype
+    center = shift[...]
 
     def some(time: Any, found: Any) -> Any:
         base = (program * tile.times + time) * tile.rows
@@ -83,40 +75,40 @@ def _convolve(x, kernel, about, z, sums, squares, again, *, tile, side):  # type
                 output += parts.dot(shifted, parts.tap(kernel, c, row, column, x.dtype), wide)
         output = output.astype(z.dtype)
         z[parts.places(base, tile.rows, c)] = output
-        return parts.with_moments(found, output.astype(wide) - centre)
+        return parts.with_moments(found, output.astype(wide) - center)
 
     total, square = parts.repeat(tile.times, some, (jnp.zeros((c,), wide),) * 2)
     parts.put_row(sums, program, total)
     parts.put_row(squares, program, square)
-    parts.put(again, centre, program == 0)
+    parts.put(again, center, program == 0)
 
 
-def sums(z: Array, about: Array, wide: Any) -> Shares:
+def sums(z: Array, shift: Array, wide: Any) -> Shares:
     """As `convolve`'s, of a map that is there."""
     n, c = math.prod(z.shape[:-1]), z.shape[-1]
-    tile, programs = parts.cut(n, SUM[c])
+    tile, programs = parts.cut(n, parts.SUM[c])
     shares = parts.call(
         partial(_sums, tile=tile),
         (*[parts.shape(programs * c, wide)] * 2, parts.shape(c, wide)),
         programs,
         tile.warps,
-        *(z.reshape(-1), about),
+        *(z.reshape(-1), shift),
     )
     return Shares(*shares)
 
 
-def _sums(z, about, sums, squares, again, *, tile):  # type: ignore[no-untyped-def]
-    program, c, wide = pl.program_id(0), about.shape[0], about.dtype
-    centre = about[...]
+def _sums(z, shift, sums, squares, again, *, tile):  # type: ignore[no-untyped-def]
+    program, c, wide = pl.program_id(0), shift.shape[0], shift.dtype
+    center = shift[...]
 
     def some(time: Any, found: Any) -> Any:
         here = parts.places((program * tile.times + time) * tile.rows, tile.rows, c)
-        return parts.with_moments(found, z[here].astype(wide) - centre)
+        return parts.with_moments(found, z[here].astype(wide) - center)
 
     total, square = parts.repeat(tile.times, some, (jnp.zeros((c,), wide),) * 2)
     parts.put_row(sums, program, total)
     parts.put_row(squares, program, square)
-    parts.put(again, centre, program == 0)
+    parts.put(again, center, program == 0)
 
 
 def normalize(
@@ -143,7 +135,7 @@ def normalize(
       The activations, `[2, c]` mean and variance, and the running ones after them.
     """
     n, c = math.prod(z.shape[:-1]), z.shape[-1]
-    rows, warps = math.gcd(n, APPLY[c].rows), APPLY[c].warps
+    rows, warps = math.gcd(n, parts.APPLY[c].rows), parts.APPLY[c].warps
     flat = [] if residual is None else [residual.reshape(-1)]
     y, moments, *moved = parts.call(
         partial(_normalize, spec=spec, n=n, rows=rows),
@@ -160,13 +152,13 @@ def normalize(
 
 
 def _normalize(*refs, spec, n, rows):  # type: ignore[no-untyped-def]
-    z, sums, squares, about, old_mean, old_var, scale, bias, *residual = refs[:-4]
+    z, sums, squares, shift, old_mean, old_var, scale, bias, *residual = refs[:-4]
     y, moments, mean, var = refs[-4:]
     program, c = pl.program_id(0), scale.shape[0]
     here = parts.places(program * rows, rows, c)
-    centre = parts.added_up(sums, c) / n
-    spread = relu(parts.added_up(squares, c) / n - centre * centre)  # NaN propagates
-    middle = centre + about[...]
+    center = parts.added_up(sums, c) / n
+    spread = relu(parts.added_up(squares, c) / n - center * center)  # NaN propagates
+    middle = center + shift[...]
     parts.put_pair(moments, middle, spread, program == 0)
     found = middle, spread * spec.bessel_correction
     for old, now, new in zip((old_mean, old_var), found, (mean, var), strict=True):
@@ -176,162 +168,3 @@ def _normalize(*refs, spec, n, rows):  # type: ignore[no-untyped-def]
     for one in residual:
         found += one[here].astype(spec.param_dtype)
     y[here] = (relu(found) if spec.activate else found).astype(y.dtype)
-
-
-def sum_gradients(
-    spec: BatchNormSpec,
-    dy: Array,
-    z: Array,
-    moments: Array,
-    scale: Array,
-    bias: Array,
-    signs: Array | None,
-) -> tuple[Array, Array, Array]:
-    """What arrives at the normalisation, and sums of it and of its products with z - mean.
-
-    Args:
-      spec: the rest.
-      dy: the gradient of the activations, `[b, h, w, c]`.
-      z: the convolution's output.
-      moments: `[2, c]`, its mean and variance.
-      scale: `[c]`.
-      bias: the same.
-      signs: the activations where a residual was added, else they are computed again.
-
-    Returns:
-      The gradient past ReLU, which without `signs` is `dy` itself, and `[programs, c]` sums.
-    """
-    n, c = math.prod(z.shape[:-1]), z.shape[-1]
-    tile, programs = parts.cut(n, SUM[c])
-    flat = [] if signs is None else [signs.reshape(-1)]
-    masked = [] if signs is None else [parts.shape(n * c, dy.dtype)]
-    *passed, sums, products = parts.call(
-        partial(_sum_gradients, spec=spec, tile=tile, masked=len(masked)),
-        (*masked, *[parts.shape(programs * c, spec.param_dtype)] * 2),
-        programs,
-        tile.warps,
-        *(dy.reshape(-1), z.reshape(-1), moments.reshape(-1), scale, bias, *flat),
-    )
-    return passed[0].reshape(z.shape) if passed else dy, sums, products
-
-
-def _sum_gradients(*refs, spec, tile, masked):  # type: ignore[no-untyped-def]
-    dy, z, moments, scale, bias, *more, sums, products = refs
-    program, c = pl.program_id(0), scale.shape[0]
-    (middle, spread), shift = parts.pair(moments, c), bias[...]
-    factor = lax.rsqrt(spread + spec.epsilon) * scale[...]
-
-    def some(time: Any, found: Any) -> Any:
-        here = parts.places((program * tile.times + time) * tile.rows, tile.rows, c)
-        u = z[here].astype(spec.param_dtype) - middle
-        dz = dy[here].astype(spec.param_dtype)
-        if masked:
-            signs, passed = more
-            dz = jnp.where(signs[here] > 0, dz, 0)
-            passed[here] = dz.astype(passed.dtype)
-        elif spec.activate:
-            dz = jnp.where(u * factor + shift > 0, dz, 0)
-        return found[0] + dz.sum(0), found[1] + (dz * u).sum(0)
-
-    total, product = parts.repeat(
-        tile.times, some, (jnp.zeros(middle.shape, spec.param_dtype),) * 2
-    )
-    parts.put_row(sums, program, total)
-    parts.put_row(products, program, product)
-
-
-def through_norm(
-    spec: BatchNormSpec,
-    passed: Array,
-    masked: bool,
-    z: Array,
-    sums: Array,
-    products: Array,
-    moments: Array,
-    scale: Array,
-    bias: Array,
-    dmoments: Array,
-) -> tuple[Array, Array]:
-    """The gradients to the convolution's output, and `[2, c]` to scale and bias.
-
-    Args:
-      spec: the rest.
-      passed: from `sum_gradients`, as are `sums` and `products`.
-      masked: whether it is past ReLU.
-      z: the convolution's output.
-      sums: see above.
-      products: the same.
-      moments: `[2, c]`, mean and variance of `z`.
-      scale: `[c]`.
-      bias: the same.
-      dmoments: `[2, c]`, the gradients of the moments themselves.
-    """
-    n, c = math.prod(z.shape[:-1]), z.shape[-1]
-    rows, warps = math.gcd(n, APPLY[c].rows), APPLY[c].warps
-    dz, slopes = parts.call(
-        partial(_through_norm, spec=spec, n=n, rows=rows, masked=masked),
-        (parts.shape(n * c, z.dtype), parts.shape(2 * c, spec.param_dtype)),
-        n // rows,
-        warps,
-        *(passed.reshape(-1), z.reshape(-1), sums, products),
-        *(moments.reshape(-1), scale, bias, dmoments.reshape(-1)),
-    )
-    return dz.reshape(z.shape), slopes.reshape(2, c)
-
-
-def _through_norm(*refs, spec, n, rows, masked):  # type: ignore[no-untyped-def]
-    passed, z, sums, products, moments, scale, bias, dmoments, dz, slopes = refs
-    program, c = pl.program_id(0), scale.shape[0]
-    here = parts.places(program * rows, rows, c)
-    total, product = parts.added_up(sums, c), parts.added_up(products, c)
-    (middle, spread), (dmean, dvar) = parts.pair(moments, c), parts.pair(dmoments, c)
-    inverse = lax.rsqrt(spread + spec.epsilon)
-    factor = inverse * scale[...]
-    parts.put_pair(slopes, product * inverse, total, program == 0)
-    slope = (2 * dvar - factor * inverse * inverse * product) / n
-    level = (dmean - factor * total) / n
-    u = z[here].astype(spec.param_dtype) - middle
-    found = passed[here].astype(spec.param_dtype)
-    if spec.activate and not masked:
-        found = jnp.where(u * factor + bias[...] > 0, found, 0)
-    dz[here] = (found * factor + (u * slope + level)).astype(dz.dtype)
-
-
-def gradients(x: Array, kernel: Array, dz: Array, wide: Any) -> tuple[Array, Array]:
-    """The convolution's, to its input and to its kernel."""
-    b, h, w, c = x.shape
-    n = b * h * w
-    tile, programs = parts.cut(n, GRADIENTS[c])
-    dx, shares = parts.call(
-        partial(_gradients, tile=tile, side=(h, w), c=c, wide=wide),
-        (parts.shape(n * c, x.dtype), parts.shape(programs * kernel.size, wide)),
-        programs,
-        tile.warps,
-        *(x.reshape(-1), kernel.reshape(-1), dz.reshape(-1)),
-    )
-    dkernel = shares.reshape(programs, *kernel.shape).sum(0)
-    return dx.reshape(x.shape), dkernel.astype(kernel.dtype)
-
-
-def _gradients(x, kernel, dz, dx, shares, *, tile, side, c, wide):  # type: ignore[no-untyped-def]
-    program = pl.program_id(0)
-
-    def some(time: Any, found: Any) -> Any:
-        base = (program * tile.times + time) * tile.rows
-        here = parts.places(base, tile.rows, c)
-        across, total = x[here].T, jnp.zeros((tile.rows, c), wide)
-        added = []
-        for row in range(3):
-            for column in range(3):
-                shifted = parts.shifted(dz, base, c, row, column, tile.rows, side)
-                total += parts.dot(
-                    shifted, parts.tap(kernel, c, 2 - row, 2 - column, dz.dtype).T, wide
-                )
-                added.append(parts.dot(across, shifted, wide))
-        dx[here] = total.astype(dx.dtype)
-        return tuple(a + b for a, b in zip(found, added, strict=True))
-
-    found = parts.repeat(tile.times, some, (jnp.zeros((c, c), wide),) * 9)
-    # What was found moved by so much belongs to the tap on the other side of the middle.
-    for tap, share in enumerate(reversed(found)):
-        shares[parts.places((program * 9 + tap) * c, c, c)] = share

@@ -1,6 +1,6 @@
 """How convolutions, poolings and normalisations are computed: decided here, by device and shape.
 
-Parameters and results are the same whichever it is (tests/ops/test_implementations.py); time and
+Parameters and results are the same whichever it is (tests/ops); time and
 memory are not. The choice falls when a program is lowered, so that compiling ahead for another
 device is right too (whether a CPU's is for oneDNN and a GPU's for it alone, when it is traced).
 docs/decisions.md says what was measured.
@@ -23,59 +23,57 @@ from resnet_flax.ops.dispatch import (
 from resnet_flax.ops.spec import ConvSpec, NormalizedConv, Pair, is_pointwise, output_size
 
 
-def convolution(
-    x: Sequence[int], kernel: Sequence[int], geometry: ConvSpec, dtype: Any = np.float32
+def conv_implementation(
+    x: Sequence[int], kernel: Sequence[int], spec: ConvSpec, dtype: Any = np.float32
 ) -> ByDevice[ConvImplementation]:
-    """Which implementation of a convolution.
+    """Which implementation of a convolution each kind of device gets.
 
     Args:
       x: shape of the input, NHWC.
       kernel: shape of the kernel, HWIO.
-      geometry: the rest.
+      spec: the rest.
       dtype: of the computation.
     """
-    cpu = _convolution_on_cpu(x, kernel, geometry)
+    cpu = _conv_on_cpu(x, kernel, spec)
     if dispatch.current_target().onednn:
-        cpu = _convolution_by_onednn(cpu, kernel, geometry, np.dtype(dtype).itemsize == 2)
-    chosen = ByDevice(cpu, _convolution_on_gpu(kernel, geometry), ConvImplementation())
-    return chosen.map(lambda it: _applicable(it, kernel, geometry))
+        cpu = _conv_by_onednn(cpu, kernel, spec, np.dtype(dtype).itemsize == 2)
+    chosen = ByDevice(cpu, _conv_on_gpu(kernel, spec), ConvImplementation())
+    return chosen.map(lambda it: _applicable(it, kernel, spec))
 
 
-def _convolution_on_gpu(kernel: Sequence[int], geometry: ConvSpec) -> ConvImplementation:
+def _conv_on_gpu(kernel: Sequence[int], spec: ConvSpec) -> ConvImplementation:
     # A convolution would have its kernel transposed, in float32 and in bfloat16, by kernels that
     # take longer than the products. cuDNN fills three channels up to eight in copies of its own,
     # and takes several times as long for few channels as their maps take to read and write.
-    if is_pointwise(kernel, geometry):
+    if is_pointwise(kernel, spec):
         return ConvImplementation("dot", "dot", "dot")
-    if _space_to_depth_applies(kernel, geometry):
+    if _space_to_depth_applies(kernel, spec):
         return ConvImplementation("space_to_depth", "native", "space_to_depth")
-    if _columns_apply(kernel, geometry) and math.prod(kernel[2:]) <= 16 * 16:
+    if _width_to_channels_applies(kernel, spec) and math.prod(kernel[2:]) <= 16 * 16:
         return ConvImplementation("width_to_channels", "width_to_channels", "width_to_channels")
     return ConvImplementation()
 
 
-def _convolution_on_cpu(
-    x: Sequence[int], kernel: Sequence[int], geometry: ConvSpec
-) -> ConvImplementation:
+def _conv_on_cpu(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> ConvImplementation:
     height, width, channels, features = kernel
-    if is_pointwise(kernel, geometry):
+    if is_pointwise(kernel, spec):
         return ConvImplementation("dot", "dot", "dot")
     # In a loop (a scan over blocks, gradient accumulation, several steps to a dispatch) XLA's CPU
     # backend runs a convolution that is not canonical 8 to 40 times slower.
     forward, input_gradient, kernel_gradient = "conv", "canonical", "canonical"
-    if channels <= 4 and geometry.groups == 1:
+    if channels <= 4 and spec.groups == 1:
         kernel_gradient = "row_im2col"
-    if not (_dense(geometry) and (height, width) == (3, 3)):
+    if not (_dense(spec) and (height, width) == (3, 3)):
         return ConvImplementation(forward, input_gradient, kernel_gradient)
-    rows, columns = output_size(x, kernel, geometry)
-    strided = geometry.strides != (1, 1)
+    rows, columns = output_size(x, kernel, spec)
+    strided = spec.strides != (1, 1)
     if strided:
         input_gradient = "polyphase"
     if channels * features >= (16 * 32 if strided else 256 * 256):
         kernel_gradient = "tap_matmul"
     if channels * features >= 256 * 256 and rows * columns <= 64:
         forward, input_gradient = "tap_matmul", "tap_matmul"
-    if _winograd_pays(kernel, geometry, (rows, columns)):
+    if _winograd_pays(kernel, spec, (rows, columns)):
         if min(channels, features) >= 64:
             forward, input_gradient = "winograd", "winograd"
         if min(channels, features) >= 16:
@@ -83,24 +81,24 @@ def _convolution_on_cpu(
     return ConvImplementation(forward, input_gradient, kernel_gradient)
 
 
-def _convolution_by_onednn(
-    chosen: ConvImplementation, kernel: Sequence[int], geometry: ConvSpec, half: bool
+def _conv_by_onednn(
+    chosen: ConvImplementation, kernel: Sequence[int], spec: ConvSpec, half: bool
 ) -> ConvImplementation:
     """What is best instead where XLA's convolutions are oneDNN's, in 16 bits on their own units."""
     if chosen.forward == "dot":
         return chosen
-    fewest, strided = min(kernel[2:]), geometry.strides != (1, 1)
+    fewest, strided = min(kernel[2:]), spec.strides != (1, 1)
     if chosen.kernel_gradient == "canonical":
         # As a convolution its kernel would be as large as a map and its channels the batch: in
         # bfloat16, with two or four of them, oneDNN's result is wrong (JAX 0.12).
-        rather = "row_im2col" if geometry.groups == 1 else "float32"  # the same in 32 bits
+        rather = "row_im2col" if spec.groups == 1 else "float32"  # the same in 32 bits
         chosen = chosen._replace(kernel_gradient=rather)
-    if not _dense(geometry):
+    if not _dense(spec):
         return chosen
-    minimal = chosen.forward == "winograd"
+    by_winograd = chosen.forward == "winograd"
     if half or fewest < 128 or strided:
         chosen = chosen._replace(forward="conv")
-    if minimal and fewest < 128:
+    if by_winograd and fewest < 128:
         chosen = chosen._replace(input_gradient="canonical")
     if half:
         chosen = chosen._replace(input_gradient="polyphase" if strided else "canonical")
@@ -109,54 +107,54 @@ def _convolution_by_onednn(
     return chosen
 
 
-def _winograd_pays(kernel: Sequence[int], geometry: ConvSpec, output: Pair) -> bool:
+def _winograd_pays(kernel: Sequence[int], spec: ConvSpec, output: Pair) -> bool:
     """By what is to be computed for one image, so that rounding does not depend on the batch."""
     rows, columns = output
     positions = rows * columns
     products = 36 * -(-rows // 4) * -(-columns // 4)
     return (
-        _winograd_applies(kernel, geometry)
+        _winograd_applies(kernel, spec)
         and products <= 6 * positions  # of a convolution's 9; small odd maps fill tiles with zeros
         and math.prod(kernel) * positions >= 1e6  # below that its longer compilation is dearer
         and positions <= 64 * 64  # its maps have 2.25 times the elements; not measured beyond
     )
 
 
-def _winograd_applies(kernel: Sequence[int], geometry: ConvSpec) -> bool:
-    return tuple(kernel[:2]) == (3, 3) and geometry.strides == (1, 1) and _dense(geometry)
+def _winograd_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
+    return tuple(kernel[:2]) == (3, 3) and spec.strides == (1, 1) and _dense(spec)
 
 
-def _dense(geometry: ConvSpec) -> bool:
-    return geometry.groups == 1 and geometry.dilation == (1, 1)
+def _dense(spec: ConvSpec) -> bool:
+    return spec.groups == 1 and spec.dilation == (1, 1)
 
 
-def _space_to_depth_applies(kernel: Sequence[int], geometry: ConvSpec) -> bool:
-    return _dense(geometry) and geometry.strides != (1, 1) and kernel[2] <= 4
+def _space_to_depth_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
+    return _dense(spec) and spec.strides != (1, 1) and kernel[2] <= 4
 
 
-def columns_in_one(columns: int, features: int) -> int:
-    """How many columns of a map a convolution takes for one, up to 64 channels of its output."""
+def folded_columns(columns: int, features: int) -> int:
+    """How many columns `width_to_channels` takes for one: up to 64 channels of its output."""
     return math.gcd(columns, max(1, 64 // features))
 
 
-def _columns_apply(kernel: Sequence[int], geometry: ConvSpec) -> bool:
+def _width_to_channels_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
     reach = kernel[1] // 2
-    along = kernel[1] % 2 == 1 and geometry.padding[1] == (reach, reach)
-    return along and geometry.strides == (1, 1) and _dense(geometry)
+    along = kernel[1] % 2 == 1 and spec.padding[1] == (reach, reach)
+    return along and spec.strides == (1, 1) and _dense(spec)
 
 
 def _applicable(
-    chosen: ConvImplementation, kernel: Sequence[int], geometry: ConvSpec
+    chosen: ConvImplementation, kernel: Sequence[int], spec: ConvSpec
 ) -> ConvImplementation:
     """What is chosen, or named by `dispatch.override` where that is possible."""
     possible = {
-        "dot": is_pointwise(kernel, geometry),
-        "tap_matmul": geometry.groups == 1,
-        "row_im2col": geometry.groups == 1,
-        "polyphase": _dense(geometry),
-        "space_to_depth": _space_to_depth_applies(kernel, geometry),
-        "width_to_channels": _columns_apply(kernel, geometry),
-        "winograd": _winograd_applies(kernel, geometry),
+        "dot": is_pointwise(kernel, spec),
+        "tap_matmul": spec.groups == 1,
+        "row_im2col": spec.groups == 1,
+        "polyphase": _dense(spec),
+        "space_to_depth": _space_to_depth_applies(kernel, spec),
+        "width_to_channels": _width_to_channels_applies(kernel, spec),
+        "winograd": _winograd_applies(kernel, spec),
     }
     wanted = overridden(chosen)._asdict()
     return chosen._replace(
@@ -164,29 +162,29 @@ def _applicable(
     )
 
 
-def normalisation(
+def batch_norm_implementation(
     conv: NormalizedConv | None = None, groups: int = 1
 ) -> ByDevice[BatchNormImplementation]:
-    """Which implementation of batch normalisation.
+    """Which implementation of batch normalisation each kind of device gets.
 
     Args:
       conv: the convolution whose output is normalised, if any.
       groups: of examples that are normalised by themselves.
     """
     plain, on_gpu = BatchNormImplementation(), BatchNormImplementation("one_pass", "guided")
-    if conv is not None and _joining_pays(conv):
+    if conv is not None and _fused_1x1_pays(conv):
         on_gpu = on_gpu._replace(conv_bn_1x1="fused")
-    if conv is not None and _kernels_pay(conv):
+    if conv is not None and _triton_pays(conv):
         on_gpu = on_gpu._replace(conv_bn_3x3="triton")
     chosen = ByDevice(plain, on_gpu, plain).map(overridden)
     if conv is None or groups > 1 or not conv.pointwise:
         chosen = chosen.map(lambda it: it._replace(conv_bn_1x1="unfused"))
-    if conv is None or groups > 1 or not _kernels_apply(conv):
+    if conv is None or groups > 1 or not _triton_applies(conv):
         chosen = chosen.map(lambda it: it._replace(conv_bn_3x3="unfused"))
     return chosen
 
 
-def _joining_pays(conv: NormalizedConv) -> bool:
+def _fused_1x1_pays(conv: NormalizedConv) -> bool:
     channels, features = conv.kernel[2:]
     return (
         conv.pointwise
@@ -198,32 +196,32 @@ def _joining_pays(conv: NormalizedConv) -> bool:
     )
 
 
-def _kernels_apply(conv: NormalizedConv) -> bool:
+def _triton_applies(conv: NormalizedConv) -> bool:
     return (
         tuple(conv.kernel[:2]) == (3, 3)
-        and conv.geometry.padding == ((1, 1), (1, 1))
-        and _dense(conv.geometry)
+        and conv.spec.padding == ((1, 1), (1, 1))
+        and _dense(conv.spec)
         and conv.kernel[3] in (16, 32, 64)
         and conv.positions % 64 == 0  # that programs have equal shares
     )
 
 
-def _kernels_pay(conv: NormalizedConv) -> bool:
+def _triton_pays(conv: NormalizedConv) -> bool:
     return (
         dispatch.current_target().single_gpu  # of several each would be sent the whole batch
-        and _kernels_apply(conv)
+        and _triton_applies(conv)
         # 32x32 of 16 channels, 16x16 of 32, 8x8 of 64: others were not measured, and beyond that or
         # this batch a program takes several turns, for which shared memory does not suffice.
         and conv.positions * conv.kernel[3] ** 2 <= 2**18
         and conv.batch <= 256
         and np.dtype(conv.dtype).name == "bfloat16"
-        and np.dtype(conv.parameters).name == "float32"
+        and np.dtype(conv.param_dtype).name == "float32"
         and dispatch.has_triton()
     )
 
 
-def pooling() -> ByDevice[PoolImplementation]:
-    """Which implementation of max pooling."""
+def pool_implementation() -> ByDevice[PoolImplementation]:
+    """Which implementation of max pooling each kind of device gets."""
     separable = PoolImplementation("separable")
     return ByDevice(separable, PoolImplementation("indexed"), PoolImplementation("native")).map(
         overridden

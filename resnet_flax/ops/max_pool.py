@@ -30,7 +30,7 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
     sides = x.shape[1:3]
     # Output ceil((n - 3) / 2) + 1: an even side lacks one position.
     padding = [(0, (n - 3) % 2) for n in sides] if ceil else [(1, 1), (1, 1)]
-    return _max_pool((padding[0], padding[1]), heuristics.pooling(), x)
+    return _max_pool((padding[0], padding[1]), heuristics.pool_implementation(), x)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
+Shape = tuple[int, ...]
 
 
 class ConvSpec(NamedTuple):
@@ -18,18 +23,18 @@ class ConvSpec(NamedTuple):
     groups: int = 1
 
 
-def is_pointwise(kernel: Sequence[int], geometry: ConvSpec) -> bool:
+def is_pointwise(kernel: Sequence[int], spec: ConvSpec) -> bool:
     """Whether a convolution is a matrix product at (some of) the positions."""
-    unpadded = geometry.padding == ((0, 0), (0, 0))
-    return tuple(kernel[:2]) == (1, 1) and unpadded and geometry.groups == 1
+    unpadded = spec.padding == ((0, 0), (0, 0))
+    return tuple(kernel[:2]) == (1, 1) and unpadded and spec.groups == 1
 
 
-def output_size(x: Sequence[int], kernel: Sequence[int], geometry: ConvSpec) -> Pair:
+def output_size(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> Pair:
     """Height and width of what a convolution makes."""
     height, width = (
         (n + low + high - (k - 1) * d - 1) // s + 1
         for n, k, s, (low, high), d in zip(
-            x[1:3], kernel[:2], geometry.strides, geometry.padding, geometry.dilation, strict=True
+            x[1:3], kernel[:2], spec.strides, spec.padding, spec.dilation, strict=True
         )
     )
     return height, width
@@ -41,20 +46,63 @@ class NormalizedConv(NamedTuple):
     Attributes:
       positions: of its output, in one image.
       kernel: shape of its kernel, HWIO.
-      geometry: the rest.
+      spec: the rest.
       dtype: of the computation.
       batch: images.
-      parameters: type of the kernel.
+      param_dtype: of the kernel.
     """
 
     positions: int
     kernel: Sequence[int]
-    geometry: ConvSpec
+    spec: ConvSpec
     dtype: Any
     batch: int = 1
-    parameters: Any = np.float32
+    param_dtype: Any = np.float32
 
     @property
     def pointwise(self) -> bool:
         """Whether it is a matrix product at (some of) the positions."""
-        return is_pointwise(self.kernel, self.geometry)
+        return is_pointwise(self.kernel, self.spec)
+
+
+class BatchNormSpec(NamedTuple):
+    """What of a training normalisation is no array.
+
+    Attributes:
+      groups: of examples, normalised by themselves.
+      epsilon: added to the variance.
+      activate: ReLU after it.
+      dtype: of the output.
+      param_dtype: of parameters and statistics.
+      implementations: how it is computed.
+      momentum: what a running statistic keeps of itself.
+      bessel_correction: that a variance is multiplied by before it is averaged.
+    """
+
+    groups: int
+    epsilon: float
+    activate: bool
+    dtype: Any
+    param_dtype: Any
+    implementations: ByDevice[BatchNormImplementation]
+    momentum: float = 0.9
+    bessel_correction: float = 1.0
+
+    def update_running(
+        self, mean: Array, var: Array, running: tuple[Array, Array]
+    ) -> tuple[Array, Array]:
+        """The running statistics after a batch.
+
+        Args:
+          mean: `[groups, c]`, of the batch.
+          var: the same.
+          running: means and variances before, `[c]`.
+        """
+        pairs = zip(running, (mean, var * self.bessel_correction), strict=True)
+        found = (self.momentum * old + (1 - self.momentum) * now.mean(0) for old, now in pairs)
+        moved_mean, moved_var = (lax.stop_gradient(new) for new in found)
+        return moved_mean, moved_var
+
+    def grouped(self, x: Array) -> Array:
+        """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
+        return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])

@@ -62,42 +62,42 @@ FEW_CHANNELS = 32
 
 # What a network has many times is traced once.
 @partial(jax.jit, static_argnums=0)
-def convolve(geometry: ConvSpec, x: Array, kernel: Array) -> Array:
+def convolve(spec: ConvSpec, x: Array, kernel: Array) -> Array:
     """The convolution.
 
     Args:
-      geometry: the padding; without stride, dilation and groups.
+      spec: the padding; without stride, dilation and groups.
       x: `[b, h, w, c]`.
       kernel: `[3, 3, c, o]`.
 
     Returns:
       `[b, h2, w2, o]`.
     """
-    size = output_size(x.shape, kernel.shape, geometry)
-    (top, _), (left, _) = geometry.padding
+    size = output_size(x.shape, kernel.shape, spec)
+    (top, _), (left, _) = spec.padding
     return _filter(x, kernel, CHANNELS, (top, left), size)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def input_gradient(geometry: ConvSpec, size: tuple[int, ...], kernel: Array, dy: Array) -> Array:
+def input_gradient(spec: ConvSpec, size: tuple[int, ...], kernel: Array, dy: Array) -> Array:
     """The gradient of `convolve` to its input: a convolution with the kernel turned around.
 
     Args:
-      geometry: as of `convolve`.
+      spec: as of `convolve`.
       size: the input's shape, `[b, h, w, c]`.
       kernel: `[3, 3, c, o]`.
       dy: the gradient to the output, `[b, h2, w2, o]`.
     """
-    (top, _), (left, _) = geometry.padding
+    (top, _), (left, _) = spec.padding
     turned = kernel[::-1, ::-1]
     return _filter(dy, turned, FEATURES, (2 - top, 2 - left), (size[1], size[2]))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def kernel_gradient(geometry: ConvSpec, shape: tuple[int, ...], x: Array, dy: Array) -> Array:
+def kernel_gradient(spec: ConvSpec, shape: tuple[int, ...], x: Array, dy: Array) -> Array:
     """The gradient of `convolve` to its kernel, of `shape` `[3, 3, c, o]`; the rest as above."""
     size, tiles = dy.shape[1:3], _tiles(dy.shape[1:3])
-    (top, _), (left, _) = geometry.padding
+    (top, _), (left, _) = spec.padding
     x_around = _around(_wide(x), (top, left), tiles)
     whole = [(0, TILE * t - n) for t, n in zip(tiles, size, strict=True)]
     dy_whole = _padded(_wide(dy), whole)

@@ -75,16 +75,20 @@ def options(
     pixels = math.prod(image_shape[:2])
     pays = pixels >= LEAST and (training or pixels < MOST)
     said = any(name in os.environ.get("XLA_FLAGS", "") for name in ONEDNN)
-    if platform != "cpu" or not pays or said or not _does(np.dtype(dtype).name):
+    if platform != "cpu" or not pays or said or not has_onednn(np.dtype(dtype).name):
         return None
     return Options(dict(ONEDNN), onednn=True)
 
 
 @functools.cache
-def _does(dtype: str) -> bool:
+def has_onednn(dtype: str) -> bool:
     """Whether XLA takes the options, and convolutions of this type are oneDNN's then.
 
-    In bfloat16 they are only on processors that multiply it.
+    In bfloat16 they are only on processors that multiply it. Asked once a process: a small program
+    is compiled.
+
+    Args:
+      dtype: name of the type of the computation.
     """
     if dtype not in ("float32", "bfloat16"):  # no other was measured
         return False

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 from importlib import metadata
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from resnet_flax import sharding
 from resnet_flax.config import load_config, override, resolve
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.ops import conv2d
-from resnet_flax.ops.conv_implementations import FORWARD
+from resnet_flax.ops.conv import FORWARD
 from resnet_flax.ops.dispatch import current_target
 from resnet_flax.ops.spec import ConvSpec
 from resnet_flax.runtime import compilation_cache, xla_options
@@ -37,9 +38,9 @@ def asked_anew(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     before = _least()
     compilation_cache.resume(0.3)  # other tests of this process may have stopped it
-    xla_options._does.cache_clear()
+    xla_options.has_onednn.cache_clear()
     yield
-    xla_options._does.cache_clear()
+    xla_options.has_onednn.cache_clear()
     jax.config.update(compilation_cache.KEPT_FROM, before)
 
 
@@ -102,6 +103,23 @@ def test_a_program_keeps_its_name_and_takes_arguments_by_name():
     assert program(a=1) == 2
     assert not current_target().single_gpu
     assert "jit_add" in program.lower(1).as_text()
+
+
+def test_programs_of_one_hopper_gpu_know_it():
+    def devices(kind, number=1):
+        return [SimpleNamespace(device_kind=kind)] * number
+
+    def one_gpu(found):
+        return xla_options.options(
+            "gpu", (32, 32, 3), "bfloat16", devices=found
+        ) == xla_options.Options({}, single_gpu=True)
+
+    assert one_gpu(devices("NVIDIA H200"))
+    assert one_gpu(devices("NVIDIA H100 80GB HBM3"))
+    assert not one_gpu(devices("NVIDIA H200", 2))
+    assert not one_gpu(devices("NVIDIA A100-SXM4-40GB"))  # less shared memory
+    assert not one_gpu(devices("gfx942"))
+    assert not one_gpu(())
 
 
 @needs_onednn
@@ -215,7 +233,7 @@ def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
     """Batches of few images most of all: kernel gradients as convolutions were wrong for those."""
     size, channels, features, stride, k, groups, dilation = shape
     pad = dilation * (k // 2)
-    geometry = ConvSpec((stride,) * 2, ((pad, pad),) * 2, (dilation,) * 2, groups)
+    spec = ConvSpec((stride,) * 2, ((pad, pad),) * 2, (dilation,) * 2, groups)
     rng = np.random.default_rng(0)
 
     def all_three(convolve, x, kernel, dy):
@@ -223,10 +241,10 @@ def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
         return y, *back(dy)
 
     def plain(x, kernel):
-        return FORWARD["conv"](geometry, x, kernel)
+        return FORWARD["conv"](spec, x, kernel)
 
     def ours(x, kernel):
-        return conv2d(x, kernel, *geometry)
+        return conv2d(x, kernel, *spec)
 
     for batch in (1, 2, 4):
         shapes = (batch, size, size, channels), (k, k, channels // groups, features)

@@ -1,9 +1,23 @@
+"""Convolution and batch normalisation as modules."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_flax.models.layers import BatchNorm
+from resnet_flax.models.layers import BatchNorm, Conv
+
+
+def test_module_pads_to_keep_the_size_and_halves_by_stride():
+    x = jnp.ones((1, 9, 9, 4))
+    for settings, size in (({}, 9), ({"strides": 2}, 5), ({"dilation": 2}, 9), ({"padding": 0}, 7)):
+        y, _ = Conv(8, **settings).init_with_output(jax.random.key(0), x)
+        assert y.shape == (1, size, size, 8)
+
+
+def test_groups_must_divide_the_channels():
+    with pytest.raises(ValueError, match="groups=3 must divide the 4 input and the 6 output"):
+        Conv(6, groups=3).init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))
 
 
 def _apply(x, train, groups=1, **settings):
