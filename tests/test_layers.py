@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 # their own. A module imports only what is of an inner row, or of its own row and package.
 LAYERS = (
     ("errors",),
-    ("renamed",),
+    ("renamed", "schema"),
     ("runtime", "ops"),
     ("config", "sharding"),
     ("models", "data"),

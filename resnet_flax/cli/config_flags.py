@@ -59,7 +59,7 @@ def load(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
 
 def keys_page() -> str:
     """Every config key with its default and meaning."""
-    from resnet_flax.config import SCHEMA
+    from resnet_flax.schema import SCHEMA
 
     lines = ["config keys and their defaults:"]
     for key, entry in SCHEMA.items():

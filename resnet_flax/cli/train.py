@@ -98,7 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_config(config: "ml_collections.ConfigDict") -> None:
-    from resnet_flax.config import SCHEMA, flatten
+    from resnet_flax.config import flatten
+    from resnet_flax.schema import SCHEMA
 
     values = flatten(config)
     print("\n".join(f"{key} = {values[key]!r}" for key in SCHEMA))

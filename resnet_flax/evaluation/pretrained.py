@@ -12,7 +12,15 @@ from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.evaluate import evaluate
 from resnet_flax.evaluation.metrics import Result, interval
-from resnet_flax.evaluation.multi_view import Network, average, make_views, measure, predict
+from resnet_flax.evaluation.multi_view import (
+    Network,
+    Predictions,
+    View,
+    average,
+    make_views,
+    measure,
+    predict,
+)
 from resnet_flax.evaluation.step import compile_eval, eval_step
 from resnet_flax.runtime import xla_options
 
@@ -47,31 +55,15 @@ def evaluate_pretrained(
     image = source[0]["image"]
     for _, _, preprocessing in networks:
         preprocessing.check(preprocessing.transform(image).shape)
+    settings = {"batch_size": batch_size, "workers": workers, "devices": devices}
     if protocol == "center" and len(networks) == 1:
-        settings = {"batch_size": batch_size, "workers": workers, "devices": devices}
         result = _in_the_middle(networks[0], source, confusion, progress, **settings)
     else:
-        planned = []
+        views = []
         for network in networks:
             shape = network.preprocessing.transform(image).shape
-            planned.append(make_views(protocol, network, shape, scales, exact))
-        done, total = 0, len(source) * sum(map(len, planned))
-
-        def count(images: int) -> None:
-            nonlocal done
-            done += images
-            progress(done, total)
-
-        found = [
-            predict(
-                *(network, source, views),
-                batch_size=batch_size,
-                workers=workers,
-                devices=devices,
-                progress=count,
-            )
-            for network, views in zip(networks, planned, strict=True)
-        ]
+            views.append(make_views(protocol, network, shape, scales, exact))
+        found = _over_views(networks, source, views, progress, **settings)
         result = measure(average(found), source, confusion=confusion)
     if not result.loss < float("inf"):
         raise UserError(
@@ -79,6 +71,27 @@ def evaluate_pretrained(
             "normalised otherwise"
         )
     return result
+
+
+def _over_views(
+    networks: Sequence[Network],
+    source: Source,
+    views: Sequence[Sequence[View]],
+    progress: Callable[[int, int], None],
+    **settings: Any,
+) -> list[Predictions]:
+    """The predictions of each network, averaged over its views."""
+    done, total = 0, len(source) * sum(map(len, views))
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        progress(done, total)
+
+    return [
+        predict(network, source, its_views, progress=count, **settings)
+        for network, its_views in zip(networks, views, strict=True)
+    ]
 
 
 def _in_the_middle(

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from resnet_flax import renamed
 from resnet_flax.errors import UserError
 from resnet_flax.models.blocks import BLOCKS, SHORTCUTS, SqueezeExcitation
-from resnet_flax.models.layers import BatchNorm, Conv, GroupNorm, conv_norm, norm_act
+from resnet_flax.models.layers import BatchNorm, Conv, GroupNorm, norm_act
 from resnet_flax.models.scan import scan_in_groups
-from resnet_flax.ops import max_pool
+from resnet_flax.models.stem import Stem
 
 Dtype = Any
 
@@ -263,43 +263,6 @@ class ResNet(nn.Module):
         for collection, tree in states.items():
             self.put_variable(collection, name, tree)
         return x
-
-
-class Stem(nn.Module):
-    """What comes before the first stage.
-
-    Attributes:
-      kind: 'cifar', 'imagenet' or 'deep', see `ResNet`.
-      features: output channels; the first two convolutions of a deep stem have half of it.
-      last_norm: normalise and activate after the last convolution too.
-      pool: see `ResNet.stem_pool`.
-      conv: makes a convolution.
-      norm: makes a normalisation.
-    """
-
-    kind: str
-    features: int
-    last_norm: bool
-    pool: str
-    conv: Any
-    norm: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 f"]:
-        """What the first stage takes."""
-        if self.kind == "deep":
-            half = self.features // 2
-            layers: Any = ((half, 3, 2), (half, 3, 1), (self.features, 3, 1))
-        else:
-            layers = ((self.features, 7, 2) if self.kind == "imagenet" else (self.features, 3, 1),)
-        for i, (width, side, strides) in enumerate(layers, start=1):
-            normed = self.last_norm or i < len(layers)
-            conv = self.conv(width, (side, side), strides=strides, name=f"conv{i}")
-            if normed:
-                x = conv_norm(conv, self.norm(name=f"norm{i}"), x, train, activate=True)
-            else:
-                x = conv(x)
-        return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil")
 
 
 def strides_of(model: ResNet) -> list[tuple[int, int, int]]:

@@ -13,18 +13,16 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.models import ResNet, configured_model
 from resnet_flax.runtime import xla_options
-from resnet_flax.training.norms import norm_over
-from resnet_flax.training.optimizer import make_optimizer, make_schedule
-from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import (
+from resnet_flax.training.compile import (
     compile_init,
     compile_resident,
     compile_statistics,
     compile_steps,
-    statistics_step,
-    train_step,
-    unless_incomplete,
 )
+from resnet_flax.training.norms import norm_over
+from resnet_flax.training.optimizer import make_optimizer, make_schedule
+from resnet_flax.training.state import init_state
+from resnet_flax.training.steps import statistics_step, train_step, unless_incomplete
 
 
 class Programs(NamedTuple):
@@ -69,11 +67,8 @@ def compile_programs(
     """
     check_batches(config, mesh.size)
     span = config.model.bn_group_size
-    model = configured_model(
-        config.model,
-        classes,
-        ghost_batches(span, config.batch_size // config.accumulation, mesh.size),
-    )
+    groups = ghost_batches(span, config.batch_size // config.accumulation, mesh.size)
+    model = configured_model(config.model, classes, groups)
     schedule = make_schedule(config.optim, config.steps)
     tx = make_optimizer(config.optim, schedule)
     preprocessing = preprocessing or make_preprocessing(config.data)
@@ -101,21 +96,17 @@ def compile_programs(
     )
     if jax.process_count() > 1:
         train = partial(unless_incomplete, train=train)
-    statistics_of = partial(statistics_step, model=model, prepare=prepare)
     normalize = partial(preprocessing.normalize, dtype=model.dtype)
     evaluate = partial(eval_step, model=model, prepare=normalize)
+    statistics_of = partial(statistics_step, model=model, prepare=prepare)
     devices = list(mesh.devices.flat)
     options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
+    resident = compile_resident(mesh, shardings, train, options=options)
+    statistics = compile_statistics(mesh, shardings, statistics_of, options)
     return Programs(
-        model,
-        schedule,
-        init,
-        shardings,
-        compiled_train,
-        compile_resident(mesh, shardings, train, options=options),
-        compiled_eval,
-        compile_statistics(mesh, shardings, statistics_of, options),
+        *(model, schedule, init, shardings),
+        *(compiled_train, resident, compiled_eval, statistics),
     )
 
 

@@ -1,26 +1,17 @@
-"""One step of training as a pure function, and the programs of a run.
-
-`compile_steps` puts them under `jax.jit` with shardings; nothing here knows how many devices
-there are.
-"""
+"""One step of training as a pure function; nothing here knows how many devices there are."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from resnet_flax import sharding
-from resnet_flax.evaluation.compile import jit
-from resnet_flax.evaluation.step import Batch, Prepare, Sums, compile_eval
+from resnet_flax.evaluation.step import Batch, Prepare, Sums
 from resnet_flax.ops import dispatch
-from resnet_flax.runtime.xla_options import Options
 from resnet_flax.training.losses import cross_entropy
 from resnet_flax.training.norms import tree_norm
 from resnet_flax.training.state import TrainState
@@ -86,12 +77,7 @@ def train_step(
         batch_stats = jax.tree.map(lambda leaf: leaf / num_microbatches, batch_stats)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new_state = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
     sums = {
         "loss": loss * count,
         "errors": errors,
@@ -191,119 +177,3 @@ def resident_steps(
         return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), sums, new)
 
     return jax.lax.fori_loop(0, n, body, (state, empty))
-
-
-def compile_steps(
-    mesh: Mesh,
-    state_shardings: Any,
-    train: Callable[..., Any],
-    evaluate: Callable[..., Any],
-    options: Options | None = None,
-) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
-    """`train_step` and `eval_step` (their keywords bound) as programs over the mesh.
-
-    The state is donated to the training step: its buffers hold the new state.
-
-    Args:
-      mesh: of the devices.
-      state_shardings: of the state.
-      train: the training step.
-      evaluate: the evaluation step.
-      options: see `compiler.options`; programs that have some cannot be part of others.
-    """
-    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    compiled_train = jit(
-        train,
-        options,
-        in_shardings=(state_shardings, cut),
-        out_shardings=(state_shardings, whole),
-        donate_argnums=0,
-    )
-    return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate, options)
-
-
-def compile_statistics(
-    mesh: Mesh,
-    state_shardings: Any,
-    function: Callable[..., Any],
-    options: Options | None = None,
-) -> Callable[..., Any]:
-    """`statistics_step` (its keywords bound) as a program over the mesh."""
-    whole, stats = sharding.replicated(mesh), state_shardings.batch_stats
-    return jit(
-        function,
-        options,
-        in_shardings=(state_shardings.params, sharding.over_batch(mesh), whole, stats),
-        out_shardings=stats,
-    )
-
-
-class ResidentSteps(NamedTuple):
-    """`resident_steps` as programs.
-
-    Attributes:
-      some: takes `n` of `k` steps. `(state, data, indices, n)`.
-      every: takes all, in a loop whose length the compiler knows, so that a GPU does not ask the
-        host before each step whether there is one more; None elsewhere. `(state, data, indices)`.
-    """
-
-    some: Any
-    every: Any
-
-    def __call__(
-        self, state: TrainState, data: dict[str, Array], indices: Array, n: int
-    ) -> tuple[TrainState, Sums]:
-        """The first `n` steps, see `resident_steps`."""
-        if self.every is not None and n == len(indices):
-            return self.every(state, data, indices)
-        return self.some(state, data, indices, np.int32(n))
-
-
-def compile_resident(
-    mesh: Mesh,
-    state_shardings: Any,
-    train: Callable[..., Any],
-    known_length: bool | None = None,
-    options: Options | None = None,
-) -> ResidentSteps:
-    """`resident_steps` of `train_step` (its keywords bound) as programs over the mesh.
-
-    Args:
-      mesh: of the devices.
-      state_shardings: of the state.
-      train: the step.
-      known_length: make a program for all steps besides; by default on a GPU.
-      options: see `compiler.options`.
-    """
-    whole = sharding.replicated(mesh)
-    steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
-    inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
-    compiled = partial(
-        jit, options=options, out_shardings=(state_shardings, whole), donate_argnums=0
-    )
-
-    def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:
-        return steps(state, data, indices, len(indices))
-
-    if known_length is None:
-        known_length = mesh.devices.flat[0].platform not in ("cpu", "tpu")
-    return ResidentSteps(
-        compiled(steps, in_shardings=(*inputs, whole)),
-        compiled(every, in_shardings=inputs) if known_length else None,
-    )
-
-
-def compile_init(
-    init: Callable[..., TrainState], mesh: Mesh
-) -> tuple[Callable[..., TrainState], Any]:
-    """`init_state` (its keywords bound) as a program that makes every leaf where it belongs.
-
-    Returns:
-      The program, and the shardings of the state.
-    """
-    shardings = sharding.for_state(jax.eval_shape(partial(init, 0)), mesh)
-    # XLA's CPU backend takes seconds to optimise what runs once: for ResNet-20 2.3 s on JAX 0.10
-    # and 8.2 s on 0.12, against 0.6 s.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(init, out_shardings=shardings, compiler_options=options), shardings

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from resnet_flax.cli import VERBS, build_parser, eval_flags, main
-from resnet_flax.config import SCHEMA, load_config
+from resnet_flax.config import load_config
 from resnet_flax.data.transforms import FILTERS
 from resnet_flax.evaluation.multi_view import PROTOCOLS, SCALES
 from resnet_flax.models import VARIANTS
 from resnet_flax.paper.targets import find
+from resnet_flax.schema import SCHEMA
 from resnet_flax.weights.catalog import CATALOG
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.state import init_state
 from resnet_flax.evaluation.step import eval_step
-from resnet_flax.training.steps import compile_init, compile_steps, train_step
+from resnet_flax.training.compile import compile_init, compile_steps
+from resnet_flax.training.steps import train_step
 
 config = default_config()
 model = create_model(sys.argv[1], scan=True, remat=int(sys.argv[2]))

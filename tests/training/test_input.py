@@ -19,11 +19,12 @@ from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import ArraySource
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.training.compile import compile_init, compile_resident, compile_steps
 from resnet_flax.training.input import Resident, Streaming
 from resnet_flax.training.loop import train
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import TrainState, init_state
-from resnet_flax.training.steps import compile_init, compile_resident, compile_steps, train_step
+from resnet_flax.training.steps import train_step
 
 BATCH, EXAMPLES = 16, 40
 

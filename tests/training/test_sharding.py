@@ -18,9 +18,10 @@ from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.evaluation.step import eval_step
 from resnet_flax.ops import dispatch
 from resnet_flax.training.collectives import collectives, totals
+from resnet_flax.training.compile import compile_init, compile_steps
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import compile_init, compile_steps, train_step
+from resnet_flax.training.steps import train_step
 
 BATCH = 16
 JOINED = {"ways": (("conv_bn_1x1", "fused"),)}  # see ops.override

@@ -233,7 +233,8 @@ def test_a_signal_to_the_group_with_readers(start, tmp_path, number, moment):
     os.killpg(process.pid, number)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 128 + number, (out, error)
-    assert error.startswith(f"stopped by {signal.Signals(number).name} at step ")
+    when = "before the first step" if moment == "readers start" else "at step"
+    assert error.startswith(f"stopped by {signal.Signals(number).name} {when}")
     assert len(error.splitlines()) == 1
     if moment != "readers start":
         _saved(tmp_path / "run")

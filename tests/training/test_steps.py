@@ -17,9 +17,10 @@ from resnet_flax.data.augment import crop_and_flip
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.evaluation.metrics import zero_sums
 from resnet_flax.evaluation.step import eval_step
+from resnet_flax.training.compile import compile_init, compile_steps
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import compile_init, compile_steps, train_step
+from resnet_flax.training.steps import train_step
 
 BATCH = 16
 

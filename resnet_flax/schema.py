@@ -1,0 +1,231 @@
+"""Every config key with its default, type, range and meaning.
+
+Values are bool, int, float, str or tuples of numbers: None and lists could not be overridden from
+the command line.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+Value = bool | int | float | str | tuple[int | float, ...]
+
+
+class Key(NamedTuple):
+    """One key: its default (which fixes the type), its meaning, and what it must satisfy."""
+
+    default: Value
+    meaning: str
+    rule: tuple[Callable[[Any], bool], str] | None = None
+    resume_safe: bool = False  # may differ when a run is continued
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: value in words, "one of " + ", ".join(words)
+
+
+_SEED = (lambda value: 0 <= value < 2**31, "at least 0 and less than 2**31")
+_COUNT = (lambda value: 0 < value < 2**31, "more than 0 and less than 2**31")
+_POSITIVE = (lambda value: value > 0, "more than 0")
+_NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
+_FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+_DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1 for the rest")
+_STEPS = (
+    lambda value: all(type(b) is int and a < b for a, b in zip((0, *value), value, strict=False)),
+    "whole numbers, each more than the one before",
+)
+_SIDES = (
+    lambda value: all(type(n) is int and n > 0 for n in value),
+    "whole numbers, each more than 0",
+)
+_RANGE = (
+    lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+    "two numbers more than 0, the first not more than the second",
+)
+_SHARE = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
+_PROBABILITY = (lambda value: 0 <= value <= 1, "at least 0 and at most 1")
+_SCALES = (lambda value: min(value, default=0) > 0, "one or more numbers, each more than 0")
+_NUMBERS = (lambda value: len(value) > 0, "one or more numbers")
+_SPAN = (
+    lambda value: (
+        value in ("global", "device") or (value.isdecimal() and len(value) < 10 and int(value) > 0)
+    ),
+    "global, device or a number of examples",
+)
+
+SCHEMA: dict[str, Key] = {
+    "seed": Key(0, "Seed of the initialization, the data order and the augmentation.", _SEED),
+    "steps": Key(1000, "Training steps in all.", _COUNT, True),
+    "batch_size": Key(128, "Training examples in each step, over all devices.", _POSITIVE),
+    "accumulation": Key(
+        1, "Parts of a batch whose gradients are computed one after another.", _POSITIVE
+    ),
+    "steps_per_dispatch": Key(
+        1, "Steps in one call of the device; more than 1 needs data.resident.", _COUNT, True
+    ),
+    "model.name": Key("cifar_resnet20", "Name of the network; resnet-flax models lists them."),
+    "model.axes": Key(
+        "", "Changes to the network, fields of resnet_flax.ResNet: 'shortcut=C stem=deep'."
+    ),
+    "model.scan": Key(
+        False, "Loop over stacked blocks, so that thousands of layers compile in seconds."
+    ),
+    "model.remat": Key(
+        0,
+        "Blocks recomputed together in the backward pass, of which the input is kept; 0: none.",
+        _NOT_NEGATIVE,
+        True,
+    ),
+    "model.dtype": Key(
+        "float32",
+        "Type of the computation, float32 or bfloat16; parameters stay float32.",
+        _one_of("float32", "bfloat16"),
+    ),
+    "model.bn_group_size": Key(
+        "global",
+        "What batch normalization averages over: global, device or a number of examples.",
+        _SPAN,
+    ),
+    "model.norm_momentum": Key(
+        0.9, "Fraction of the running statistics that each step keeps.", _FRACTION
+    ),
+    "data.source": Key("tfds:digits", "Data set: tfds:NAME or folder:DIR."),
+    "data.data_dir": Key(
+        "", "Directory of TFDS; empty for TFDS_DATA_DIR, or ~/tensorflow_datasets.", None, True
+    ),
+    "data.in_memory": Key(False, "Decode all images once and keep them in memory.", None, True),
+    "data.resident": Key(False, "Keep the training images on the devices.", None, True),
+    "data.train_split": Key("train", "Split to train on."),
+    "data.holdout": Key(
+        0.0,
+        "Fraction of data.train_split that is not trained on, but is the split 'holdout'.",
+        _FRACTION,
+    ),
+    "data.eval_split": Key("test", "Split whose error is reported, or 'holdout'.", None, True),
+    "data.eval_batch_size": Key(
+        0, "Examples in a batch of the evaluation; 0 for batch_size.", _NOT_NEGATIVE, True
+    ),
+    "data.workers": Key(0, "Processes that read images; 0 reads in threads.", _NOT_NEGATIVE, True),
+    "data.timeout": Key(
+        300.0,
+        "Seconds to wait for a batch before the run is saved and ends; 0 for no limit.",
+        _NOT_NEGATIVE,
+        True,
+    ),
+    "data.accept_changes": Key(
+        False,
+        "Continue a run though its images or classes have changed since it began.",
+        None,
+        True,
+    ),
+    "data.crop": Key(
+        "none",
+        "Crop of a training image: none, jitter (the paper's) or random_resized.",
+        _one_of("none", "jitter", "random_resized"),
+    ),
+    "data.size": Key(0, "Side of the crops in pixels; 0 takes images as they are.", _NOT_NEGATIVE),
+    "data.early_sizes": Key(
+        (), "Sides of earlier training images in pixels, before data.size.", _SIDES
+    ),
+    "data.early_steps": Key((), "Steps at which training goes on to the next side.", _STEPS),
+    "data.jitter": Key(
+        (256, 480), "Range of the shorter side before the crop jitter, in pixels.", _RANGE
+    ),
+    "data.crop_area": Key(
+        (0.08, 1.0), "Range of the area of a random crop, as a fraction of the image.", _RANGE
+    ),
+    "data.crop_ratio": Key(
+        (3 / 4, 4 / 3), "Range of the aspect ratio of a random crop, width by height.", _RANGE
+    ),
+    "data.eval_size": Key(
+        0, "Side of the evaluation's center crop in pixels; 0 for data.size.", _NOT_NEGATIVE
+    ),
+    "data.crop_fraction": Key(
+        0.875, "Side of the evaluation's crop as a fraction of the resized shorter side.", _SHARE
+    ),
+    "data.interpolation": Key(
+        "bilinear", "Filter of resizing: bilinear or bicubic.", _one_of("bilinear", "bicubic")
+    ),
+    "data.policy": Key(
+        "none",
+        "Augmentation by random operations: none, randaugment or trivialaugment.",
+        _one_of("none", "randaugment", "trivialaugment"),
+    ),
+    "data.policy_operations": Key(2, "Number of randaugment's operations on an image.", _POSITIVE),
+    "data.policy_magnitude": Key(
+        9,
+        "Magnitude of randaugment's operations, from 0 to 30.",
+        (lambda n: 0 <= n <= 30, "0 to 30"),
+    ),
+    "data.repeats": Key(
+        1, "Times that each example is in a batch, each time augmented differently.", _POSITIVE
+    ),
+    "data.mean": Key(
+        (0.0,),
+        "Mean that is subtracted from pixels in [0, 1]: one, or one for each channel.",
+        _NUMBERS,
+    ),
+    "data.std": Key(
+        (1.0,), "Standard deviation that then divides them: one, or one for each channel.", _SCALES
+    ),
+    "data.pixel_mean": Key(False, "Subtract the mean training image instead of data.mean."),
+    "data.pad": Key(
+        0, "Black pixels on each side before a random crop of the original size.", _NOT_NEGATIVE
+    ),
+    "data.flip": Key(False, "Mirror half of the training images left to right."),
+    "data.pca_lighting": Key(
+        0.0,
+        "Standard deviation of the shift along the principal components of color.",
+        _NOT_NEGATIVE,
+    ),
+    "data.erase": Key(
+        0.0, "Probability that a rectangle of a training image is erased.", _PROBABILITY
+    ),
+    "data.mixup": Key(0.0, "Alpha of mixup; 0 for none.", _NOT_NEGATIVE),
+    "data.cutmix": Key(0.0, "Alpha of cutmix; 0 for none.", _NOT_NEGATIVE),
+    "optim.learning_rate": Key(0.1, "Learning rate; where it varies, the highest.", _POSITIVE),
+    "optim.schedule": Key(
+        "cosine",
+        "Learning rate over the steps: cosine, piecewise, constant or onecycle.",
+        _one_of("cosine", "piecewise", "constant", "onecycle"),
+    ),
+    "optim.warmup_steps": Key(
+        0, "Steps of warm-up, in which the rate increases linearly from 0.", _NOT_NEGATIVE
+    ),
+    "optim.warmup_rate": Key(
+        0.0, "Constant rate during the warm-up; 0 for the linear increase.", _NOT_NEGATIVE
+    ),
+    "optim.boundaries": Key((), "Steps at which a piecewise rate drops.", _STEPS),
+    "optim.drop": Key(0.1, "Factor of each drop.", _POSITIVE),
+    "optim.momentum": Key(0.9, "Momentum of SGD.", _FRACTION),
+    "optim.nesterov": Key(False, "Use Nesterov momentum."),
+    "optim.weight_decay": Key(
+        1e-4, "Weight decay as an L2 gradient, which is added before the momentum.", _NOT_NEGATIVE
+    ),
+    "optim.decay": Key(
+        "kernels", "Parameters that decay: kernels, or all.", _one_of("kernels", "all")
+    ),
+    "optim.label_smoothing": Key(
+        0.0, "Fraction of the target that is spread evenly over all classes.", _FRACTION
+    ),
+    "mesh.data": Key(
+        -1, "Devices that a batch is divided between; -1 for the rest.", _DEVICES, True
+    ),
+    "mesh.fsdp": Key(
+        1, "Devices that batch and parameters are divided between; -1 for the rest.", _DEVICES, True
+    ),
+    "eval.recompute_bn": Key(
+        0,
+        "Batches for batch normalization's statistics after the last step; 0: the running ones.",
+        _NOT_NEGATIVE,
+    ),
+    "eval.every": Key(
+        0, "Steps between evaluations; 0 for one at the end only.", _NOT_NEGATIVE, True
+    ),
+    "checkpoint.every": Key(
+        0, "Steps between checkpoints; 0 for one at the end only.", _NOT_NEGATIVE, True
+    ),
+    "checkpoint.keep": Key(2, "Newest checkpoints that are kept.", _POSITIVE, True),
+    "log.every": Key(50, "Steps between records of training.", _POSITIVE, True),
+    "log.tensorboard": Key(True, "Write TensorBoard event files.", None, True),
+    "log.progress": Key(True, "Show a progress bar on a terminal.", None, True),
+}
