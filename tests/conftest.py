@@ -11,7 +11,12 @@ from pathlib import Path
 CACHE = f"{tempfile.gettempdir()}/resnet_flax_tests_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-DEVICES = " --xla_force_host_platform_device_count=8"
+# Devices that share two busy cores may come to an all-reduce more than 40 s after each other, which
+# is when XLA ends the process.
+DEVICES = (
+    " --xla_force_host_platform_device_count=8"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=500"
+)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "").replace(DEVICES, "") + DEVICES
 os.environ["JAX_PLATFORMS"] = "cpu"
 
