@@ -5,7 +5,7 @@
 
 The second line is for images in folders. TFDS prepares its own copy from archives for which one
 has to register, as its page on `imagenet2012` explains. Variants, with the paper's top-1 error in
-percent by ten crops (tables 2 and 3) and by one centre crop (the authors' released models):
+percent by ten crops (tables 2 and 3) and by one center crop (the authors' released models):
 
     variant        10 crops   1 crop
     plain18          27.94
@@ -19,7 +19,7 @@ percent by ten crops (tables 2 and 3) and by one centre crop (the authors' relea
     resnet152_v1     21.43     23.0
 
 600,000 steps of 256 images are 120 epochs. Hardware: 8 GPUs, so that each has the 32 images over
-which the paper's batch normalisation averaged. (The config asks for groups of 32 examples, which
+which the paper's batch normalization averaged. (The config asks for groups of 32 examples, which
 gives the same on any number of devices.) Not trained with this code yet, so the hours are not
 known. At 2,500 images/s per device, which an A100 reaches with other software, 8 of them would take
 2.1 hours for ResNet-50. The paper lowers the learning rate when the error plateaus; here it drops
