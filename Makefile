@@ -1,24 +1,27 @@
-# make train        ResNet-20 on handwritten digits, into runs/digits_resnet20
+# make train        trains ResNet-20 on handwritten digits, in runs/digits_resnet20
 # make test         lint and tests, under eight minutes on two cores
-# make test-fast    lint and the quick tests, of each package some: after each edit, under 90 seconds
-#                   on two cores once their programs are compiled and kept
-# make slow-tests   measures which tests test-fast leaves out, into tests/slow_tests.txt
+# make test-fast    lint and the quick tests of every package, for after each edit: under 90 seconds
+#                   on two cores once programs are in the compilation cache
+# make slow-tests   measures which tests test-fast leaves out, and writes tests/slow_tests.txt
 # make test-long    the tests that take longer
 # make lint         ruff and mypy only
-# make format       what ruff can mend
-# make results      regenerates results/digits_resnet20.json, five seeds
-# make cifar10-quick  regenerates results/cifar10_resnet20_quick.json, 40 minutes on two cores;
-#                   CIFAR-10 must be prepared, ARGS=--config.data.data_dir=DIR says where
-# make published    regenerates results/published_cifar_resnet*.json; CIFAR-10 must be prepared,
-#                   ARGS=--data_dir=DIR says where
-# make tpu-ahead-of-time  regenerates results/tpu_ahead_of_time.json; with PYTHON=python3.12
+# make format       fixes what ruff can fix
+# make results      writes results/digits_resnet20.json, five seeds
+# make cifar10-quick  writes results/cifar10_resnet20_quick.json, 40 minutes on two cores;
+#                   needs CIFAR-10, prepared by `resnet-flax data prepare tfds:cifar10`;
+#                   ARGS=--config.data.data_dir=DIR gives its directory
+# make published    writes results/published_cifar_resnet20.json and ...56.json; needs CIFAR-10,
+#                   ARGS=--data_dir=DIR gives its directory
+# make tpu-ahead-of-time  writes results/tpu_ahead_of_time.json; with PYTHON=python3.12
 #                   ACCEL=tpu, no TPU needed
-# make bench        speed beside PyTorch (where it is installed) and Flax's example, compared with
-#                   results/train_step.json; ARGS=--plan=gpu on a GPU
-# make constraints  takes the newest versions into constraints.txt
+# make bench        measures speed beside PyTorch (where it is installed) and Flax's example, and
+#                   compares with results/train_step.json; ARGS=--plan=gpu on a GPU
+# make constraints  writes the newest versions of all dependencies into constraints.txt
+# make clean        deletes .venv and runs: the environment and everything that was trained
 #
-# PYTHON=python3.12 chooses the interpreter, VENV=dir where it is set up, ACCEL=cuda, cuda13 or
-# tpu the build of JAX, ARGS='--config.KEY=VALUE' is added to train.py's flags.
+# PYTHON=python3.12 chooses the interpreter, VENV=DIR the directory of the environment, and
+# ACCEL=cuda (CUDA 12), cuda13 or tpu the build of JAX. ARGS='--config.KEY=VALUE ...' is appended
+# to the command that a target runs.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -34,7 +37,8 @@ TEST := $(VENV)/installed-$(ACCEL)-test
 train: $(RUN)
 	$(BIN)/python train.py $(ARGS)
 
-# Most of what these tests take is compiling; test-long has the compiler do all that it can.
+# Most of the time of these tests is compiling, so the compiler does not optimize; it does in
+# test-long.
 PYTEST = XLA_FLAGS="--xla_backend_optimization_level=0 $$XLA_FLAGS" \
   $(BIN)/python -m pytest -n 2 -m "not long"
 

@@ -3,9 +3,9 @@
     python train.py --config=configs/imagenet.py:resnet50 --workdir=runs/resnet50
     ... --config.data.source=folder:/data/imagenet --config.data.eval_split=val
 
-The second line is for images in folders. TFDS prepares its own copy from archives for which one
-has to register, as its page on `imagenet2012` explains. Variants are the networks for 224 pixels
-that `resnet-flax models` lists.
+The second line is for images in folders. TFDS prepares its own copy from archives that require
+registration, as its page on `imagenet2012` explains. Variants are the networks for 224 pixels that
+`resnet-flax models` lists.
 
 Expected top-1 error of ResNet-50, one center crop: 23.5 to 24 % (Goyal et al. 23.60 ± 0.12, n=5;
 torchvision's first weights 23.87; Flax's example 23.46 on 49,152 of the 50,000 images).

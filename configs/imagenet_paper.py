@@ -3,8 +3,8 @@
     python train.py --config=configs/imagenet_paper.py:resnet50_v1 --workdir=runs/resnet50_v1
     ... --config.data.source=folder:/data/imagenet --config.data.eval_split=val
 
-The second line is for images in folders. TFDS prepares its own copy from archives for which one
-has to register, as its page on `imagenet2012` explains. Variants, with the paper's top-1 error in
+The second line is for images in folders. TFDS prepares its own copy from archives that require
+registration, as its page on `imagenet2012` explains. Variants, with the paper's top-1 error in
 percent by ten crops (tables 2 and 3) and by one center crop (the authors' released models):
 
     variant        10 crops   1 crop
