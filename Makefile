@@ -16,7 +16,7 @@
 #                   ACCEL=tpu, no TPU needed
 # make bench        measures speed beside PyTorch (where it is installed) and Flax's example, and
 #                   compares with results/train_step.json; ARGS=--plan=gpu on a GPU
-# make constraints  writes the newest versions of all dependencies into constraints.txt
+# make constraints  writes the newest versions of the dependencies into constraints.txt
 # make clean        deletes .venv and runs: the environment and everything that was trained
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=DIR the directory of the environment, and
