@@ -26,7 +26,7 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     config = default_config()
     config.model.name = variant
     config.model.dtype = "bfloat16"
-    config.model.axes = "" if "v2" in variant or "plain" in variant else "zero_init=True"
+    config.model.overrides = "" if "v2" in variant or "plain" in variant else "zero_init=True"
     config.data.source = "tfds:imagenet2012"
     config.data.eval_split = "validation"
     config.data.crop = "random_resized"

@@ -9,7 +9,7 @@ _PUBLIC = {
     "ResNet": "resnet_flax.models",
     "UserError": "resnet_flax.errors",
     "create_model": "resnet_flax.models",
-    "parse_axes": "resnet_flax.models",
+    "parse_overrides": "resnet_flax.models",
     "default_config": "resnet_flax.config",
     "load": "resnet_flax.weights.loading",
     "load_pretrained": "resnet_flax.weights.loading",

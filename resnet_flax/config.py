@@ -8,7 +8,7 @@ import ast
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_collections
 
@@ -18,15 +18,30 @@ from resnet_flax.schema import SCHEMA, Value
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The schema's defaults, for a config file to fill in; `resolve` finds unknown keys."""
+    """The schema's defaults; assigning an unknown key raises, one of before (`renamed`) warns."""
     return _nest({key: entry.default for key, entry in SCHEMA.items()})
+
+
+class _Group(ml_collections.ConfigDict):  # type: ignore[misc]
+    """Keys of one group, where a name of before is that of now."""
+
+    _OLD: ClassVar = {old.rpartition(".")[2]: old for old in renamed.CONFIG_KEYS}
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(self._current(key))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(self._current(key), value)
+
+    def _current(self, key: str) -> str:
+        return _current_key(self._OLD[key]).rpartition(".")[2] if key in self._OLD else key
 
 
 def _nest(flat: dict[str, Value]) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     for key, value in flat.items():
         _set(config, key, value)
-    return config
+    return config.lock()
 
 
 def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
@@ -35,7 +50,7 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
     node = config
     for group in groups:
         if group not in node:
-            node[group] = ml_collections.ConfigDict()
+            node[group] = _Group()
         node = node[group]
     node[leaf] = value
 
@@ -73,23 +88,18 @@ def resolve(
         type, out of range, or at odds with another.
     """
     flat = {key: entry.default for key, entry in SCHEMA.items()}
-    for key, value in _with_current_keys(flatten(config)).items():
+    given = renamed.keywords(flatten(config), renamed.CONFIG_KEYS, "config key")
+    for key, value in given.items():
         if key not in SCHEMA:
             raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
         flat[key] = _checked(key, value)
-    flat["model.axes"] = renamed.axes(str(flat["model.axes"]), _current_attribute)
+    flat["model.overrides"] = renamed.overrides(str(flat["model.overrides"]), _current_attribute)
     _check_together(flat)
-    return _nest(flat).lock()
+    return _nest(flat)
 
 
-def _with_current_keys(flat: dict[str, Any]) -> dict[str, Any]:
-    found = {key: value for key, value in flat.items() if key not in renamed.CONFIG_KEYS}
-    for old in flat.keys() & renamed.CONFIG_KEYS.keys():
-        new = renamed.current(old, renamed.CONFIG_KEYS, "config key")
-        if found.get(new, SCHEMA[new].default) != SCHEMA[new].default:
-            raise UserError(f"the config keys {old} and {new} are the same; give {new} alone")
-        found[new] = flat[old]
-    return found
+def _current_key(key: str) -> str:
+    return renamed.current(key, renamed.CONFIG_KEYS, "config key")
 
 
 def _current_attribute(name: str) -> str:
@@ -98,9 +108,10 @@ def _current_attribute(name: str) -> str:
 
 def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None:
     """Changes `config` in place by settings written 'key=value', as on the command line."""
+    _take_current_keys(config)
     for setting in settings:
         key, equals, text = setting.partition("=")
-        key = renamed.current(key, renamed.CONFIG_KEYS, "config key")
+        key = _current_key(key)
         if key not in SCHEMA:
             raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
         if not equals:
@@ -108,6 +119,17 @@ def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None
         value = _checked(key, _parsed(text, type(SCHEMA[key].default)))
         with config.unlocked():
             _set(config, key, value)
+
+
+def _take_current_keys(config: ml_collections.ConfigDict) -> None:
+    """Gives what a config not made by `default_config` has under names of before those of now."""
+    for old in renamed.CONFIG_KEYS:
+        group, _, leaf = old.partition(".")
+        if leaf in config.get(group, ()):
+            with config.unlocked():
+                value = config[group][leaf]
+                del config[group][leaf]
+                _set(config, _current_key(old), value)
 
 
 def _parsed(text: str, kind: type) -> Any:

@@ -63,7 +63,7 @@ SCHEMA: dict[str, Key] = {
         1, "Steps in one call of the device; more than 1 needs data.resident.", _COUNT, True
     ),
     "model.name": Key("cifar_resnet20", "Name of the network; resnet-flax models lists them."),
-    "model.axes": Key(
+    "model.overrides": Key(
         "", "Changes to the network, fields of resnet_flax.ResNet: 'shortcut=C stem=deep'."
     ),
     "model.scan": Key(

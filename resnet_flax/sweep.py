@@ -40,7 +40,7 @@ def sweep(
             one.seed = seed
             result = train(one, workdir / f"seed{seed}", stop)
             if stop is not None and stop.signal:  # too late for that run, not for the next
-                raise Interrupted(f"stopped by {stop.signal.name} behind seed {seed}", stop.signal)
+                raise Interrupted(f"stopped by {stop.signal.name} after seed {seed}", stop.signal)
             errors[str(seed)] = round(100 * result.error, 4)
             losses[str(seed)] = round(result.loss, 6)
     values = list(errors.values())

@@ -74,7 +74,7 @@ def test_imagenet(shared_data, tmp_path, path, network):
             "data.eval_split": "val",
             "data.size": 64,
             "data.jitter": (72, 120),
-            "model.axes": network,
+            "model.overrides": network,
             "model.bn_group_size": "2",
         },
     )

@@ -134,11 +134,13 @@ def _old_names_noted() -> Iterator[None]:
     """A context in which a name of before gets one line, without a place in this program."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", RenamedWarning)
-        show_others = warnings.showwarning
+        show_others, said = warnings.showwarning, set[str]()
 
         def show(message: Warning | str, category: type[Warning], *more: Any) -> None:
             if issubclass(category, RenamedWarning):
-                say(f"note: {message}", sys.stderr)
+                if str(message) not in said:
+                    say(f"note: {message}", sys.stderr)
+                said.add(str(message))
             else:
                 show_others(message, category, *more)
 

@@ -13,7 +13,7 @@ def add_arguments(parser: Parser) -> None:
         "layer is used, and its multiply-adds in millions (MMAC).",
         "%(prog)s resnet50",
         "%(prog)s cifar_resnet20 --classes=100",
-        "%(prog)s resnet18 --axes='shortcut=C stem=deep' --size=160",
+        "%(prog)s resnet18 --overrides='shortcut=C stem=deep' --size=160",
     )
     parser.add_argument(
         "name", metavar="NAME", help="The name of a network; resnet-flax models lists them."
@@ -31,7 +31,8 @@ def add_arguments(parser: Parser) -> None:
         help="The number of classes (default: 1000, or 10 for networks for CIFAR).",
     )
     parser.add_argument(
-        "--axes",
+        *("--overrides", "--axes"),
+        dest="overrides",
         default="",
         metavar="KEY=VALUE...",
         help="Changes to the network, fields of resnet_flax.ResNet with spaces between them "
@@ -42,13 +43,13 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the network; returns the exit status."""
-    from resnet_flax.models import create_model, parse_axes
+    from resnet_flax.models import create_model, parse_overrides
     from resnet_flax.models.summary import native_size, summarize
 
-    axes = parse_axes(arguments.axes)
+    overrides = parse_overrides(arguments.overrides)
     if arguments.classes:
-        axes["num_classes"] = arguments.classes
-    model = create_model(arguments.name, **axes)
+        overrides["num_classes"] = arguments.classes
+    model = create_model(arguments.name, **overrides)
     side = arguments.size or native_size(model)
     summary = summarize(model, (side, side, 3))
     print(f"{'layer':32} {'kernel':16} {'output':14} {'x':>4} {'MMAC':>9}")
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         output = " x ".join(map(str, layer.output))
         millions = f"{layer.multiply_adds / 1e6:.2f}"
         print(f"{layer.path:32} {kernel:16} {output:14} {layer.times:4} {millions:>9}")
-    name = " ".join([arguments.name, *arguments.axes.split()])
+    name = " ".join([arguments.name, *arguments.overrides.split()])
     maps = ", ".join(f"{k} {' x '.join(map(str, v))}" for k, v in summary.features.items())
     print(
         f"{name}: {summary.depth} layers, {summary.parameters:,} parameters, "

@@ -35,7 +35,7 @@ def make_preprocessing(
 
     Args:
       data: the config's.
-      pixel_mean: the mean training image, see `statistics.pixel_mean`, where `data.pixel_mean`.
+      pixel_mean: the mean training image, see `mean_image.pixel_mean`, where `data.pixel_mean`.
     """
     # In float64 the two decimals that it is rounded to are short numbers again.
     levels = [] if pixel_mean is None else pixel_mean.astype(float).round(2).tolist()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_flax import renamed
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import Source
@@ -41,7 +42,8 @@ class TrainShares:
         step = self.start + index
         share = self.batch_size // self.hosts
         first = step * self.batch_size + self.host * share
-        examples = [self.source[int(i)] for i in self.sampler.examples(first, share)]
+        indices = self.sampler.examples(first, share)
+        examples = [renamed.example(self.source[int(i)]) for i in indices]
         images = [
             self.transform(example["image"], _generator(self.sampler.seed, first + i), step)
             for i, example in enumerate(examples)
@@ -69,7 +71,8 @@ class EvalShares:
     def __getitem__(self, index: int) -> Batch:
         first, share = index * self.batch_size, self.batch_size // self.hosts
         wanted = range(first + self.host * share, first + (self.host + 1) * share)
-        examples = [self.source[i if i < len(self.source) else first] for i in wanted]
+        indices = [i if i < len(self.source) else first for i in wanted]
+        examples = [renamed.example(self.source[i]) for i in indices]
         images = [self.transform(example["image"]) for example in examples]
         return _batch(images, examples, np.array([i < len(self.source) for i in wanted]))
 
@@ -85,7 +88,7 @@ class Examples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self.source[index]
+        example = renamed.example(self.source[index])
         return {**example, "image": self.transform(example["image"]), "index": index}
 
 
@@ -189,7 +192,7 @@ def _generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1]))
 
 
-def _batch(images: list[np.ndarray], examples: list[dict[str, Any]], mask: np.ndarray) -> Batch:
+def _batch(images: list[np.ndarray], examples: list[Any], mask: np.ndarray) -> Batch:
     if len({image.shape for image in images}) > 1:
         raise UserError(
             "the images are not of one size "

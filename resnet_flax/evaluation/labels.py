@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from resnet_flax import renamed
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 
@@ -25,7 +26,7 @@ class Relabelled:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._source[index]
+        example = renamed.example(self._source[index])
         found = {**example, "label": np.int32(self._outputs[example["label"]])}
         if "valid_labels" in example:
             found["valid_labels"] = np.zeros(len(self.class_names), bool)

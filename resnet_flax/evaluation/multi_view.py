@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from resnet_flax import sharding
+from resnet_flax import renamed, sharding
 from resnet_flax.data.pipeline import eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
@@ -211,7 +211,9 @@ def predict(
     kind = jax.tree.leaves(network.variables)[0].dtype
     log_p = np.full((len(source), network.model.num_classes), -np.inf, kind)
     label = np.zeros(len(source), np.int32)
-    valid_labels = np.zeros(log_p.shape, bool) if "valid_labels" in source[0] else None
+    valid_labels = (
+        np.zeros(log_p.shape, bool) if "valid_labels" in renamed.example(source[0]) else None
+    )
     for view in views:
         score = jit(
             partial(

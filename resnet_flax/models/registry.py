@@ -1,4 +1,4 @@
-"""The networks that have names, as values on `ResNet`'s axes."""
+"""The networks that have names, as arguments of `ResNet`."""
 
 import ast
 import dataclasses
@@ -12,7 +12,7 @@ from resnet_flax import renamed
 from resnet_flax.errors import UserError, closest
 from resnet_flax.models.resnet import CHOICES, ResNet
 
-Axes = dict[str, Any]
+Overrides = dict[str, Any]
 
 # He et al. 2015, table 1.
 SIZES = {
@@ -24,24 +24,24 @@ SIZES = {
 }
 
 
-def _imagenet(depth: int, **axes: Any) -> Axes:
+def _imagenet(depth: int, **overrides: Any) -> Overrides:
     block, sizes = SIZES[depth]
-    return {"block": block, "stage_sizes": sizes, **axes}
+    return {"block": block, "stage_sizes": sizes, **overrides}
 
 
-def _cifar(depth: int, **axes: Any) -> Axes:
+def _cifar(depth: int, **overrides: Any) -> Overrides:
     """Section 4.2: three stages of 16, 32 and 64 channels on a 3x3 stem.
 
     Two or, for bottlenecks, three layers a block beside stem and head.
     """
-    layers = 9 if axes.get("block") == "bottleneck" else 6
+    layers = 9 if overrides.get("block") == "bottleneck" else 6
     return {
         "stage_sizes": ((depth - 2) // layers,) * 3,
         "stage_features": (16, 32, 64),
         "stem_features": 16,
         "stem": "cifar",
         "num_classes": 10,
-        **axes,
+        **overrides,
     }
 
 
@@ -49,7 +49,7 @@ _SE = {"se_ratio": 16}
 _NEXT = {"groups": 32, "width_per_group": 4}
 _V2 = {"preactivation": True, "stem_norm": False}
 
-VARIANTS: dict[str, Axes] = {
+VARIANTS: dict[str, Overrides] = {
     # He et al. 2015; the stride of bottlenecks as in torchvision and timm ("v1.5").
     **{f"resnet{d}": _imagenet(d) for d in SIZES},
     # The stride where the paper has it.
@@ -86,34 +86,34 @@ VARIANTS: dict[str, Axes] = {
 }
 
 # What create_model accepts beside the name, and of what type.
-AXES = {f.name: f.type for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name")}
+ATTRIBUTES = {
+    f.name: f.type for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name")
+}
 
 
-def create_model(name: str, /, **axes: Any) -> ResNet:
-    """The network called `name`, with any of its axes changed.
+def create_model(name: str, /, **overrides: Any) -> ResNet:
+    """The network called `name`, with any of its attributes changed.
 
     Args:
       name: a key of `VARIANTS`, such as 'resnet50'.
-      **axes: attributes of `ResNet`, such as `num_classes`, `dtype`, `shortcut`.
+      **overrides: attributes of `ResNet`, such as `num_classes`, `dtype`, `shortcut`.
 
     Returns:
       A linen module: `model.init(key, x, train=False)` makes its variables and
       `model.apply(variables, x, train=False)` float32 logits.
 
     Raises:
-      UserError: the name or an axis is unknown, or the axes make no network.
+      UserError: the name or an attribute is unknown, or they make no network.
     """
     if not isinstance(name, str) or name not in VARIANTS:
         raise UserError(f"there is no model called {name!r}{closest(str(name), VARIANTS)}")
-    axes = {
-        renamed.current(axis, renamed.ATTRIBUTES, "attribute of networks"): value
-        for axis, value in axes.items()
-    }
-    for axis in axes:
-        if axis not in AXES:
-            raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
-    axes = {axis: _typed(axis, value) for axis, value in axes.items()}
-    model = ResNet(**{**VARIANTS[name], **axes})
+    overrides = renamed.keywords(overrides, renamed.ATTRIBUTES, "attribute of networks")
+    for attribute in overrides:
+        if attribute not in ATTRIBUTES:
+            near = closest(attribute, ATTRIBUTES)
+            raise UserError(f"{name} has no attribute called {attribute!r}{near}")
+    overrides = {key: _typed(key, value) for key, value in overrides.items()}
+    model = ResNet(**{**VARIANTS[name], **overrides})
     _check(model)
     return model
 
@@ -137,47 +137,49 @@ def configured_model(
         "scan": config.scan,
         "remat": config.remat,
     }
-    axes = parse_axes(config.axes)
-    for axis in axes.keys() & decided.keys():
-        raise UserError(f"model.axes cannot set {axis}: other keys or the data decide it")
-    return create_model(config.name, **axes, **decided)
+    overrides = parse_overrides(config.overrides)
+    for name in overrides.keys() & decided.keys():
+        raise UserError(f"model.overrides cannot set {name}: other keys or the data decide it")
+    return create_model(config.name, **overrides, **decided)
 
 
-def parse_axes(text: str) -> Axes:
-    """Axes written as words, 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
+def parse_overrides(text: str) -> Overrides:
+    """Overrides written as words, 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
 
     Raises:
-      UserError: a word is no `axis=value`.
+      UserError: a word is not of the form `name=value`.
     """
-    axes: Axes = {}
+    overrides: Overrides = {}
     for word in text.split():
-        axis, equals, value = word.partition("=")
-        if axis in axes:
-            raise UserError(f"the axis {axis} is given twice")
+        name, equals, value = word.partition("=")
+        if name in overrides:
+            raise UserError(f"{name} is given twice in model.overrides")
         if not equals:
-            raise UserError(f"axes are written axis=value with spaces between, not {word!r}")
+            raise UserError(
+                f"model.overrides are written name=value with spaces between, not {word!r}"
+            )
         try:
-            axes[axis] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
+            overrides[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            axes[axis] = value  # a word, such as deep or 3x3
-    return axes
+            overrides[name] = value  # a word, such as deep or 3x3
+    return overrides
 
 
-def _typed(axis: str, value: Any) -> Any:
-    """A value as the axis takes it; raises UserError for one that it does not."""
-    kind = AXES[axis]
+def _typed(name: str, value: Any) -> Any:
+    """A value as the attribute takes it; raises UserError for one that it does not."""
+    kind = ATTRIBUTES[name]
     if kind is bool:
         fits, expected = isinstance(value, bool), "True or False"
     elif kind is int:
-        least = 0 if axis in ("remat", "se_ratio") else 1
-        is_number = isinstance(value, int | np.integer) and (axis == "remat" or value is not True)
+        least = 0 if name in ("remat", "se_ratio") else 1
+        is_number = isinstance(value, int | np.integer) and (name == "remat" or value is not True)
         fits, expected = is_number and least <= value, f"a whole number from {least}"
         value = int(value) if fits else value
     elif kind is float:
         fits, expected = isinstance(value, float) and 0 <= value < 1, "a number from 0 to 1"
     elif kind is str:
-        fits, expected = isinstance(value, str), "one of " + ", ".join(map(str, CHOICES[axis]))
-    elif axis.endswith("dtype"):
+        fits, expected = isinstance(value, str), "one of " + ", ".join(map(str, CHOICES[name]))
+    elif name.endswith("dtype"):
         fits, expected = _is_float(value), "a floating-point type such as float32 or bfloat16"
         value = jnp.dtype(value) if fits else value
     else:
@@ -186,7 +188,7 @@ def _typed(axis: str, value: Any) -> Any:
         expected = "whole numbers from 1, one a stage, with commas between"
         value = tuple(map(int, numbers)) if fits else value
     if not fits:
-        raise UserError(f"{axis} takes {expected}, not {value!r}")
+        raise UserError(f"{name} takes {expected}, not {value!r}")
     return value
 
 
@@ -198,12 +200,12 @@ def _is_float(value: Any) -> bool:
 
 
 def _check(model: ResNet) -> None:
-    """Raises UserError for axes that make no network."""
-    for axis, choices in CHOICES.items():
-        value = getattr(model, axis)
+    """Raises UserError for attributes that make no network."""
+    for name, choices in CHOICES.items():
+        value = getattr(model, name)
         if value not in choices:
             known = ", ".join(map(str, choices))
-            raise UserError(f"{axis} must be one of {known}, not {value!r}")
+            raise UserError(f"{name} must be one of {known}, not {value!r}")
     if not 0 < len(model.stage_sizes) == len(model.stage_features):
         raise UserError(
             f"stage_sizes={model.stage_sizes} and stage_features={model.stage_features} must "

@@ -59,7 +59,7 @@ class ResNet(nn.Module):
         pooling).
       stem_norm: normalise and activate after the stem's last convolution.
       stem_bias: the stem's convolutions have a bias, as in the Caffe model of ResNet-50.
-      stem_pool: 'padded', or 'ceil' as in Caffe, see `pool.max_pool`.
+      stem_pool: 'padded', or 'ceil' as in Caffe, see `ops.max_pool`.
       avg_down: stride of a projection by average pooling (ResNet-D).
       norm: 'batch' or 'group'.
       zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).

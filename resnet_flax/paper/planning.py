@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from resnet_flax import renamed
 from resnet_flax.config import config_name, conflicts, load_config, override, resolve
 from resnet_flax.data.experiment import open_splits
 from resnet_flax.errors import UserError
@@ -22,7 +23,10 @@ SUSTAINED = {"cpu": 61e9, "gpu": 30e12, "tpu": 30e12}
 MEASURED = ("cpu",)
 
 # Beginnings of settings that say how or where a run runs, not what it computes.
-CHANGES_NOTHING = ("data.data_dir=", "data.workers=", "mesh.", "log.", "checkpoint.")
+CHANGES_NOTHING = (
+    *("data.data_dir=", "data.workers=", "data.timeout=", "data.accept_changes="),
+    *("mesh.", "log.", "checkpoint."),
+)
 
 
 class Training(NamedTuple):
@@ -67,7 +71,7 @@ def trainings(
         directories of their own, so that no real run goes on from a rehearsal.
     """
     apart = changes(settings)
-    suffix = [hashlib.sha256("\n".join(apart).encode()).hexdigest()[:8]] if apart else []
+    former = renamed.former_settings(apart)
     found: dict[Path, Training] = {}
     for seed in seeds:
         for row in target.rows:
@@ -75,15 +79,23 @@ def trainings(
             for path, member in [*wanted, *(row.members if seed == seeds[0] else ())]:
                 config = load_config(path)
                 override(config, [*row.settings, *settings, f"seed={member}"])
-                name = "-".join([config_name(path), *_values(row.settings), *suffix])
-                workdir = root / name / f"seed{member}"
+                name = "-".join([config_name(path), *_values(row.settings)])
+                workdir = root / (name + _suffix(apart)) / f"seed{member}"
+                before = root / (name + _suffix(former)) / f"seed{member}"
+                workdir = before if before.exists() else workdir
                 found.setdefault(workdir, Training(row.name, resolve(config), workdir))
     return list(found.values())
 
 
 def changes(settings: Sequence[str]) -> list[str]:
-    """Of settings 'key=value' those that can change a result."""
+    """Of settings 'key=value' those that can change a result, under the names of now."""
+    settings = renamed.saved_settings(settings)
     return [setting for setting in settings if not setting.startswith(CHANGES_NOTHING)]
+
+
+def _suffix(apart: Sequence[str]) -> str:
+    digest = hashlib.sha256("\n".join(apart).encode()).hexdigest()
+    return f"-{digest[:8]}" if apart else ""
 
 
 def _values(settings: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from resnet_flax import renamed
 from resnet_flax.data.experiment import open_splits
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
@@ -61,7 +62,7 @@ def run(
         if one.result is None:
             train_network(one.config, one.workdir, stop)
         if stop.signal:
-            raise Interrupted(f"stopped by {stop.signal.name} behind {one.workdir}", stop.signal)
+            raise Interrupted(f"stopped by {stop.signal.name} after {one.workdir}", stop.signal)
         if of_row[one.row].members:
             continue  # evaluated together
         found = _record(target, of_row[one.row], [one], batch_size, stop)
@@ -237,7 +238,7 @@ def results(path: Path) -> list[dict[str, Any]]:
         isinstance(record, dict) and keys <= set(record) for record in found
     ):
         raise UserError(f"{path} holds no results of reproduce; give another file as --out")
-    return found
+    return [{**one, "changed": renamed.saved_settings(one["changed"])} for one in found]
 
 
 def _merge(out: Path, record: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class Resident:
     """Several steps at a time on images that every device holds: only indices travel.
 
     Args:
-      steps: compiled, see `steps.compile_resident`.
+      steps: compiled, see `compile.compile_resident`.
       source: the training images, an `ArraySource`.
       sampler: the order of examples.
       batch_size: of the global batch.

@@ -154,7 +154,7 @@ def _introduction(run: Run, state: TrainState) -> str:
 
 
 def _network(config: ml_collections.ConfigDict) -> str:
-    return " ".join([config.model.name, *config.model.axes.split()])
+    return " ".join([config.model.name, *config.model.overrides.split()])
 
 
 def _due(step: int, every: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from marks import long
 from variables import drawn
 
-from resnet_flax import VARIANTS, UserError, create_model, parse_axes
+from resnet_flax import VARIANTS, UserError, create_model, parse_overrides
 from resnet_flax.models.blocks import squeezed_features
 from resnet_flax.models.scan import stack, unstack
 from resnet_flax.models.summary import native_size, summarize
@@ -492,7 +492,7 @@ def test_a_rematerialised_network_can_be_tabulated():
 
 def test_axes_are_read_from_words():
     words = "shortcut=C stride_on=1x1 stem_norm=false zero_init=True se_ratio=16 stage_sizes=1,2"
-    assert parse_axes(words) == {
+    assert parse_overrides(words) == {
         "shortcut": "C",
         "stride_on": "1x1",
         "stem_norm": False,
@@ -500,12 +500,12 @@ def test_axes_are_read_from_words():
         "se_ratio": 16,
         "stage_sizes": (1, 2),
     }
-    assert parse_axes(" ") == {}
+    assert parse_overrides(" ") == {}
     with pytest.raises(UserError, match="the axis shortcut is given twice"):
-        parse_axes("shortcut=A shortcut=C")
-    assert parse_axes("stem={[]}") == {"stem": "{[]}"}
+        parse_overrides("shortcut=A shortcut=C")
+    assert parse_overrides("stem={[]}") == {"stem": "{[]}"}
     with pytest.raises(UserError, match="written axis=value with spaces between, not 'deep'"):
-        parse_axes("stem=deep deep")
+        parse_overrides("stem=deep deep")
 
 
 def test_images_that_do_not_fit_are_explained():

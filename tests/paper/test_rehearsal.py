@@ -11,7 +11,7 @@ SMALL = (
     *("--config.data.eval_split=val", "--config.data.workers=0", "--config.steps=2"),
     *("--config.batch_size=32", "--config.optim.boundaries=1", "--config.log.tensorboard=false"),
     *("--config.data.size=64", "--config.data.jitter=(72,96)"),
-    "--config.model.axes=stage_sizes=(1,1,1,1) stage_features=(8,8,16,16) stem_features=8",
+    "--config.model.overrides=stage_sizes=(1,1,1,1) stage_features=(8,8,16,16) stem_features=8",
 )
 
 

@@ -35,7 +35,7 @@ from resnet_flax.weights.loading import load
 SHORT = (
     *("--config.steps=12", "--config.optim.warmup_steps=4", "--config.eval.every=4"),
     *("--config.log.every=2", "--config.checkpoint.every=4", "--config.log.tensorboard=false"),
-    *(f"--config.model.axes={TINY}", "--config.data.eval_batch_size=120"),
+    *(f"--config.model.overrides={TINY}", "--config.data.eval_batch_size=120"),
 )
 
 

@@ -15,7 +15,7 @@ def short_run(data_dir: str):
     config.data.data_dir = data_dir
     config.data.eval_batch_size = 128  # 360 test images: the last batch has 104
     config.model.name = "cifar_resnet8"
-    config.model.axes = TINY
+    config.model.overrides = TINY
     config.steps = 12
     config.optim.warmup_steps = 4
     config.eval.every = 4

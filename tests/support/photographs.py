@@ -30,7 +30,7 @@ def folder_run(directory):
     config.data.eval_split = "val"
     config.data.eval_batch_size = 8
     config.model.name = "cifar_resnet8"
-    config.model.axes = TINY
+    config.model.overrides = TINY
     config.data.in_memory = False
     config.batch_size = 8
     config.steps = 12

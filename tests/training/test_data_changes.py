@@ -180,7 +180,7 @@ def test_a_checkpoint_from_before_there_were_fingerprints(
 def test_a_whole_checkpoint_of_another_network_is_not_called_damaged(config, workdir, monkeypatch):
     """As where another version of the package makes another network of the same config."""
     monkeypatch.setattr("resnet_flax.training.resume.conflicts", lambda *_: {})
-    config.model.axes = config.model.axes.replace("16", "32")
+    config.model.overrides = config.model.overrides.replace("16", "32")
     with pytest.raises(UserError, match=r"is whole, but of another network or optimiser: batch_s"):
         train(config, workdir)
     assert not (workdir / "damaged").exists()

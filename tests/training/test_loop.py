@@ -37,7 +37,7 @@ from resnet_flax.weights.loading import load
 
 SHORT = (
     "--config.model.name=cifar_resnet8",
-    f"--config.model.axes={TINY}",
+    f"--config.model.overrides={TINY}",
     "--config.steps=60",
     "--config.optim.warmup_steps=10",
     "--config.checkpoint.every=10",
@@ -208,7 +208,7 @@ def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
 
 @pytest.mark.long
 def test_it_learns_and_bfloat16_does_as_well(config, tmp_path):
-    config.model.axes = ""
+    config.model.overrides = ""
     config.steps, config.eval.every, config.checkpoint.every = 100, 0, 0
     results = {}
     for dtype in ("float32", "bfloat16"):
@@ -376,7 +376,7 @@ def test_a_share_of_the_training_split_is_held_out(config, tmp_path):
 
 
 def test_a_line_of_config_is_another_network(config):
-    config.model.axes = (
+    config.model.overrides = (
         "stage_sizes=1,3,1 stage_features=8,16,32 stem_features=8 shortcut=B se_ratio=4"
     )
     config.model.scan = True
@@ -416,8 +416,8 @@ def test_a_workdir_with_odd_things_in_it(config, workdir):
         ({"mesh.data": 3}, "mesh.data=3, mesh.fsdp=1 does not fit 8 devices"),
         ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, but the images .* 1 channel"),
         ({"model.name": "resnet"}, "no model called 'resnet'"),
-        ({"model.axes": "stem=dep"}, "stem must be one of cifar, imagenet, deep, not 'dep'"),
-        ({"model.axes": "scan=True"}, "model.axes cannot set scan"),
+        ({"model.overrides": "stem=dep"}, "stem must be one of cifar, imagenet, deep, not 'dep'"),
+        ({"model.overrides": "scan=True"}, "model.overrides cannot set scan"),
         ({"data.source": "tfds:digitz"}, "no data set called 'digitz'"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_power_failure_leaves_a_run_that_goes_on_with_the_same_bits(command, t
     live, fail = disk
     flags = (
         "--config.model.name=cifar_resnet8",
-        f"--config.model.axes={TINY}",
+        f"--config.model.overrides={TINY}",
         "--config.steps=400",
         "--config.optim.warmup_steps=10",
         "--config.eval.every=100",

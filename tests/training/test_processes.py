@@ -229,7 +229,7 @@ def test_an_image_that_one_process_cannot_read_loses_nothing(together, tmp_path)
         "--config.checkpoint.every=0",
         "--config.eval.every=0",
         "--config.steps=400",
-        f"--config.model.axes={TINY}",
+        f"--config.model.overrides={TINY}",
     )
     _ended(together(2, *flags, f"--workdir={tmp_path / 'whole'}"))
     image = folder / "train" / "red" / "000.png"

@@ -23,7 +23,7 @@ from resnet_flax.training.writers import read_metrics
 
 FLAGS = (
     "--config.model.name=cifar_resnet8",
-    f"--config.model.axes={TINY}",
+    f"--config.model.overrides={TINY}",
     "--config.optim.warmup_steps=10",
     "--config.eval.every=0",
     "--config.checkpoint.every=0",

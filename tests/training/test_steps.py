@@ -266,7 +266,7 @@ def test_a_network_without_statistics_takes_a_step():
 
     config = load_config("configs/digits_resnet20.py")
     tiny = "stage_sizes=(1,) stage_features=(8,) stem_features=8 norm=group"
-    override(config, [f"model.axes={tiny}", "batch_size=8"])
+    override(config, [f"model.overrides={tiny}", "batch_size=8"])
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
     programs = compile_programs(resolve(config), mesh, 10, (8, 8, 1))
     image = np.zeros((8, 8, 8, 1), np.uint8)

@@ -199,7 +199,7 @@ def test_the_network_is_inferred_where_shapes_decide_it(tmp_path):
 def test_a_checkpoint_of_ours(config, tmp_path):
     config.model.scan = True
     axes = {"stage_sizes": (2, 1), "stage_features": (8, 16), "stem_features": 8}
-    config.model.axes = "stage_sizes=2,1 stage_features=8,16 stem_features=8"
+    config.model.overrides = "stage_sizes=2,1 stage_features=8,16 stem_features=8"
     train(config, tmp_path / "run")
     found = load(str(tmp_path / "run"))
     assert isinstance(found.model, ResNet)

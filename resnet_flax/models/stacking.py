@@ -1,0 +1,5 @@
+"""The former name of `models.scan`, for code that was written before 2026-11-28."""
+
+from resnet_flax import renamed
+
+__getattr__ = renamed.module(__name__, "resnet_flax.models.scan")
