@@ -112,7 +112,7 @@ def create_model(name: str, /, **overrides: Any) -> ResNet:
         if attribute not in ATTRIBUTES:
             near = closest(attribute, ATTRIBUTES)
             raise UserError(f"{name} has no attribute called {attribute!r}{near}")
-    overrides = {key: _typed(key, value) for key, value in overrides.items()}
+    overrides = {key: check_attribute(key, value) for key, value in overrides.items()}
     model = ResNet(**{**VARIANTS[name], **overrides})
     _check(model)
     return model
@@ -165,7 +165,7 @@ def parse_overrides(text: str) -> Overrides:
     return overrides
 
 
-def _typed(name: str, value: Any) -> Any:
+def check_attribute(name: str, value: Any) -> Any:
     """A value as the attribute takes it; raises UserError for one that it does not."""
     kind = ATTRIBUTES[name]
     if kind is bool:

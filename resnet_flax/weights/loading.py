@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from resnet_flax.config import resolve
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, closest
 from resnet_flax.models import VARIANTS, ResNet, configured_model
+from resnet_flax.models.registry import check_attribute
 from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
 from resnet_flax.weights import description
 from resnet_flax.weights.catalog import CATALOG, fetch, recognize
@@ -84,6 +84,10 @@ def load(
         name, variant = str(weights), name
     if variant and model is not None:
         raise UserError(f"the network is given twice, as {variant} and as a model; leave one out")
+    if reset_head and model is None:
+        raise UserError("reset_head needs model=, the network that has the other number of classes")
+    if dtype is not None:
+        dtype = check_attribute("dtype", dtype)
     head = {"reset_head": reset_head, "seed": seed}
     if not _is_checkpoint(Path(name)):
         found = _load_file(name, variant, model, head)
@@ -94,7 +98,7 @@ def load(
     if len(found.class_names) != found.model.num_classes:
         found = found._replace(class_names=())  # they were those of another head
     if dtype is not None:
-        found = found._replace(model=found.model.clone(dtype=jnp.dtype(dtype)))
+        found = found._replace(model=found.model.clone(dtype=dtype))
     return found
 
 

@@ -388,3 +388,16 @@ def test_torch_loads_what_is_exported_strictly(tmp_path, name):
     }
     assert set(theirs.state_dict()) == set(state)
     theirs.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int77"}, "dtype takes a floating-point type such as float32 or bfloat16"),
+        ({"dtype": "int32"}, "dtype takes a floating-point type such as float32 or bfloat16"),
+        ({"reset_head": True}, "reset_head needs model=, the network that has the other number"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(shared_data, arguments, message):
+    with pytest.raises(UserError, match=message):
+        load(shared_data / "weights/resnet20-12fca82f.th", **arguments)
