@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["train", "--workdir"], "--workdir needs a value; see resnet-flax train --help"),
         (["train", "--workdir", "--config.steps=3"], "--workdir needs a value"),
         (["train", "--print_config=yes"], "--print_config takes no value; see"),
-        (["--workdir=x", "train"], "the flag --workdir=x must stand after resnet-flax train"),
+        (["--workdir=x", "train"], "the flag --workdir=x must come after resnet-flax train"),
         (["models", "--config.steps=3"], "there is no flag '--config.steps=3'; see"),
         (["reproduce"], "resnet-flax reproduce needs an action: list, run or show; see"),
         (["eval", "x", "--scales=224"], "--scales and --exact need --protocol=multiscale"),
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["train", "--config.steps", "--print_config"], "config key steps needs a value"),
         (
             ["sweep", "--seeds=1,x"],
-            "--seeds must be whole numbers from 0 to 2147483647 with commas between them, such as",
+            "--seeds must be whole numbers from 0 to 2147483647 separated by commas, such as",
         ),
     ],
 )

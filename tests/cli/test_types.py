@@ -57,18 +57,18 @@ def test_values_are_parsed(parse, text, value):
         (
             LIST,
             ("1,x", "1,", "", "10", "-1", "1.5", "1 2"),
-            "must be whole numbers from 0 to 9 with commas between them, such as 0,1,2, not '{}'",
+            "must be whole numbers from 0 to 9 separated by commas, such as 0,1,2, not '{}'",
         ),
         (
             CHANNELS,
             ("a", "0.5,", "nan", "0.5,inf", ""),
-            "must be one number, or one for each channel with commas between them, such as "
+            "must be one number, or one for each channel separated by commas, such as "
             "0.5,0.4,0.3, not '{}'",
         ),
         (
             SCALES,
             ("0", "0.5,0,0.5"),
-            "must be one number other than 0, or one for each channel with commas between them, "
+            "must be one number other than 0, or one for each channel separated by commas, "
             "such as 0.5,0.4,0.3, not '{}'",
         ),
         (

@@ -204,7 +204,7 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
             ["--out=/proc/x/y.json"],
             "--out must be a file that can be written, not '/proc/x/y.json': ",
         ),
-        (["--mean=a,b"], "--mean must be one number, or one for each channel with commas"),
+        (["--mean=a,b"], "--mean must be one number, or one for each channel separated by commas"),
         (["--std=0"], "--std must be one number other than 0, or one for"),
         (["--split=valid"], "has no split 'valid'"),
         (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are none of the netw"),
@@ -244,9 +244,9 @@ def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     np.savez(tmp_path / "w.npz", **export_torch(variables, model, "akamaster"))
     command = [tmp_path / "w.npz", "--model=cifar_resnet8"]
-    assert "names no data; pass --data=" in _eval(capsys, *command)[2]
+    assert "has no data set of its own; pass --data=" in _eval(capsys, *command)[2]
     command += ["--data=tfds:cifar10", f"--data_dir={shared_data / 'tfds'}", "--split=test[:50]"]
-    assert "nothing tells how the images" in _eval(capsys, *command)[2]
+    assert "it is unknown how images" in _eval(capsys, *command)[2]
     status, printed, _ = _eval(capsys, *command, "--mean=0.5", "--std=0.25")
     assert status == 0
     assert "of 50" in printed

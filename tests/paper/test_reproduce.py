@@ -101,7 +101,7 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "4 trainings, 0 finished; what is left takes" in printed
+    assert "4 training runs, 0 finished; the rest takes" in printed
     assert "CHANGED: steps=12" in " ".join(printed.split())
     found = json.loads(out.read_text())
     assert [(run["row"], run["seed"]) for run in found] == [
@@ -125,7 +125,7 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     trained = runs.train_network
     monkeypatch.setattr(runs, "train_network", refuse)
     assert main(command) == 0
-    assert "4 trainings, all finished" in capsys.readouterr().out
+    assert "4 training runs, all finished" in capsys.readouterr().out
     (gone,) = (tmp_path / "runs").glob("*resnet20-cifar_resnet20-*/seed1")
     shutil.rmtree(gone)
     calls = []
@@ -286,7 +286,7 @@ def test_costs_are_said_before_anything_is_trained(data_dir, tmp_path, capsys):
     data = ["--config.data.source=tfds:digits", f"--data_dir={data_dir}"]
     assert main([*dry, *data, "--only=ResNet-20"]) == 0
     # 6 x 40.5 million multiply-adds x 128 images x 64,000 steps, at 8 x 8 / 8 x 8 of 32 x 32.
-    assert "1 trainings, 0 finished; what is left takes 1.99 PFLOP, 0.018 hours" in (
+    assert "1 training runs, 0 finished; the rest takes 1.99 PFLOP, 0.018 hours" in (
         capsys.readouterr().out
     )
     assert main([*dry, f"--data_dir={tmp_path}"]) == 2
