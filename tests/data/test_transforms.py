@@ -305,7 +305,7 @@ def test_sixteen_bits_become_eight_and_other_numbers_are_refused():
     np.testing.assert_array_equal(to_array(load(file, "it", 1))[..., 0], ramp // 256)
     file = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(file, "TIFF")
-    with pytest.raises(UserError, match=r"it cannot be decoded \(numbers of mode F"):
+    with pytest.raises(UserError, match=r"it cannot be decoded \(pixels of mode F"):
         load(file, "it", 1)
 
 

@@ -471,7 +471,7 @@ def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, t
     )
     assert abs(other.loss - whole.loss) > 1e-4 * whole.loss
     config.accumulation = 3
-    with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give whole"):
+    with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give complete"):
         train(config, tmp_path / "none")
 
 

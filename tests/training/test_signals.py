@@ -276,7 +276,7 @@ def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp
     assert process.returncode == 2, (out, error)
     step = _saved(tmp_path / "run")
     reason = {
-        signal.SIGKILL: "a reader process was ended by SIGKILL, as the kernel does where memory",
+        signal.SIGKILL: "a reader process was killed by SIGKILL, as the kernel does when memory",
         signal.SIGSTOP: "nothing was read within data.timeout=20 seconds; a reader is frozen",
     }[number]
     assert error.startswith(f"error: {reason}")

@@ -88,7 +88,7 @@ def test_an_evaluation_image_damaged_during_the_run(
             Image.new("RGB", (9, 8)).save(image)
 
     _after(monkeypatch, 5, spoil)
-    with pytest.raises(UserError, match=r"003.png|not of one size") as error:
+    with pytest.raises(UserError, match=r"003.png|have different sizes") as error:
         train(config, tmp_path / "run")
     assert f"(step 12 is saved in {tmp_path / 'run'}, the same command continues" in str(
         error.value
@@ -256,7 +256,7 @@ def test_the_evaluation_split_is_looked_at_before_the_first_step(config, folder,
     if kind == "empty":
         shutil.rmtree(folder / "val")
         (folder / "val").mkdir()
-        expected = "the split 'val' has no example"
+        expected = "the split 'val' has no examples"
     elif kind == "truncated":
         image.write_bytes(image.read_bytes()[:50])
         expected = "in the split 'val', .*007.png cannot be decoded"
