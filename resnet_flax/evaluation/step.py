@@ -26,7 +26,7 @@ def eval_step(
       variables: the network's parameters and running statistics.
       batch: as for `train_step`; examples whose `mask` is false add nothing. May have
         `valid_labels`, `[b, classes]`.
-      sums: of the batches before, `metrics.zero_sums(classes)` at the first.
+      sums: of the previous batches, at first `metrics.zero_sums(classes)`.
       model: the network.
       prepare: `(images) -> x`, normalisation on the device.
     """

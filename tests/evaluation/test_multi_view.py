@@ -261,9 +261,9 @@ def test_probabilities_too_small_for_a_float_stay_finite(network):
 
 def test_protocols_that_do_not_apply_are_explained(network):
     whole = network._replace(preprocessing=Preprocessing(0))
-    with pytest.raises(UserError, match="ten_crop takes crops of images that are larger"):
+    with pytest.raises(UserError, match="ten_crop needs images that are larger than the crops"):
         make_views("ten_crop", whole, (32, 32, 3))
-    with pytest.raises(UserError, match="a scale of 12 is less than the side 16"):
+    with pytest.raises(UserError, match="the scale 12 is less than the side 16"):
         make_views("multiscale", network, (16, 16, 3), [24, 12])
 
 

@@ -77,7 +77,7 @@ def test_images_that_cannot_be_normalised_are_explained(source):
     image = Preprocessing(0, mean=(0.0,), pixel_mean=tuple(np.zeros((8, 8, 3)).tolist()))
     for preprocessing, message in (
         (two, r"mean=\(0.5, 0.4\) has 2 numbers, but the images have 3 channels"),
-        (image, r"the mean image is of \[8, 8, 3\], the images of \[9, 11, 3\]"),
+        (image, r"the mean image has shape \[8, 8, 3\], the images \[9, 11, 3\]"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_pretrained([Network(model, variables, preprocessing)], source, batch_size=10)
@@ -90,7 +90,9 @@ def test_labels_are_found_by_the_names_of_classes(source):
     assert as_outputs(few, ("frog", "cat"), 2) is few
     assert as_outputs(few, ("dog", "cow"), 2, by_number=True) is few
     assert as_outputs(few, (), 2) is few
-    with pytest.raises(UserError, match=r"1 of the data's 2 classes are none of .*\(frog, \.\.\."):
+    with pytest.raises(
+        UserError, match=r"1 of the data's 2 classes are not among .*\(frog, \.\.\."
+    ):
         as_outputs(few, ("cat", "dog"), 2)
     with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs of unknown"):
         as_outputs(few, (), 3)
@@ -207,8 +209,8 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
         (["--mean=a,b"], "--mean must be one number, or one for each channel separated by commas"),
         (["--std=0"], "--std must be one number other than 0, or one for"),
         (["--split=valid"], "has no split 'valid'"),
-        (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are none of the netw"),
-        (["--model=resnet18"], "says itself that it is no resnet18; leave resnet18 out"),
+        (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are not among the netw"),
+        (["--model=resnet18"], "itself as a network other than resnet18; leave resnet18 out"),
         (["--fast"], "there is no flag '--fast'"),
     ],
 )
