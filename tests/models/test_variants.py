@@ -434,10 +434,10 @@ def test_group_normalisation_needs_no_statistics():
         ("resnetv2_50", {"zero_init": True}, "zero_init needs blocks that end in a normalisation"),
         ("resnetv2_50", {"shortcut": "none"}, "preactivation needs a shortcut"),
         ("resnet50d", {"shortcut": "A"}, "avg_down needs projections"),
-        ("resnet50", {"stage_sizes": (1, 2)}, "must have as many entries"),
+        ("resnet50", {"stage_sizes": (1, 2)}, "must have the same number of entries"),
         ("cifar_resnet20", {"stem_features": 32}, "shortcut='A' only adds channels"),
-        ("plain18", {"se_ratio": 16}, "se_ratio needs a residual branch"),
-        ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one a stage"),
+        ("plain18", {"se_ratio": 16}, "se_ratio needs a shortcut, not"),
+        ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one per stage"),
         ("resnet50", {"groups": 0}, "groups takes a whole number from 1, not 0"),
         ("resnet50", {"groups": True}, "groups takes a whole number from 1, not True"),
         ("resnet50", {"stem": ["deep"]}, "stem takes one of cifar, imagenet, deep, not"),
@@ -450,7 +450,7 @@ def test_group_normalisation_needs_no_statistics():
         ("resnet50", {"se_ratio": "yes"}, "se_ratio takes a whole number from 0, not 'yes'"),
         ("resnet50", {"zero_init": 1}, "zero_init takes True or False, not 1"),
         ("resnet50", {"norm_momentum": 1.5}, "norm_momentum takes a number from 0 to 1, not 1.5"),
-        ("resnext50_32x4d", {"stage_features": (8, 16, 32, 64)}, "have no channel"),
+        ("resnext50_32x4d", {"stage_features": (8, 16, 32, 64)}, "have no channels"),
     ],
 )
 def test_axes_that_make_no_network_are_explained(name, axes, message):
@@ -477,9 +477,9 @@ def test_stacks_of_another_depth_are_refused():
     variables = drawn(model, x)
     for remat in (0, 2):
         deeper = model.clone(stage_sizes=(5, 1), remat=remat)
-        with pytest.raises(UserError, match=r"has 4 blocks stacked in stage1_blocks, .* 2; were"):
+        with pytest.raises(UserError, match=r"has 4 blocks stacked in stage1_blocks, .* 2; give"):
             deeper.apply(variables, x, train=False)
-    with pytest.raises(UserError, match=r"the variables none; were they stacked"):
+    with pytest.raises(UserError, match=r"the variables none; give variables of the same"):
         model.apply(unstack(variables), x, train=False)
 
 
