@@ -81,6 +81,16 @@ def test_bytes_of_a_program_are_counted(monkeypatch):
     }
 
 
+def test_old_rows_of_a_results_file_have_overrides(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "")
+    program = importlib.import_module("gpu_ahead_of_time")
+    new = {"batch": 1, "overrides": ["forward=dot"]}
+    assert program._with_overrides({"batch": 1, "ways": ["forward=dot"]}) == new
+    assert program._with_overrides(new) == new
+
+
 @pytest.fixture
 def train_step(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
