@@ -265,7 +265,7 @@ def test_relative_directories_and_a_torn_save_do_no_harm(data_dir, tmp_path, mon
     capsys.readouterr()
     Path("text.json").write_text("notes of mine")
     assert main([*command, "--workdir=runs", "--out=text.json"]) == 2
-    assert "text.json holds no results of reproduce" in capsys.readouterr().err
+    assert "text.json is not a results file of reproduce" in capsys.readouterr().err
     assert Path("text.json").read_text() == "notes of mine"
 
 
@@ -311,7 +311,7 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
     scanned = Network(model.clone(scan=True), stack(variables), Preprocessing(0))
     np.testing.assert_allclose(responses(scanned, source, batch_size=4), found, rtol=1e-5)
     groups = create_model("cifar_resnet8", norm="group")
-    with pytest.raises(UserError, match="behind batch normalisation"):
+    with pytest.raises(UserError, match="layer responses need batch normalisation"):
         responses(Network(groups, variables, Preprocessing(0)), source)
 
     outputs = []
