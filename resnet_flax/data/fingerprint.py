@@ -112,7 +112,7 @@ def differences(
         # Names and sizes are the same, so the contents of images differ.
         exchanged = [c for c in changed if then.get(c, [])[:2] == there.get(c, [])[:2]]
         if exchanged:
-            verb = "holds" if len(exchanged) == 1 else "hold"
+            verb = "has" if len(exchanged) == 1 else "have"
             found.append(f"class{_es(exchanged)} {_list(exchanged)} {verb} other images")
     if before["count"] != now["count"]:
         found.append(f"there are {now['count']:,} examples and were {before['count']:,}")
@@ -132,8 +132,8 @@ def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[lis
             found.append(f"class {name} is called {called[0]} now")
             gone.remove(name)
             new.remove(called[0])
-    found += [f"class{_es(gone)} {_list(gone)} went"] if gone else []
-    found += [f"class{_es(new)} {_list(new)} came"] if new else []
+    found += [f"class{_es(gone)} {_list(gone)} removed"] if gone else []
+    found += [f"class{_es(new)} {_list(new)} added"] if new else []
     if not found and then != names:
         found.append("its classes are in another order")
     return found, [name for name in names if name in then]
@@ -142,7 +142,7 @@ def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[lis
 def _file_differences(before: Files, now: Files) -> list[str]:
     gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
     other = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-    kinds = ((gone, "went"), (new, "came"), (other, "changed"))
+    kinds = ((gone, "removed"), (new, "added"), (other, "changed"))
     return [
         f"{len(names)} file{_s(names)} {what}: {_list(names)}" for names, what in kinds if names
     ]

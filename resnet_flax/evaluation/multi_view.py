@@ -202,8 +202,8 @@ def predict(
       progress: called with the number of images in each batch.
     """
     mesh = sharding.make_mesh(devices=devices)
-    whole = sharding.replicated(mesh)
-    variables = jax.device_put(network.variables, whole)
+    replicated = sharding.replicated(mesh)
+    variables = jax.device_put(network.variables, replicated)
     shape = network.preprocessing.transform(source[0]["image"]).shape
     pixels = batch_size * _area(shape)
     platform = mesh.devices.flat[0].platform
@@ -222,8 +222,8 @@ def predict(
                 pool_window=view.pool_window,
             ),
             options,
-            in_shardings=(whole, sharding.over_batch(mesh)),
-            out_shardings=whole,
+            in_shardings=(replicated, sharding.over_batch(mesh)),
+            out_shardings=replicated,
         )
         with eval_examples(source, view.transform, workers) as examples:
             for images, group in _alike(examples, pixels, mesh.size):

@@ -108,12 +108,12 @@ def _in_the_middle(
     model, variables, preprocessing = network
     mesh = sharding.make_mesh(devices=devices)
     size = -(-batch_size // mesh.size) * mesh.size
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
     shape = preprocessing.transform(source[0]["image"]).shape
     platform = mesh.devices.flat[0].platform
     options = xla_options.options(platform, shape, model.dtype, training=False)
-    step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare), options)
+    step = compile_eval(mesh, replicated, partial(eval_step, model=model, prepare=prepare), options)
     with eval_batches(
         source,
         batch_size=size,
@@ -123,7 +123,14 @@ def _in_the_middle(
         workers=workers,
     ) as batches:
         return evaluate(
-            *(step, jax.device_put(variables, whole), batches, mesh, source, model.num_classes),
+            *(
+                step,
+                jax.device_put(variables, replicated),
+                batches,
+                mesh,
+                source,
+                model.num_classes,
+            ),
             confusion=confusion,
             after_batch=lambda done: progress(min(done * size, len(source)), len(source)),
         )

@@ -41,6 +41,6 @@ def compile_eval(
     options: Options | None = None,
 ) -> Callable[..., Sums]:
     """`eval_step` (its keywords bound) as a program over the mesh."""
-    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    inputs = (variable_shardings, cut, whole)
-    return jit(evaluate, options, in_shardings=inputs, out_shardings=whole)
+    replicated, sharded = sharding.replicated(mesh), sharding.over_batch(mesh)
+    inputs = (variable_shardings, sharded, replicated)
+    return jit(evaluate, options, in_shardings=inputs, out_shardings=replicated)
