@@ -172,7 +172,7 @@ def test_bad_config_files_are_explained(tmp_path, text, message):
 
 
 def test_keys_and_defaults_are_kept():
-    """Configs and checkpoints that people have stand on them; what is new is added to the file."""
+    """Existing configs and checkpoints depend on them; new keys are added to the file."""
     golden = json.loads((ROOT / "tests" / "goldens" / "config_keys.json").read_text())
     defaults = {key: entry.default for key, entry in SCHEMA.items()}
     found = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}

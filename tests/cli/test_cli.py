@@ -145,7 +145,7 @@ def test_settings_may_stand_anywhere_and_apart_from_their_value(capsys):
 
 
 def test_help_is_quick():
-    # Half a second on an idle machine; the best of three, since this one may not be idle.
+    # Half a second on an idle machine; the best of three, as this one may not be idle.
     def once():
         start = time.monotonic()
         subprocess.run([sys.executable, "-m", "resnet_flax", "--help"], check=True, cwd=ROOT)
@@ -167,7 +167,7 @@ def test_a_workdir_that_cannot_be_written_is_named(command, tmp_path):
     workdir.mkdir()
     workdir.chmod(0o555)
     wrapper = ()
-    if os.geteuid() == 0:  # whom permissions do not bind, unless it lays that power down
+    if os.geteuid() == 0:  # root ignores permissions unless it drops that capability
         if shutil.which("setpriv") is None:
             pytest.skip("root without setpriv writes everywhere")
         wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_sentence(command, tmp_path):
         pytest.skip("mounting a small disk needs root")
     try:
         flags = (f"--workdir={disk / 'run'}", "--config.log.every=1", "--config.steps=200")
-        # Too small for a checkpoint, and then for the metrics.
+        # Too small for a checkpoint, then for the metrics.
         assert "cannot save the checkpoint of step 5" in _sentence(
             command(*flags, "--config.checkpoint.every=5")
         )

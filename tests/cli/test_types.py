@@ -1,4 +1,4 @@
-"""What arguments may be."""
+"""Types of arguments."""
 
 import os
 import shutil
@@ -133,7 +133,7 @@ def test_an_output_file_in_a_directory_of_another_is_told(tmp_path):
     tmp_path.chmod(0o555)
     code = f"from resnet_flax.cli.types import *; output_file()('{tmp_path}/new/x.json')"
     command = [sys.executable, "-c", code]
-    if os.geteuid() == 0:  # whom permissions do not bind, unless it lays that power down
+    if os.geteuid() == 0:  # root ignores permissions unless it drops that capability
         if shutil.which("setpriv") is None:
             pytest.skip("root without setpriv writes everywhere")
         command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]

@@ -1,4 +1,4 @@
-"""Evaluation does not depend on how it is cut up, and counts as it should."""
+"""Evaluation does not depend on batches, workers and devices, and counts correctly."""
 
 import importlib.util
 import io
@@ -101,7 +101,7 @@ def test_labels_are_found_by_the_names_of_classes(source):
 
 
 class _Real(list):
-    """As TFDS gives examples of imagenet2012_real: several labels, or none."""
+    """Examples as those of TFDS's imagenet2012_real: several labels, or none."""
 
     def __getitem__(self, index):
         file = io.BytesIO()
@@ -114,7 +114,7 @@ def test_a_label_set_counts_what_has_a_label():
     assert SEVERAL_LABELS["imagenet2012_real"][2] == {"validation": 46_837}
     features = tfds.builder("imagenet2012_real").info.features
     assert {"original_label", "real_label"} <= set(features)
-    # ImageNet-V2 is a set like any other, of the same classes.
+    # ImageNet-V2 is an ordinary data set, with the same classes.
     again = tfds.builder("imagenet_v2/matched-frequency").info.features
     names = tfds.builder("imagenet2012").info.features["label"].names
     assert again["label"].names == features["original_label"].names == names
@@ -122,7 +122,7 @@ def test_a_label_set_counts_what_has_a_label():
     real = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 20)
     model = create_model("cifar_resnet8", **SMALL)
     variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
-    # A network that says 3 of every image: right with {2, 3}, wrong with {1}.
+    # A network that predicts 3 for every image: correct with {2, 3}, wrong with {1}.
     head = variables["params"]["head"]
     head["kernel"] *= 0
     head["bias"] = head["bias"].at[3].set(5.0)
@@ -265,7 +265,7 @@ def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     [name for name in networks.CASES if "dilated" not in name and "cifar" not in name],
 )
 def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
-    """Random weights, torch's own transforms, each of the 400 photographs by itself."""
+    """Random weights, torch's own transforms, each of the 400 photographs separately."""
     import torch_networks
     from safetensors.torch import save_file
     from torchvision import transforms as T  # noqa: N812
@@ -305,7 +305,7 @@ def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
             expected.append(theirs(inputs).numpy())
     logits, expected = np.concatenate(found), np.concatenate(expected)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
-    # With random weights one class wins always; with this bias of the head, each now and then.
+    # With random weights one class always wins; with this bias of the head, each sometimes does.
     bias = expected.mean(0)
     predictions, theirs = (logits - bias).argmax(1), (expected - bias).argmax(1)
     assert len(set(theirs)) >= 5

@@ -1,4 +1,4 @@
-"""Tables and figures: the data, the sums, and a small run from the start to the table."""
+"""Tables and figures: the data, the statistics, and a small run from the start to the table."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_means_deviations_and_distances():
     assert not summary([8.0, 8.1, 8.2], 8.75)["inside"]
     one = summary([8.0], 8.75)
     assert one["std"] is None
-    assert one["inside"] is None  # one run says nothing of its spread
+    assert one["inside"] is None  # one run has no spread
     assert summary([8.0, 9.0], None)["difference"] is None
 
 
@@ -118,7 +118,7 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     mean = np.mean([run["error"]["top-1"] for run in found if run["row"] == "ResNet-20"])
     assert f"{mean:.2f} ± " in printed
 
-    # Again: nothing is trained, and what was taken away is all that is.
+    # Again: nothing is trained, and only what was removed is computed.
     def refuse(*_):
         raise AssertionError("trained again")
 
@@ -162,7 +162,7 @@ def _networks(planned, preprocessing):
 def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
     data_dir, tmp_path, monkeypatch
 ):
-    """Several scales of digits, as table 4 takes them of ImageNet."""
+    """Several scales of digits, as table 4 uses for ImageNet."""
     row = TARGETS["degradation_digits"].rows[2]
     target = Target("scales of digits", (row,), ("top-1", "top-5"), "multiscale")
     planned = trainings(target, [0], tmp_path / "runs", _settings(data_dir))
@@ -212,7 +212,7 @@ def test_an_ensemble_has_its_members_trained_and_averaged(data_dir, tmp_path, mo
     source = open_source("tfds:digits", "test", data_dir)
     result = evaluate_pretrained(networks, source, batch_size=100)
     assert record["error"]["top-1"] == round(100 * result.error, 4)
-    # Errors alone cannot tell: an ensemble may err as often as a member.
+    # Comparing errors is not enough: an ensemble may err as often as a member.
     expected, found = (
         [jax.tree.leaves(network.variables)[0] for network in several]
         for several in (networks, given)
