@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--what", choices=("train", "resident"), default="train")
-    parser.add_argument("--way", action="append", default=[], metavar="WAY=NAME")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=NAME")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--hlo", type=Path, metavar="FILE")
@@ -82,7 +82,7 @@ def main() -> None:
     found = {
         **{name: getattr(arguments, name) for name in ("network", "batch", "what")},
         "settings": arguments.settings,
-        "ways": arguments.way,
+        "overrides": arguments.override,
         "scratch_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "operations": sum(kind["operations"] for kind in kinds.values()),
@@ -94,10 +94,15 @@ def main() -> None:
     }
     print(table(found))
     if arguments.out:
-        what = ("network", "batch", "what", "settings", "ways")
-        kept = read_json(arguments.out) or []
+        what = ("network", "batch", "what", "settings", "overrides")
+        kept = [_with_overrides(row) for row in read_json(arguments.out) or []]
         kept = [row for row in kept if any(row[name] != found[name] for name in what)]
         write_json(arguments.out, [*kept, found])
+
+
+def _with_overrides(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a results file; before 2026-11-28 its `overrides` were called `ways`."""
+    return {"overrides" if key == "ways" else key: value for key, value in row.items()}
 
 
 def compiled(arguments: argparse.Namespace) -> Any:
@@ -121,7 +126,7 @@ def compiled(arguments: argparse.Namespace) -> Any:
     # Pallas asks which GPU it generates code for.
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")
     there = use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
-    with there, dispatch.override(**dict(way.split("=") for way in arguments.way)):
+    with there, dispatch.override(**dict(one.split("=") for one in arguments.override)):
         return step.lower(state, *operands).compile()
 
 
@@ -189,7 +194,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     for kind, of_kind in list(found["kinds"].items())[:20]:
         lines.append(f"{of_kind['bytes'] / 1e9:9.3f} GB {of_kind['operations']:5} {kind[:58]}")
-    lines.append(f"{found['moved_bytes'] / 1e9:9.3f} GB {found['operations']:5} in all")
+    lines.append(f"{found['moved_bytes'] / 1e9:9.3f} GB {found['operations']:5} in total")
     return "\n".join(lines)
 
 

@@ -86,7 +86,7 @@ class Point:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("error: a point failed; what it said is above")
+            raise SystemExit("error: a point failed; its output is above")
         return line
 
     def step(self) -> float:

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--what", choices=("train", "resident"), default="train")
     parser.add_argument("--dtype", default="", help="default: float32 on a CPU, else bfloat16")
-    parser.add_argument("--way", action="append", default=[], metavar="WAY=NAME")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=NAME")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON")
     parser.add_argument("--hlo", type=Path, metavar="FILE")
@@ -48,9 +48,9 @@ def main() -> None:
 
     about = surroundings()
     dtype = arguments.dtype or ("float32" if "cpu" in about["device"] else "bfloat16")
-    ways = dict(way.split("=") for way in arguments.way)
+    overrides = dict(one.split("=") for one in arguments.override)
     program, state, operands = compiled(
-        arguments.network, arguments.batch, arguments.what, dtype, ways
+        arguments.network, arguments.batch, arguments.what, dtype, overrides
     )
     if arguments.hlo:
         arguments.hlo.write_text(program.as_text())
@@ -58,7 +58,7 @@ def main() -> None:
     found = {
         **{name: getattr(arguments, name) for name in ("network", "batch", "what")},
         "dtype": dtype,
-        "ways": ways,
+        "overrides": overrides,
         "seconds": seconds,
         "kinds": by_kind(kernels),
         "kernels": kernels,
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def compiled(
-    network: str, batch: int, what: str, dtype: str, ways: dict[str, str]
+    network: str, batch: int, what: str, dtype: str, overrides: dict[str, str]
 ) -> tuple[Any, Any, tuple[Any, ...]]:
     """A compiled step, the state before it and its other operands."""
     import jax
@@ -93,7 +93,7 @@ def compiled(
         step, operands = programs.resident_steps.every, jax.device_put((data, order))
         if step is None:
             step, operands = programs.resident_steps.some, (*operands, np.int32(IN_ONE))
-    with dispatch.override(**ways):
+    with dispatch.override(**overrides):
         return step.lower(state, *operands).compile(), state, operands
 
 

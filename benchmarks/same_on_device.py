@@ -44,9 +44,9 @@ def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: An
     # Scales of zero would hide the gradients of the layers before them.
     variables = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.1, leaf.dtype), variables)
 
-    def gradient(**ways: str) -> Any:
+    def gradient(**overrides: str) -> Any:
         def loss(params: Any) -> Any:
-            with dispatch.override(**ways):
+            with dispatch.override(**overrides):
                 given = {**variables, "params": params}
                 logits, _ = model.apply(given, x, train=True, mutable=["batch_stats"])
             return (logits**2).sum()
@@ -58,7 +58,7 @@ def difference(name: str, axes: dict[str, Any], side: int, batch: int, dtype: An
     others = [{}, {"conv_bn_1x1": "fused"}]
     if dtype == jnp.bfloat16:
         others.append({"conv_bn_3x3": "triton"})
-    found = [jax.tree.leaves(gradient(**ways)) for ways in others]
+    found = [jax.tree.leaves(gradient(**overrides)) for overrides in others]
     pairs = [pair for leaves in found for pair in zip(leaves, plain, strict=True)]
     return max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)) for a, b in pairs)
 

@@ -4,10 +4,10 @@
     python benchmarks/same_programs.py compare before.json   # in the version after
 
 Lowers the gradient and the inference of one network of each kind, for CPU, GPU (with and without
-our own kernels) and TPU, none of which has to be present, and one whole training step. Counts the
-StableHLO operations with their types and attributes, ignoring their order and names, and records
-the names, shapes and types of all variables. `compare` lists the differences, and exits with status
-1 where there are any.
+our own kernels) and TPU, none of which has to be present, and one complete training step. Counts
+the StableHLO operations with their types and attributes, ignoring their order and names, and
+records the names, shapes and types of all variables. `compare` lists the differences, and exits
+with status 1 where there are any.
 """
 
 import argparse

@@ -24,7 +24,7 @@ OUT = Path(__file__).parent.parent / "results" / "train_step.json"
 
 PEERS = "ours,flax_example,torch,torch_last"
 COMPILED = "ours,flax_example,torch_last,torch_compile:default,torch_compile"
-# Choices for a GPU in ops/heuristics.py, each undone by itself, and flags of XLA.
+# Choices for a GPU in ops/heuristics.py, each undone separately, and flags of XLA.
 LEADS = (
     "conv_bn_1x1=unfused",
     "statistics=two_pass",
@@ -92,7 +92,7 @@ def main() -> int:
         begun = time.monotonic()
         left = 60 * arguments.minutes - (begun - start)
         if took and took > left:
-            print("time is up; the same command goes on")
+            print("time is up; the same command continues")
             return 75
         kept = read_json(arguments.out) or []
         sides = available(names.split(","))

@@ -37,7 +37,7 @@ def first_step(data_dir: str, cache: str) -> float:
                 process.kill()
                 process.communicate()
                 return seconds
-    raise SystemExit("error: the run ended before its first step; what it said is above")
+    raise SystemExit("error: the run ended before its first step; its output is above")
 
 
 def compiled(name: str, batch: int) -> float:

@@ -1,4 +1,4 @@
-"""Compares the speed of this package with what a user would otherwise pick, in one session.
+"""Compares the speed of this package with its alternatives, in one session.
 
     python benchmarks/train_step.py --networks=resnet50,resnet18 --batch=16
     python benchmarks/train_step.py --networks=cifar_resnet20 --batch=128 --what=infer
@@ -139,7 +139,7 @@ def compare(
         try:
             function()
         except SideError as failure:
-            print(f"{name}: {failure}; what it printed says why", flush=True)
+            print(f"{name}: {failure}; see its output", flush=True)
             failed[name] = str(failure)
 
     try:

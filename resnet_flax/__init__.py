@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-# Imported at first use: `resnet-flax --help` needs none of them, and JAX takes a second.
+# Imported at first use: `resnet-flax --help` needs none of them, and importing JAX takes a second.
 _PUBLIC = {
     "VARIANTS": "resnet_flax.models",
     "ResNet": "resnet_flax.models",

@@ -9,7 +9,7 @@ from resnet_flax.runtime import allocator
 
 def main() -> NoReturn:
     """The command; ends with the exit status."""
-    # Evaluation may ask for buffers of many sizes, training for those of its step.
+    # Training allocates the same buffers in every step; evaluation may need many sizes.
     allocator.reexec(keep=sys.argv[1:2] in (["train"], ["sweep"]))
     cli.main_and_exit()
 

@@ -45,7 +45,7 @@ def _nest(flat: dict[str, Value]) -> ml_collections.ConfigDict:
 
 
 def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
-    """Sets a dotted key, making the groups that are not there."""
+    """Sets a dotted key, creating missing groups."""
     *groups, leaf = key.split(".")
     node = config
     for group in groups:
@@ -56,7 +56,7 @@ def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
 
 
 def flatten(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys and values, with lists (as JSON returns tuples) made tuples again."""
+    """Dotted keys and values; lists, which JSON makes of tuples, become tuples again."""
     flat: dict[str, Any] = {}
 
     def walk(node: Any, prefix: str) -> None:
@@ -74,18 +74,18 @@ def flatten(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, 
 def resolve(
     config: ml_collections.ConfigDict | Mapping[str, Any],
 ) -> ml_collections.ConfigDict:
-    """The whole config: the schema's defaults with `config` over them, checked.
+    """The complete config: the schema's defaults, updated with `config` and checked.
 
     Args:
-      config: any subset of the schema's keys, nested or flat as checkpoints hold it; names of
-        before (`renamed`) are read, with a warning.
+      config: any subset of the schema's keys, nested or flat as in checkpoints; old names
+        (`renamed`) are read, with a warning.
 
     Returns:
       A locked config that has every key of the schema.
 
     Raises:
-      UserError: a key is unknown (the nearest known one is named), or a value is of the wrong
-        type, out of range, or at odds with another.
+      UserError: a key is unknown (the error names the nearest known one), or a value is of the
+        wrong type, out of range, or incompatible with another.
     """
     flat = {key: entry.default for key, entry in SCHEMA.items()}
     given = renamed.keywords(flatten(config), renamed.CONFIG_KEYS, "config key")
@@ -133,7 +133,7 @@ def _take_current_keys(config: ml_collections.ConfigDict) -> None:
 
 
 def _parsed(text: str, kind: type) -> Any:
-    """`text` as a value of `kind`, or as it is where it is none (`_checked` then complains)."""
+    """`text` as a value of `kind`; unchanged if it is not one, which `_checked` rejects."""
     if kind is str:
         return text
     if kind is bool:
@@ -172,9 +172,9 @@ def _checked(key: str, value: Any) -> Value:
 
 
 def _check_together(flat: dict[str, Any]) -> None:
-    """What no key can be held to by itself."""
+    """Checks that involve more than one key."""
     if flat["mesh.data"] == flat["mesh.fsdp"] == -1:
-        raise UserError("only one of mesh.data and mesh.fsdp can be -1, for the rest")
+        raise UserError("only one of mesh.data and mesh.fsdp can be -1, the remaining devices")
     span = flat["model.bn_group_size"]
     if span.isdecimal() and flat["batch_size"] % int(span):
         raise UserError(
@@ -185,7 +185,7 @@ def _check_together(flat: dict[str, Any]) -> None:
     if rest or (span.isdecimal() and part % int(span)):
         raise UserError(
             f"batch_size={flat['batch_size']} in accumulation={flat['accumulation']} parts must "
-            f"give whole groups of model.bn_group_size={span} examples in each"
+            f"give complete groups of model.bn_group_size={span} examples in each"
         )
     _check_data(flat)
     if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:
@@ -198,7 +198,7 @@ def _check_together(flat: dict[str, Any]) -> None:
 
 
 def _check_data(flat: dict[str, Any]) -> None:
-    """Of the keys of `data`, what no key can be held to by itself."""
+    """Checks that involve more than one key of `data`."""
     size, crop = flat["data.size"], flat["data.crop"]
     if crop != "none" and not size:
         raise UserError(f"data.crop={crop} needs data.size, the side of the training images")
@@ -218,8 +218,7 @@ def _check_data(flat: dict[str, Any]) -> None:
     sizes, steps = flat["data.early_sizes"], flat["data.early_steps"]
     if len(sizes) != len(steps) or (sizes and crop == "none"):
         raise UserError(
-            "data.early_sizes and data.early_steps need as many entries as each other, and "
-            "data.crop"
+            "data.early_sizes and data.early_steps need the same number of entries, and data.crop"
         )
     if flat["data.resident"] and (crop != "none" or flat["data.policy"] != "none"):
         raise UserError(
@@ -229,13 +228,13 @@ def _check_data(flat: dict[str, Any]) -> None:
     if flat["steps_per_dispatch"] > 1 and not flat["data.resident"]:
         raise UserError("steps_per_dispatch needs data.resident=True")
     if flat["data.pixel_mean"] and any(flat["data.mean"]):
-        raise UserError("data.pixel_mean is instead of data.mean, which must be 0")
+        raise UserError("data.pixel_mean replaces data.mean, which must be 0")
     if flat["data.pixel_mean"] and (sizes or flat["data.eval_size"] not in (0, size)):
         raise UserError(
             "data.pixel_mean needs images of one size: no data.early_sizes, and data.eval_size=0"
         )
     if flat["data.eval_split"] == "holdout" and not flat["data.holdout"]:
-        raise UserError("data.eval_split=holdout needs data.holdout, the share of data.train_split")
+        raise UserError("data.eval_split=holdout needs data.holdout, part of data.train_split")
     if flat["batch_size"] % flat["data.repeats"]:
         raise UserError(
             f"batch_size={flat['batch_size']} must be a multiple of "
@@ -246,12 +245,10 @@ def _check_data(flat: dict[str, Any]) -> None:
 def conflicts(
     config: ml_collections.ConfigDict, saved: dict[str, Any], besides: tuple[str, ...] = ()
 ) -> dict[str, tuple]:
-    """Keys that must not but do differ from a saved config: `{key: (saved, now)}`.
+    """Keys that must equal those of a saved config but differ: `{key: (saved, now)}`.
 
-    Those of `besides` may.
-
-    A key that the saved config lacks, since it was written before the key existed, counts as
-    its default.
+    Keys in `besides` may differ. A key that the saved config lacks, because it was written before
+    the key existed, counts as its default.
     """
     now, then = flatten(config), renamed.saved_config(flatten(saved))
     return {
@@ -264,14 +261,14 @@ def conflicts(
 def load_config(path: str) -> ml_collections.ConfigDict:
     """Calls `get_config` of a config file, given as FILE.py or FILE.py:variant.
 
-    A relative path that does not exist here is looked up in the configs that come with the
-    package, with or without its leading 'configs/'.
+    A relative path that does not exist is looked up in the configs that come with the package, with
+    or without the leading 'configs/'.
     """
     name, _, variant = path.partition(":")
     file = _find(name)
     spec = importlib.util.spec_from_file_location(f"resnet_flax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"the config file {name} is no Python file; its name must end in .py")
+        raise UserError(f"the config file {name} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -287,7 +284,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
 
 
 def config_name(path: str) -> str:
-    """'configs/cifar10.py:resnet20' as 'cifar10_resnet20', for directories."""
+    """A directory name: 'cifar10_resnet20' for 'configs/cifar10.py:resnet20'."""
     name, _, variant = path.partition(":")
     stem = name.rpartition("/")[2].removesuffix(".py")
     return f"{stem}_{variant}" if variant else stem
@@ -296,7 +293,7 @@ def config_name(path: str) -> str:
 def _find(name: str) -> Path:
     here = Path(__file__).parent
     shipped = name.removeprefix("configs/")
-    # Beside the package in a checkout, inside it when installed.
+    # Next to the package in a checkout, inside it when installed.
     for file in (Path(name), here / "configs" / shipped, here.parent / "configs" / shipped):
         if file.is_file():
             return file

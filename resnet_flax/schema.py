@@ -28,7 +28,7 @@ _COUNT = (lambda value: 0 < value < 2**31, "more than 0 and less than 2**31")
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
-_DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1 for the rest")
+_DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1 for all others")
 _STEPS = (
     lambda value: all(type(b) is int and a < b for a, b in zip((0, *value), value, strict=False)),
     "whole numbers, each more than the one before",
@@ -57,10 +57,10 @@ SCHEMA: dict[str, Key] = {
     "steps": Key(1000, "Training steps in all.", _COUNT, True),
     "batch_size": Key(128, "Training examples in each step, over all devices.", _POSITIVE),
     "accumulation": Key(
-        1, "Parts of a batch whose gradients are computed one after another.", _POSITIVE
+        1, "Microbatches of a batch, whose gradients are computed one after another.", _POSITIVE
     ),
     "steps_per_dispatch": Key(
-        1, "Steps in one call of the device; more than 1 needs data.resident.", _COUNT, True
+        1, "Steps per dispatch to the device; more than 1 needs data.resident.", _COUNT, True
     ),
     "model.name": Key("cifar_resnet20", "Name of the network; resnet-flax models lists them."),
     "model.overrides": Key(
@@ -71,7 +71,7 @@ SCHEMA: dict[str, Key] = {
     ),
     "model.remat": Key(
         0,
-        "Blocks recomputed together in the backward pass, of which the input is kept; 0: none.",
+        "Blocks recomputed together in the backward pass; only their input is kept; 0 for none.",
         _NOT_NEGATIVE,
         True,
     ),
@@ -97,7 +97,7 @@ SCHEMA: dict[str, Key] = {
     "data.train_split": Key("train", "Split to train on."),
     "data.holdout": Key(
         0.0,
-        "Fraction of data.train_split that is not trained on, but is the split 'holdout'.",
+        "Fraction of data.train_split that is held out from training as the split 'holdout'.",
         _FRACTION,
     ),
     "data.eval_split": Key("test", "Split whose error is reported, or 'holdout'.", None, True),
@@ -107,13 +107,13 @@ SCHEMA: dict[str, Key] = {
     "data.workers": Key(0, "Processes that read images; 0 reads in threads.", _NOT_NEGATIVE, True),
     "data.timeout": Key(
         300.0,
-        "Seconds to wait for a batch before the run is saved and ends; 0 for no limit.",
+        "Seconds to wait for a batch before the run saves and stops; 0 for no limit.",
         _NOT_NEGATIVE,
         True,
     ),
     "data.accept_changes": Key(
         False,
-        "Continue a run though its images or classes have changed since it began.",
+        "Continue a run even if its images or classes have changed since it began.",
         None,
         True,
     ),
@@ -122,11 +122,11 @@ SCHEMA: dict[str, Key] = {
         "Crop of a training image: none, jitter (the paper's) or random_resized.",
         _one_of("none", "jitter", "random_resized"),
     ),
-    "data.size": Key(0, "Side of the crops in pixels; 0 takes images as they are.", _NOT_NEGATIVE),
+    "data.size": Key(0, "Side of the crops in pixels; 0 uses images as they are.", _NOT_NEGATIVE),
     "data.early_sizes": Key(
         (), "Sides of earlier training images in pixels, before data.size.", _SIDES
     ),
-    "data.early_steps": Key((), "Steps at which training goes on to the next side.", _STEPS),
+    "data.early_steps": Key((), "Steps at which training changes to the next side.", _STEPS),
     "data.jitter": Key(
         (256, 480), "Range of the shorter side before the crop jitter, in pixels.", _RANGE
     ),
@@ -157,15 +157,17 @@ SCHEMA: dict[str, Key] = {
         (lambda n: 0 <= n <= 30, "0 to 30"),
     ),
     "data.repeats": Key(
-        1, "Times that each example is in a batch, each time augmented differently.", _POSITIVE
+        1, "Times that each example occurs in a batch, augmented differently each time.", _POSITIVE
     ),
     "data.mean": Key(
         (0.0,),
-        "Mean that is subtracted from pixels in [0, 1]: one, or one for each channel.",
+        "Mean that is subtracted from pixels in [0, 1]: one number, or one for each channel.",
         _NUMBERS,
     ),
     "data.std": Key(
-        (1.0,), "Standard deviation that then divides them: one, or one for each channel.", _SCALES
+        (1.0,),
+        "Standard deviation by which they are then divided: one number, or one for each channel.",
+        _SCALES,
     ),
     "data.pixel_mean": Key(False, "Subtract the mean training image instead of data.mean."),
     "data.pad": Key(
@@ -182,10 +184,10 @@ SCHEMA: dict[str, Key] = {
     ),
     "data.mixup": Key(0.0, "Alpha of mixup; 0 for none.", _NOT_NEGATIVE),
     "data.cutmix": Key(0.0, "Alpha of cutmix; 0 for none.", _NOT_NEGATIVE),
-    "optim.learning_rate": Key(0.1, "Learning rate; where it varies, the highest.", _POSITIVE),
+    "optim.learning_rate": Key(0.1, "Learning rate; the highest one of a schedule.", _POSITIVE),
     "optim.schedule": Key(
         "cosine",
-        "Learning rate over the steps: cosine, piecewise, constant or onecycle.",
+        "Learning rate schedule: cosine, piecewise, constant or onecycle.",
         _one_of("cosine", "piecewise", "constant", "onecycle"),
     ),
     "optim.warmup_steps": Key(
@@ -207,15 +209,13 @@ SCHEMA: dict[str, Key] = {
     "optim.label_smoothing": Key(
         0.0, "Fraction of the target that is spread evenly over all classes.", _FRACTION
     ),
-    "mesh.data": Key(
-        -1, "Devices that a batch is divided between; -1 for the rest.", _DEVICES, True
-    ),
+    "mesh.data": Key(-1, "Devices over which a batch is sharded; -1 for the rest.", _DEVICES, True),
     "mesh.fsdp": Key(
-        1, "Devices that batch and parameters are divided between; -1 for the rest.", _DEVICES, True
+        1, "Devices over which batch and parameters are sharded; -1 for the rest.", _DEVICES, True
     ),
     "eval.recompute_bn": Key(
         0,
-        "Batches for batch normalization's statistics after the last step; 0: the running ones.",
+        "Batches for batch normalization's statistics after the last step; 0: running statistics.",
         _NOT_NEGATIVE,
     ),
     "eval.every": Key(

@@ -1,4 +1,4 @@
-"""How arrays lie on devices. The only file that names a mesh axis."""
+"""How arrays are sharded over devices. The only file that names a mesh axis."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,15 +9,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_flax.errors import UserError
 
-# Both axes share the batch; `fsdp` shares parameters and optimiser state as well.
+# The batch is sharded over both axes; parameters and optimiser state over `fsdp` only.
 DATA, FSDP = "data", "fsdp"
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of `data` by `fsdp` devices, where -1 stands for all that the other leaves.
+    """A mesh of `data` by `fsdp` devices, where -1 means all devices that the other leaves.
 
     Raises:
-      UserError: the two numbers do not make up the number of devices.
+      UserError: the product of the two is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     n = len(devices)
@@ -36,19 +36,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Every device has the complete array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """The batch's axis is cut over all devices."""
+    """The batch axis is sharded over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, (DATA, FSDP)))
 
 
 def for_state(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a train state: one axis that `fsdp` divides is cut.
+    """A sharding for every leaf of a train state, over one axis that `fsdp` divides.
 
-    Of a kernel its input channels, else the largest axis.
+    For a kernel that is its input channels, else the largest axis.
 
     Args:
       state: arrays or their shapes (`jax.eval_shape`).
@@ -60,8 +60,8 @@ def for_state(state: Any, mesh: Mesh) -> Any:
         divisible = [axis for axis, n in enumerate(leaf.shape) if n % fsdp == 0]
         if fsdp == 1 or not divisible:
             return replicated(mesh)
-        # Shares along the outputs are narrower than TPU's tiles of 128 sooner, and what is
-        # narrower is reduced whole rather than scattered, see docs/decisions.md.
+        # Shards along the outputs would sooner be narrower than a TPU's tiles of 128, and narrower
+        # gradients are all-reduced rather than reduce-scattered, see docs/decisions.md.
         inputs = len(leaf.shape) - 2
         largest = max(divisible, key=lambda axis: leaf.shape[axis])
         cut = inputs if inputs in divisible else largest
@@ -74,8 +74,8 @@ def for_state(state: Any, mesh: Mesh) -> Any:
 def gather(params: Any, mesh: Mesh) -> Callable[[Any], Any]:
     """For the forward pass: a function that gathers parameters, and scatters their gradients.
 
-    Said explicitly, as the compiler may else move features between devices where a parameter is
-    cut along an axis that it sums over.
+    Without it the compiler may move features between devices instead, where a parameter is sharded
+    along an axis that it sums over.
 
     Args:
       params: shardings of the parameters, see `for_state`.
@@ -99,12 +99,12 @@ def gather(params: Any, mesh: Mesh) -> Callable[[Any], Any]:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[str, jax.Array]:
-    """The global batch on the devices, from this process's share of it."""
+    """The global batch on the devices, from this process's part of it."""
     return _put(batch, over_batch(mesh, axis))
 
 
 def put_whole(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The arrays on every device; each process has them whole."""
+    """The arrays, replicated on every device; each process has all of them."""
     return _put(arrays, replicated(mesh))
 
 

@@ -1,4 +1,4 @@
-"""One config with several seeds: mean and deviation instead of a lucky run."""
+"""One config with several seeds: the mean and standard deviation of the error."""
 
 import statistics
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ def sweep(
     workdir: Path,
     stop: SignalHandler | None = None,
 ) -> dict[str, Any]:
-    """Trains with every seed, in `workdir/seed<N>`; what is finished there is not trained again.
+    """Trains with every seed, in `workdir/seed<N>`; finished runs are not trained again.
 
     Args:
       config: the experiment; its own seed is not used.
       seeds: each gives one run; all of them are reported.
-      workdir: holds a directory a seed.
+      workdir: gets one directory per seed.
       stop: see `train`.
 
     Returns:
-      The error rates (%) of the last step, their mean and standard deviation (n - 1), and where
-      they come from.
+      The error rates (%) after the last step, their mean and standard deviation (n - 1), and their
+      provenance.
     """
     errors, losses = {}, {}
     with claimed(workdir):
@@ -39,12 +39,12 @@ def sweep(
             one = config.copy_and_resolve_references()
             one.seed = seed
             result = train(one, workdir / f"seed{seed}", stop)
-            if stop is not None and stop.signal:  # too late for that run, not for the next
+            if stop is not None and stop.signal:  # it came after that run's last step
                 raise Interrupted(f"stopped by {stop.signal.name} after seed {seed}", stop.signal)
             errors[str(seed)] = round(100 * result.error, 4)
             losses[str(seed)] = round(result.loss, 6)
     values = list(errors.values())
-    # Neither the seed, which differs, nor where the data lies on this machine.
+    # Neither the seed, which differs, nor the data's directory on this machine.
     apart = ("seed", "data.data_dir")
     fixed = {key: value for key, value in flatten(resolve(config)).items() if key not in apart}
     return {

@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, checked shapes, and data that tests share."""
+"""Eight virtual CPU devices, checked shapes, and shared data."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Before JAX is imported: sharding is tested without an accelerator. The tests, and the programs
-# that they start, compile the same few things again and again.
+# Set before JAX is imported: sharding is tested without an accelerator. The cache is shared, as the
+# tests and the programs that they start compile the same few things repeatedly.
 CACHE = f"{tempfile.gettempdir()}/resnet_flax_tests_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-# Devices that share two busy cores may come to an all-reduce more than 40 s after each other, which
-# is when XLA ends the process.
+# Devices that share two busy cores may reach an all-reduce more than 40 s apart, after which XLA
+# would abort the process.
 DEVICES = (
     " --xla_force_host_platform_device_count=8"
     " --xla_cpu_collective_call_terminate_timeout_seconds=500"
@@ -43,7 +43,7 @@ def x64():
 
 @pytest.fixture
 def soon_traced():
-    """Where nothing asks how convolutions are computed: XLA's own is traced the soonest."""
+    """XLA's own convolution, which is traced fastest, for tests that do not depend on it."""
     from resnet_flax.ops import dispatch
 
     with dispatch.override(forward="conv"):
@@ -52,7 +52,7 @@ def soon_traced():
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
-    """A TFDS directory in which the digits are prepared, once a session and worker."""
+    """A TFDS directory with the prepared digits, once per session and worker."""
     from resnet_flax.data.sources import open_source
 
     directory = str(tmp_path_factory.mktemp("tfds"))
@@ -92,10 +92,10 @@ def command(data_dir):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real images, which are no part of the repository."""
+    """Real images, which are not part of the repository."""
     data = Path(os.environ.get("RESNET_FLAX_TEST_DATA", ROOT.parent / "shared" / "data"))
     if not data.is_dir():
-        reason = f"{data} is not there: say by RESNET_FLAX_TEST_DATA where the data is"
+        reason = f"{data} is missing: set RESNET_FLAX_TEST_DATA to the directory of the data"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""The benchmarks run, in their shortest form; what they time is judged nowhere here."""
+"""The benchmarks run, in their shortest form; their timings are not checked."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ def test_tpu_s_compiler_takes_the_step(tmp_path, fsdp):
     (found,) = json.loads(out.read_text())
     assert found["mesh"] == {"data": 8 // fsdp, "fsdp": fsdp}
     reduced = found["collectives"]["all-reduce"]["largest"]
-    # Of ResNet-20's kernels the largest; under FSDP none is reduced whole.
+    # The largest of ResNet-20's kernels; under FSDP none is all-reduced completely.
     assert reduced == 3 * 3 * 64 * 64 if fsdp == 1 else reduced < 3 * 3 * 64 * 64 / fsdp * 2
 
 
@@ -46,7 +46,7 @@ def test_sessions_go_on_from_each_other(tmp_path, data_dir):
     long = ("--config.steps=4000", "--config.optim.boundaries=20")
     status, printed = sit("--only=ResNet-20", "--minutes=0.3", *long)
     assert status == 143, printed
-    # Elsewhere, with what was kept: the first is finished, the second goes on.
+    # Elsewhere, with the files that were kept: the first is finished, the second continues.
     status, printed = sit("--only=plain-20", *short)
     assert "all finished" in printed, printed
     status, printed = sit("--only=ResNet-20", "--minutes=0.3", *long)
@@ -79,6 +79,16 @@ def test_bytes_of_a_program_are_counted(monkeypatch):
         "loop_add_fusion": {"operations": 2, "bytes": (64 + 128) + (64 + 4 + 128 + 128)},
         "__cudnn$convForward": {"operations": 1, "bytes": 64 + 64 + 128},
     }
+
+
+def test_old_rows_of_a_results_file_have_overrides(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "")
+    program = importlib.import_module("gpu_ahead_of_time")
+    new = {"batch": 1, "overrides": ["forward=dot"]}
+    assert program._with_overrides({"batch": 1, "ways": ["forward=dot"]}) == new
+    assert program._with_overrides(new) == new
 
 
 @pytest.fixture
@@ -161,7 +171,7 @@ def test_speeds_are_compared_and_merged(tmp_path):
     status, printed = sit()
     assert status == 0, printed
     rows = json.loads(out.read_text())
-    assert rows[0] == first  # not made again
+    assert rows[0] == first  # not repeated
     assert [row["what"] for row in rows] == ["train", "infer", "resident"]
     status, printed = sit(f"--against={out}", "--minutes=0.001")
     assert "ours/flax_example:" in printed, printed
@@ -228,7 +238,7 @@ def test_programs_are_the_same_whatever_the_order_and_the_names(same_programs):
 
     assert operations(named) == operations(renamed) != operations(unlike)
     sines = {k: n for k, n in operations(named).items() if "sine" in k and "cosine" not in k}
-    assert list(sines.values()) == [2]  # a function counts where it is called
+    assert list(sines.values()) == [2]  # a function counts at each call
 
 
 def test_the_kernels_own_code_is_no_part_of_the_comparison(same_programs):

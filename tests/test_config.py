@@ -109,13 +109,13 @@ def test_bad_overrides_are_explained(setting, message):
             ["data.crop=jitter", "data.size=64", "data.jitter=70.5,80"],
             "data.jitter must be whole numbers",
         ),
-        (["data.early_sizes=128,"], "data.early_sizes and data.early_steps need as many entries"),
+        (["data.early_sizes=128,"], "data.early_sizes and data.early_steps need the same number"),
         (
             ["data.resident=True", "data.policy=randaugment"],
             "data.resident needs images of one size that are augmented on the device only",
         ),
         (["steps_per_dispatch=4"], "steps_per_dispatch needs data.resident=True"),
-        (["data.pixel_mean=True", "data.mean=0.5"], "data.pixel_mean is instead of data.mean"),
+        (["data.pixel_mean=True", "data.mean=0.5"], "data.pixel_mean replaces data.mean, which"),
         (
             ["data.pixel_mean=1", "data.crop=jitter", "data.size=64", "data.eval_size=96"],
             "data.pixel_mean needs images of one size",
@@ -172,7 +172,7 @@ def test_bad_config_files_are_explained(tmp_path, text, message):
 
 
 def test_keys_and_defaults_are_kept():
-    """Configs and checkpoints that people have stand on them; what is new is added to the file."""
+    """Existing configs and checkpoints depend on them; new keys are added to the file."""
     golden = json.loads((ROOT / "tests" / "goldens" / "config_keys.json").read_text())
     defaults = {key: entry.default for key, entry in SCHEMA.items()}
     found = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}

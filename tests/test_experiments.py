@@ -1,4 +1,4 @@
-"""Every experiment in configs/ trains a few steps on the real images at hand."""
+"""Every experiment in configs/ trains a few steps on available real images."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def _short(path, **changes):
     "variant", ["resnet20", long("plain20"), long("resnet110"), long("resnet1202")]
 )
 def test_cifar10(shared_data, tmp_path, variant):
-    # Where the running statistics are not those of the weights, six hundred blocks overflow.
+    # If running statistics do not fit the weights, six hundred blocks overflow.
     gentle = {"optim.learning_rate": 1e-4, "model.norm_momentum": 0.0}
     config = _short(
         f"configs/cifar10.py:{variant}",
@@ -42,7 +42,7 @@ def test_cifar10(shared_data, tmp_path, variant):
             "data.train_split": "train[:2000]",
             "data.eval_split": "test[:80]",
             "steps_per_dispatch": 2,
-            # As deep as it is, and so slow to compile; scanned it is the same network.
+            # At full depth, which is slow to compile; scanned, it is the same network.
             "model.scan": variant in ("resnet110", "resnet1202"),
             **(gentle if variant == "resnet1202" else {}),
         },

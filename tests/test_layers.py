@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 
-# From the innermost outwards; a name stands for all modules below it that have no row of
-# their own. A module imports only what is of an inner row, or of its own row and package.
+# From the innermost outwards; a name includes all modules below it that have no row of their own. A
+# module imports only from inner rows, or from its own row and package.
 LAYERS = (
     ("errors",),
     ("renamed", "schema"),
@@ -32,7 +32,7 @@ def _layer(module: str) -> int:
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in listed:
             return listed[".".join(parts[:end])]
-    raise AssertionError(f"{module} stands in no layer")
+    raise AssertionError(f"{module} is in no layer")
 
 
 def _module(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""What `make test-fast` runs."""
+"""The selection of `make test-fast`."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ PACKAGES = sorted(path.parent.name for path in (TESTS.parent / "resnet_flax").gl
 
 
 def _functions(file):
-    """The tests of a file that `make test` runs, as the list of slow ones has them."""
+    """The tests of a file that `make test` runs, in the form of the list of slow ones."""
     for node in ast.parse(file.read_text()).body:
         is_test = isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
         if is_test and "pytest.mark.long" not in map(ast.unparse, node.decorator_list):

@@ -1,4 +1,4 @@
-"""What was written with names of before is read: configs, networks, calls, and a whole run."""
+"""Old names are read: in configs, networks, calls, and a complete run."""
 
 import hashlib
 import json
@@ -205,7 +205,7 @@ def workdir(tmp_path) -> Path:
     """A run of commit a71deba, before anything was renamed, after 4 of 8 steps.
 
     Made there by train.py with configs/digits_resnet20.py, model.norm_span=8, 'squeeze=2' in
-    model.axes and else what is below; after.jsonl are its records when it had taken all 8.
+    model.axes and the settings below; after.jsonl has its records after all 8 steps.
     """
     with tarfile.open(GOLDENS / "before_renaming.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
@@ -228,7 +228,7 @@ def test_a_run_of_before_is_verified_continued_and_opened(workdir, data_dir, cap
     expected = {(r["split"], r["step"]): r for r in read_metrics(workdir / "after.jsonl")}
     records = {(r["split"], r["step"]): r for r in read_metrics(workdir / "copy" / "metrics.jsonl")}
     for at in (("train", 6), ("train", 8), ("test", 8)):
-        # Another processor rounds otherwise; on that of before all digits were the same.
+        # Other processors round differently; on the original one all digits were the same.
         for name in ("loss", "error", "grad_norm", "param_norm"):
             if name in expected[at]:
                 assert records[at][name] == pytest.approx(expected[at][name], rel=1e-5), (at, name)

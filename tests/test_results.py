@@ -1,4 +1,4 @@
-"""What README and results/ claim agrees with itself and with the configs that stand here."""
+"""README and results/ are consistent with each other and with the configs."""
 
 import importlib
 import json
@@ -29,7 +29,7 @@ def test_a_result_is_of_the_config_that_stands_here_and_good_enough(
 ):
     result = json.loads((ROOT / "results" / f"{name}.json").read_text())
     config = resolve(load_config(f"configs/{path}"))
-    measured = default_config()  # a key that is newer than the result has its default there
+    measured = default_config()  # keys newer than the result have their defaults
     for key, value in saved_config(flatten(result["config"])).items():
         measured.update_from_flattened_dict({key: value})
     assert flatten(measured) == flatten(config)
@@ -192,11 +192,11 @@ def test_a_gpu_s_program_is_what_the_docs_say():
         tuple(row["settings"]): row["scratch_bytes"] for row in rows if row["network"] == "resnet50"
     }
     assert scratch["model.remat=1",] < 0.55 * scratch[()]
-    assert scratch[()] < 8e9  # with the outputs of widening convolutions kept, 10.8
+    assert scratch[()] < 8e9  # 10.8 if outputs of widening convolutions were saved
     said = (ROOT / "docs" / "speed.md").read_text()
     assert all(f"{size / 1e9:.2f} GB" in said for size in scratch.values())
     assert all(re.fullmatch("[0-9a-f]{40}", row["commit"]) for row in rows)
-    # ReLU's masks and maps in float32 would be half as much again.
+    # ReLU's masks and maps in float32 would add half as much.
     (plain,) = [row for row in rows if row["network"] == "resnet50" and not row["settings"]]
     assert plain["moved_bytes"] < 90e9
 
@@ -208,7 +208,7 @@ def test_cost_grows_in_a_straight_line(axis):
     at, seconds = zip(*sorted(points), strict=True)
 
     def misses(costs):
-        """By how much of itself a cost lies off the straight line that fits best, at most."""
+        """The largest relative distance of a cost from the straight line that fits best."""
         line = np.polyfit(at, costs, 1, w=1 / np.array(costs))
         return np.abs(np.polyval(line, at) / np.array(costs) - 1).max()
 

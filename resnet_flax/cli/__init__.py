@@ -1,8 +1,8 @@
-"""The command line: `resnet-flax VERB`, one module a verb.
+"""The command line: `resnet-flax VERB`, one module per verb.
 
-A verb's module has `add_arguments(parser)`, which also names the function that runs the verb and
-returns the exit status: `parser.set_defaults(run=run)`. What takes long to import, such as JAX, is
-imported by that function: help pages are shown without it.
+A verb's module has `add_arguments(parser)`, which also sets the function that runs the verb and
+returns the exit status: `parser.set_defaults(run=run)`. That function imports what is slow to
+import, such as JAX, so that help pages do not wait for it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ VERBS = {
     "models": "List the networks with their parameters, multiply-adds and layers.",
     "reproduce": "List, run or show the tables and figures of the paper.",
     "summary": "Show one network layer by layer.",
-    "sweep": "Train one config with several seeds, and report mean and deviation.",
+    "sweep": "Train one config with several seeds, and report the mean and standard deviation.",
     "train": "Train a network, or continue its training.",
 }
 
@@ -38,7 +38,7 @@ def build_parser(programs: Mapping[str, str] | None = None) -> Parser:
     """The parser of all verbs.
 
     Args:
-      programs: names of verbs on their help pages, where not 'resnet-flax VERB'.
+      programs: what help pages call a verb's program, by verb; 'resnet-flax VERB' by default.
     """
     parser = Parser(prog="resnet-flax")
     parser.describe(
@@ -65,9 +65,9 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
       programs: see `build_parser`.
 
     Returns:
-      The exit status: 0 done, 2 the user's input or machine is at fault (one sentence on
-      standard error says how), 128 + n stopped by signal n with everything saved. What is this
-      program's fault ends in a traceback and 1.
+      The exit status: 0 for success, 2 for an error in the user's input or machine (one sentence on
+      standard error explains it), 128 + n if stopped by signal n, with everything saved. A bug in
+      this program ends in a traceback and status 1.
     """
     try:
         status = _run(sys.argv[1:] if argv is None else argv, programs)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
         status = fail(str(error))
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except OSError as error:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
 def main_and_exit(
     argv: Sequence[str] | None = None, programs: Mapping[str, str] | None = None
 ) -> NoReturn:
-    """Runs a verb and ends the process, also where a thread hangs in a read or a write.
+    """Runs a verb and ends the process, even if a thread hangs in a read or a write.
 
     Args:
       argv: see `main`.
@@ -110,8 +110,8 @@ def main_and_exit(
 
 
 def _stuck() -> bool:
-    """Whether a thread is left in a read or a write, for which Python would wait for ever."""
-    readers = sys.modules.get("resnet_flax.data.readers")  # Grain, if it is there, takes seconds
+    """Whether a thread hangs in a read or a write; Python would wait for it forever."""
+    readers = sys.modules.get("resnet_flax.data.readers")  # not imported here: Grain takes seconds
     return terminal.stuck() or (readers is not None and readers.stuck())
 
 
@@ -131,7 +131,7 @@ def _run(argv: Sequence[str], programs: Mapping[str, str] | None) -> int:
 
 @contextlib.contextmanager
 def _old_names_noted() -> Iterator[None]:
-    """A context in which a name of before gets one line, without a place in this program."""
+    """A context in which a warning about an old name is one line, without a source location."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", RenamedWarning)
         show_others, said = warnings.showwarning, set[str]()
@@ -149,7 +149,7 @@ def _old_names_noted() -> Iterator[None]:
 
 
 def fail(message: str) -> int:
-    """Says what was wrong; returns the exit status."""
+    """Prints what was wrong; returns the exit status."""
     say(f"error: {message}", sys.stderr)
     leave_quietly()
     return 2

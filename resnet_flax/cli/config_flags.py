@@ -16,8 +16,8 @@ DEFAULT = "configs/digits_resnet20.py"
 def add_config(parser: Parser) -> None:
     """Adds `--config`, `--config.KEY`, and the keys at the end of the help page.
 
-    ml_collections' own flags are not used: they raise before `main` could explain, and do not
-    tell which key is nearest to an unknown one.
+    ml_collections' own flags are not used: they raise before `main` can explain the error, and do
+    not suggest the key nearest to an unknown one.
     """
     group = parser.add_argument_group("experiment")
     group.add_argument(
@@ -31,7 +31,7 @@ def add_config(parser: Parser) -> None:
 
 
 def add_settings(group: argparse._ArgumentGroup, sentence: str) -> None:
-    """Adds `--config.KEY`, whose texts 'key=value' are gathered as `settings`."""
+    """Adds `--config.KEY`, whose values 'key=value' are collected in `settings`."""
     group.add_argument(
         SETTINGS_FLAG,
         action="append",
@@ -52,7 +52,7 @@ def load(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
         return resolve(config)
     except UserError:
         raise
-    except Exception as error:  # groups that are none, references to themselves, placeholders
+    except Exception as error:  # a value for a group, a cycle of references, a placeholder
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"the config {arguments.config} cannot be used: {said}") from error
 

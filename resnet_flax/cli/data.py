@@ -1,4 +1,4 @@
-"""`resnet-flax data check|prepare SOURCE`: what a data set holds, and how one is prepared."""
+"""`resnet-flax data check|prepare SOURCE`: what is in a data set, and how one is prepared."""
 
 import argparse
 
@@ -17,7 +17,7 @@ def add_arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
     check = actions.add_parser("check", help="Print the splits, images and classes of a data set.")
     check.describe(
-        "Print the splits, images and classes of a data set, and decode images of it.",
+        "Print the splits, images and classes of a data set, and decode some of its images.",
         "%(prog)s tfds:digits",
         "%(prog)s folder:/data/imagenet --all",
     )
@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         "source",
         type=data_source,
         metavar="SOURCE",
-        help="The data set: tfds:NAME, which is prepared, or folder:DIR with images in "
+        help="The data set: tfds:NAME, already prepared, or folder:DIR with images in "
         "DIR/SPLIT/CLASS.",
     )
     prepare = actions.add_parser("prepare", help="Download a data set of TFDS and prepare it.")

@@ -87,11 +87,12 @@ def _open_models(arguments: argparse.Namespace) -> list[Any]:
 
 
 def _data(arguments: argparse.Namespace, config: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The data set, its directory and its split; those of the run where none are given."""
+    """The data set, its directory and its split; by default those of the run."""
     data = arguments.data or config.get("data.source", "")
     if not data:
         raise UserError(
-            f"{arguments.model_name} names no data; pass --data=tfds:NAME or --data=folder:DIR"
+            f"{arguments.model_name} has no data set of its own; pass --data=tfds:NAME or "
+            "--data=folder:DIR"
         )
     data_dir = arguments.data_dir or config.get("data.data_dir", "")
     return data, data_dir, arguments.split or _split(data, data_dir, arguments.data, config)
@@ -124,7 +125,7 @@ def _networks(
     """The models with the preprocessing of each.
 
     Raises:
-      UserError: their classes are not the same, or nothing tells how images are normalized.
+      UserError: their classes differ, or it is unknown how images are normalized.
     """
     from resnet_flax.data.preprocessing import Preprocessing
     from resnet_flax.evaluation.multi_view import Network
@@ -133,7 +134,7 @@ def _networks(
     for one in models:
         if one.preprocessing is None and not (arguments.mean and arguments.std):
             raise UserError(
-                f"nothing tells how the images for {one.origin} are normalized; pass --mean and "
+                f"it is unknown how images for {one.origin} are normalized; pass --mean and "
                 "--std, of pixels in [0, 1]"
             )
         _check_same_classes(models[0], one, names)

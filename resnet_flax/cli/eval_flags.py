@@ -11,7 +11,7 @@ from resnet_flax.cli.types import (
 )
 
 SPLITS = ("test", "val", "validation")
-# Written here since the modules that define them import JAX or Pillow, which no help page needs.
+# Repeated here, as the modules that define them import JAX or Pillow, which help pages do not need.
 PROTOCOLS = ("center", "ten_crop", "multiscale")
 INTERPOLATIONS = ("bilinear", "bicubic")
 DTYPES = ("float32", "bfloat16")
@@ -53,13 +53,13 @@ def _add_network(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="A further model, whose probabilities are averaged with those of the first. May be "
+        help="Another model, whose probabilities are averaged with those of the first. May be "
         "given more than once.",
     )
     group.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="The type of the computation (default: float32, or that of the run).",
+        help="The dtype of the computation (default: float32, or that of the run).",
     )
 
 
@@ -112,10 +112,10 @@ def _add_protocol(parser: Parser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         default="center",
-        help="The views of each image, over which probabilities are averaged: center is one crop; "
-        "ten_crop is center and corners with their mirror images; multiscale is whole images at "
-        "several scales with their mirror images, to which the network is applied as a convolution "
-        "(default: %(default)s).",
+        help="The views of each image whose probabilities are averaged: center is one crop; "
+        "ten_crop is the center and corners with their mirror images; multiscale is complete "
+        "images at several scales with their mirror images, to which the network is applied as a "
+        "convolution (default: %(default)s).",
     )
     group.add_argument(
         "--scales",
@@ -128,8 +128,8 @@ def _add_protocol(parser: Parser) -> None:
     group.add_argument(
         "--exact",
         action="store_true",
-        help="Do not crop the longer sides of multiscale to a multiple of the network's stride; "
-        "every shape of image is compiled.",
+        help="In multiscale, do not crop longer sides to a multiple of the network's stride; "
+        "a program is compiled for every image shape.",
     )
 
 
@@ -142,7 +142,7 @@ def _add_preprocessing(parser: Parser) -> None:
         "--size",
         type=whole_number(0, 2**14),
         metavar="PIXELS",
-        help="The side of the crop; 0 takes images as they are.",
+        help="The side of the crop; 0 uses images as they are.",
     )
     group.add_argument(
         "--crop_fraction",
@@ -171,7 +171,7 @@ def _add_output(parser: Parser) -> None:
     group.add_argument(
         "--per_class",
         action="store_true",
-        help="Print every class, also where there are more than 20.",
+        help="Print every class, even if there are more than 20.",
     )
     group.add_argument(
         "--out",

@@ -14,16 +14,16 @@ from resnet_flax.runtime.provenance import provenance
 
 
 def describe(preprocessing: Preprocessing, assumed: bool) -> str:
-    """The preprocessing in a few words; `assumed` is whether the file did not tell it."""
+    """The preprocessing in a few words; `assumed` if the file did not specify it."""
     if not preprocessing.size:
         return "images as they are"
     shorter = preprocessing.transform.shorter
     how = f"{preprocessing.size} of {shorter}, {preprocessing.interpolation}"
-    return how + " (assumed: the file does not say)" * assumed
+    return how + " (assumed: the file does not specify it)" * assumed
 
 
 def show(reported: Mapping[str, Any], *, every: bool) -> None:
-    """Prints the rates of `evaluation.pretrained.report`; of many classes `every` or the worst."""
+    """Prints what `evaluation.pretrained.report` returns; `every` class, or only the worst ones."""
     print(f"{'':24} {'error':>9}  {'95 % interval':>18}")
     print(_line("top-1", reported["top1_error"]))
     print(_line("top-5", reported["top5_error"]))
@@ -34,7 +34,7 @@ def show(reported: Mapping[str, Any], *, every: bool) -> None:
     for name, rate in few:
         print(_line(name, rate))
     if len(few) < len(classes):
-        print(f"({len(classes) - len(few)} more classes: --per_class or --out)")
+        print(f"({len(classes) - len(few)} more classes; pass --per_class or --out to see them)")
 
 
 def _line(name: str, rate: Mapping[str, Any]) -> str:
@@ -56,9 +56,9 @@ def write(
 
     Args:
       path: of the file.
-      what: was evaluated on what, and how.
-      models: as they were opened; the first, and the rest of an ensemble.
-      networks: the same, as they were evaluated.
+      what: what was evaluated, on which data and how.
+      models: as they were opened, the first and the rest of an ensemble.
+      networks: the same models, as they were evaluated.
       reported: the rates.
     """
     first, *others = [_used(*one) for one in zip(models, networks, strict=True)]
@@ -87,4 +87,4 @@ def write_confusion(path: Path, matrix: Any, names: Sequence[str]) -> None:
         writer = csv.writer(file)
         writer.writerow(["label", *names])
         writer.writerows([name, *row] for name, row in zip(names, matrix, strict=True))
-    print(f"written to {path}: a row for each label, a column a prediction")
+    print(f"written to {path}: a row for each label, a column for each prediction")

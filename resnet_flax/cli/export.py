@@ -1,4 +1,4 @@
-"""`resnet-flax export MODEL FILE`: weights as safetensors that torch's users load."""
+"""`resnet-flax export MODEL FILE`: weights as safetensors, for PyTorch."""
 
 import argparse
 

@@ -18,18 +18,18 @@ _SENTENCES = (
     (r"the following arguments are required: (.*)", r"\1 must be given"),
 )
 _SETTING = "--config."
-# The flag that stands for every `--config.KEY`.
+# The one flag that represents every `--config.KEY`.
 SETTINGS_FLAG = "--config.KEY"
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are `UserError`s, and which accepts no abbreviated flags.
 
-    What it parses has the attributes `parser`, the innermost parser, and `run`, what its
-    `set_defaults(run=...)` gave; `run` is None where a verb or an action was left out.
+    The parsed namespace has the attributes `parser`, the innermost parser, and `run`, set by its
+    `set_defaults(run=...)`; `run` is None if a verb or an action is missing.
 
     Attributes:
-      appendix: what makes a text that ends the help page; called when that is shown.
+      appendix: returns text for the end of the help page; called only when the page is shown.
     """
 
     appendix: Callable[[], str] | None = None
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(parser=self, run=None)
 
     def describe(self, description: str, *examples: str) -> None:
-        """Sets what the help page begins and ends with; examples start with '%(prog)s'."""
+        """Sets the help page's description and its examples, which start with '%(prog)s'."""
         self.description = textwrap.fill(description, 78, break_on_hyphens=False)
         if examples:
             noun = "example" if len(examples) == 1 else "examples"
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
             if re.fullmatch(pattern, message):
                 message = re.sub(pattern, sentence, message)
                 raise UserError(f"{message}; see {self.prog} --help")
-        # A function of `types` tells what a value must be, after the name of the argument.
+        # The message comes from a function in `types` and continues after the argument's name.
         raise UserError(re.sub(r"^argument (.+?): ", r"\1 ", message))
 
     def _reject(self, argument: str) -> NoReturn:
@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         if argument.startswith("-"):
             kind, name = "flag", argument.partition("=")[0]
             if name in self._option_string_actions:
-                raise UserError(f"the flag {argument} must stand after {self.prog}")
+                raise UserError(f"the flag {argument} must come after {self.prog}")
             near = closest(name, {*self._option_string_actions} - {SETTINGS_FLAG})
         hint = near or f"; see {self.prog} --help"
         raise UserError(f"there is no {kind} {argument!r}{hint}")
@@ -113,7 +113,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_action(self, action: argparse.Action) -> str:
         text = super()._format_action(action)
-        if action.nargs == argparse.PARSER:  # whose metavar would have a line of its own
+        if action.nargs == argparse.PARSER:  # its metavar would get a line of its own
             return text.partition("\n")[2]
         return text
 
@@ -137,8 +137,8 @@ def either(words: Sequence[str]) -> str:
 def _join_settings(argv: Sequence[str]) -> list[str]:
     """`--config.steps=3` and `--config.steps 3` as `--config.KEY=steps=3`, one flag for all keys.
 
-    A flag for each key would need the schema, whose import is slow, for every help page; and
-    argparse would take values such as -1,2 for flags.
+    With a flag for each key, every help page would import the schema, which is slow; and argparse
+    would mistake values such as -1,2 for flags.
     """
     left, joined = list(argv), []
     while left:

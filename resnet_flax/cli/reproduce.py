@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """Adds the three actions."""
     parser.describe(
-        "List, run or show the tables and figures of the paper. docs/reproduce.md tells what each "
-        "needs.",
+        "List, run or show the tables and figures of the paper. docs/reproduce.md describes what "
+        "each needs.",
         "%(prog)s list",
         "%(prog)s run degradation_digits",
         "%(prog)s show degradation_digits --figure=degradation.png",
@@ -33,9 +33,9 @@ def add_arguments(parser: Parser) -> None:
     listing.set_defaults(run=_list)
     running = actions.add_parser("run", help="Train and evaluate what a table or figure needs.")
     _add_run(running)
-    showing = actions.add_parser("show", help="Show the results that there are.")
+    showing = actions.add_parser("show", help="Show the results so far.")
     showing.describe(
-        "Print the results of a table or figure beside the paper's.",
+        "Print the results of a table or figure next to the paper's.",
         "%(prog)s degradation_digits",
         "%(prog)s figure7_published --figure=figure7.png",
     )
@@ -46,12 +46,12 @@ def add_arguments(parser: Parser) -> None:
 def _add_run(parser: Parser) -> None:
     parser.describe(
         "Train and evaluate what a table or figure of the paper needs, and print the results "
-        "beside the paper's. Called again, it continues: what is finished is not done again.",
+        "next to the paper's. Called again, it continues: what is finished is not repeated.",
         "%(prog)s table6 --dry_run",
         "%(prog)s table6 --only=ResNet-20,plain-20 --seeds=5",
         "%(prog)s degradation_digits --config.steps=100",
     )
-    _add_target(parser, output_file(), "A file for the results, whose other results are kept")
+    _add_target(parser, output_file(), "A file for the results; other results in it are kept")
     trained = parser.add_argument_group("trainings")
     trained.add_argument(
         "--only",
@@ -99,7 +99,7 @@ def _add_limits(parser: Parser) -> None:
     limits.add_argument(
         "--dry_run",
         action="store_true",
-        help="Print what the trainings would take, and do not train.",
+        help="Print what the training runs would take, and do not train.",
     )
     limits.add_argument(
         "--minutes",
@@ -113,8 +113,8 @@ def _add_limits(parser: Parser) -> None:
         type=number(0.0, 1e9),
         default=0.0,
         metavar="X",
-        help="The TFLOP/s that the device sustains, from which hours are estimated; 0 for what is "
-        "known or assumed of it (default: %(default)g).",
+        help="The TFLOP/s that the device sustains, from which hours are estimated; 0 uses what is "
+        "known or assumed of the device (default: %(default)g).",
     )
 
 
@@ -206,17 +206,17 @@ def _cost(planned: "Sequence[Training]", tflops: float) -> str:
 
     missing = sum(one.result is None for one in planned)
     if not missing:
-        return f"{len(planned)} trainings, all finished"
+        return f"{len(planned)} training runs, all finished"
     operations = planning.cost(planned)
     rate, measured = planning.sustained()
     how = "measured on two cores" if measured else "assumed: pass --tflops"
     if tflops:
-        rate, how = tflops * 1e12, "as --tflops gives it"
+        rate, how = tflops * 1e12, "from --tflops"
     hours = operations / rate / 3600
     return (
-        f"{len(planned)} trainings, {len(planned) - missing} finished; what is left takes "
+        f"{len(planned)} training runs, {len(planned) - missing} finished; the rest takes "
         f"{operations / 1e15:,.3g} PFLOP, {hours:,.2g} hours at {rate / 1e12:,.3g} TFLOP/s ({how}) "
-        "and the evaluations"
+        "plus the evaluations"
     )
 
 

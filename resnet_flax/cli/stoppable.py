@@ -1,4 +1,4 @@
-"""What trains, run so that a signal stops it with everything saved."""
+"""Runs training so that a signal stops it with everything saved."""
 
 import sys
 from collections.abc import Callable
@@ -8,9 +8,9 @@ from resnet_flax.runtime.terminal import leave_quietly, say
 
 
 def stoppable(run: Callable[[SignalHandler], None]) -> int:
-    """Runs what trains; the exit status is 0, or 128 + n where signal n stopped it.
+    """Runs training; the exit status is 0, or 128 + n if signal n stopped it.
 
-    Signals are heard from here on, before what takes seconds to import.
+    Signals are handled from here on, before the imports that take seconds.
     """
     with SignalHandler() as stop:
         from resnet_flax.runtime import compilation_cache

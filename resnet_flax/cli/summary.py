@@ -9,7 +9,7 @@ from resnet_flax.cli.types import INT32, whole_number
 def add_arguments(parser: Parser) -> None:
     """Adds what `run` takes."""
     parser.describe(
-        "Show one network layer by layer: the kernel, the output for one image, how often the "
+        "Show one network layer by layer: the kernel, the output for one image, how many times the "
         "layer is used, and its multiply-adds in millions (MMAC).",
         "%(prog)s resnet50",
         "%(prog)s cifar_resnet20 --classes=100",

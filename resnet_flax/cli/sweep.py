@@ -16,8 +16,8 @@ SEEDS = "0,1,2,3,4"
 def add_arguments(parser: Parser) -> None:
     """Adds what `run` takes."""
     parser.describe(
-        "Train one config with several seeds, and print mean and standard deviation of the error. "
-        "Called again, it continues: a seed that is finished is not trained again.",
+        "Train one config with several seeds, and print the mean and standard deviation of the "
+        "error. Called again, it continues: a finished seed is not trained again.",
         "%(prog)s --seeds=0,1,2 --out=digits.json",
         "%(prog)s --config=configs/cifar10.py:resnet20_quick --seeds=0,1",
     )
@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains every seed, prints mean and deviation; returns the exit status."""
+    """Trains every seed, prints the mean and deviation; returns the exit status."""
     from resnet_flax.config import config_name
 
     config = config_flags.load(arguments)

@@ -1,4 +1,4 @@
-"""`resnet-flax train`: also what train.py runs."""
+"""`resnet-flax train`, which train.py runs too."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """Adds what `run` takes."""
     parser.describe(
-        "Train a network, or continue its training where the workdir has checkpoints.",
+        "Train a network, or continue its training if the workdir has checkpoints.",
         "%(prog)s --workdir=runs/digits",
         "%(prog)s --config=configs/cifar10.py:resnet20 --config.seed=1",
         "%(prog)s --config.optim.learning_rate=0.05 --print_config",
@@ -40,15 +40,15 @@ def add_arguments(parser: Parser) -> None:
 
 def _add_process_flags(parser: Parser) -> None:
     group = parser.add_argument_group(
-        "several processes",
-        "For processes that are started by hand, one on each host. SLURM, Open MPI,\n"
+        "multiple processes",
+        "Only for processes started by hand, one on each host. SLURM, Open MPI,\n"
         "Kubernetes and Cloud TPU need none of these flags.",
     )
     group.add_argument(
         "--coordinator",
         default="",
         metavar="HOST:PORT",
-        help="The address of the first process, at which the others find it.",
+        help="The address of the first process, to which the others connect.",
     )
     group.add_argument(
         "--num_processes",

@@ -1,7 +1,7 @@
-"""What arguments may be: functions for argparse's `type=`.
+"""Types of arguments: functions for argparse's `type=`.
 
-Each returns the value of a text or raises ArgumentTypeError, whose message goes on after the
-name of the argument: '--seeds' + ' must be a whole number from 1 to 1000, not 'x''.
+Each parses a string or raises ArgumentTypeError, whose message continues the name of the argument:
+'--seeds' + ' must be a whole number from 1 to 1000, not 'x''.
 """
 
 import contextlib
@@ -43,14 +43,14 @@ def number(lowest: float, highest: float) -> Callable[[str], float]:
 
 
 def whole_numbers(lowest: int, highest: int, example: str) -> Callable[[str], list[int]]:
-    """A type for whole numbers in a range with commas between them, such as `example`."""
+    """A type for comma-separated whole numbers in a range, such as `example`."""
 
     def parse(text: str) -> list[int]:
         values = [_int(part) for part in text.split(",")]
         found = [value for value in values if value is not None and lowest <= value <= highest]
         if len(found) < len(values):
             raise ArgumentTypeError(
-                f"must be whole numbers from {lowest} to {highest} with commas between them, such "
+                f"must be whole numbers from {lowest} to {highest} separated by commas, such "
                 f"as {example}, not {text!r}"
             )
         return found
@@ -62,7 +62,7 @@ def channel_numbers(example: str, *, zero: bool = True) -> Callable[[str], tuple
     """A type for one finite number, or one for each channel, such as `example`.
 
     Args:
-      example: of one for each channel.
+      example: shown in errors, with one number for each channel.
       zero: 0 is allowed.
     """
 
@@ -72,7 +72,7 @@ def channel_numbers(example: str, *, zero: bool = True) -> Callable[[str], tuple
         if len(found) < len(values):
             other = "" if zero else " other than 0"
             raise ArgumentTypeError(
-                f"must be one number{other}, or one for each channel with commas between them, "
+                f"must be one number{other}, or one for each channel separated by commas, "
                 f"such as {example}, not {text!r}"
             )
         return found
@@ -81,13 +81,12 @@ def channel_numbers(example: str, *, zero: bool = True) -> Callable[[str], tuple
 
 
 def output_file(ending: str = "") -> Callable[[str], Path]:
-    """A type for a file to write, which finds out before the work that it cannot be written.
+    """A type for an output file, which fails early if the file cannot be written.
 
-    Directories that are missing are made when the file is written, and nothing is left of this
-    check.
+    Missing directories are made when the file is written; this check leaves nothing behind.
 
     Args:
-      ending: of its name, such as '.png'; any where empty.
+      ending: required suffix of the name, such as '.png'; empty allows any.
     """
 
     def parse(text: str) -> Path:

@@ -1,8 +1,8 @@
-"""What is done to images on the device, inside the compiled step.
+"""Augmentation on the device, inside the compiled step.
 
-What happens to an example depends on the seed and on its position in the stream of all training
-examples, and on nothing else: neither on the batch's division over hosts and devices nor on what
-ran before. Mixing draws once a batch, from the seed and the step.
+How an example is augmented depends only on the seed and on its position in the stream of training
+examples, not on how the batch is sharded or on what ran before. Mixing draws once per batch, from
+the seed and the step.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,7 @@ Images = Float[Array, "b h w c"]
 Targets = Float[Array, "b classes"]
 
 # Principal components of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012, section 4.1),
-# the numbers of fb.resnet.torch: the eigenvalues that multiples are scaled by, and a column for
-# each component.
+# with the numbers of fb.resnet.torch: the eigenvalues, and the components as columns.
 COLOUR_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 COLOUR_COMPONENTS = (
     (-0.5675, 0.7192, 0.4009),
@@ -29,14 +28,14 @@ COLOUR_COMPONENTS = (
 def crop_and_flip(
     images: Num[Array, "b h w c"], step: Int[Array, ""], *, seed: int, pad: int, flip: bool
 ) -> Num[Array, "b h w c"]:
-    """CIFAR's augmentation: pad, crop at random to the size, mirror half (paper, section 4.2).
+    """CIFAR's augmentation: pad, random crop, random flip (He et al. 2015, section 4.2).
 
     Args:
       images: a global batch.
-      step: its number; its first example is number `step * b` of the stream.
-      seed: of all augmentation.
+      step: number of the batch; its first example has position `step * b` in the stream.
+      seed: of the augmentation.
       pad: zero pixels on each side before the crop; 0 for no crop.
-      flip: mirror half of the images left to right.
+      flip: flip half of the images left to right.
     """
     h, w, c = images.shape[1:]
 
@@ -56,14 +55,14 @@ def crop_and_flip(
 def pca_lighting(
     x: Images, step: Int[Array, ""], *, seed: int, alpha_std: float, std: Sequence[float]
 ) -> Images:
-    """Adds each image a random multiple of the principal components of colour.
+    """Adds random multiples of the principal components of colour to each image.
 
     Args:
       x: normalised RGB images.
       step: number of the batch.
-      seed: of all augmentation.
+      seed: of the augmentation.
       alpha_std: standard deviation of the multiples; 0.1 in the paper.
-      std: what the images were divided by.
+      std: standard deviation that the images were divided by.
     """
     keys = _keys(seed, step, len(x), use=1)
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(keys)
@@ -75,16 +74,15 @@ def pca_lighting(
 
 
 def erase(x: Images, step: Int[Array, ""], *, seed: int, probability: float) -> Images:
-    """Sets a random rectangle of some images to 0, the mean colour (Zhong et al. 2020).
+    """Random erasing: sets a rectangle of some images to 0, the mean colour (Zhong et al. 2020).
 
-    The rectangle has 2 to 33 % of the area and a ratio of 0.3 to 3.3. One that is higher or
-    wider than the image is cut off at its edge.
+    The rectangle has 2 to 33 % of the area and a ratio of 0.3 to 3.3. It is clipped to the image.
 
     Args:
       x: normalised images.
       step: number of the batch.
-      seed: of all augmentation.
-      probability: that an image loses a rectangle.
+      seed: of the augmentation.
+      probability: of erasing a rectangle of an image.
     """
     h, w = x.shape[1:3]
 
@@ -114,17 +112,17 @@ def mix(
 ) -> tuple[Images, Targets]:
     """Mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) of each image with its neighbour.
 
-    One of the two is drawn for each batch where both are asked for.
+    If both are enabled, one of the two is drawn for each batch.
 
     Args:
       x: normalised images.
       targets: probabilities of the classes.
       step: number of the batch.
-      seed: of all augmentation.
-      mixup: parameter of the beta distribution that the share is drawn from; 0 for none.
+      seed: of the augmentation.
+      mixup: alpha of the beta distribution that the mixing weight is drawn from; 0 for none.
       cutmix: the same.
-      distance: the neighbour is the image so many places before in the global batch; as many as
-        an image is repeated in a row, so that it is another one.
+      distance: the neighbour is this many places before the image in the global batch; the number
+        of times that an image is repeated in a row, so that it is a different image.
     """
     h, w = x.shape[1:3]
     keys = jax.random.split(jax.random.fold_in(_key(seed, use=3), step), 5)
@@ -134,7 +132,7 @@ def mix(
         jax.random.beta(keys[1], cutmix or 1.0, cutmix or 1.0, dtype=jnp.float32),
         jax.random.beta(keys[2], mixup or 1.0, mixup or 1.0, dtype=jnp.float32),
     )
-    # The rectangle has the other image's share of the area, less what the edges cut off.
+    # The rectangle has the other image's fraction of the area, before it is clipped.
     reach = 0.5 * jnp.sqrt(1 - share)
     row, column = (jax.random.uniform(key, dtype=jnp.float32) for key in keys[3:])
     top, bottom = (jnp.round(h * jnp.clip(row + s * reach, 0, 1)) for s in (-1, 1))
@@ -149,10 +147,10 @@ def mix(
 
 
 def _product(a: Array, b: Array) -> Array:
-    """`a * b` in float32 or more, rounded by a bit more than it would be.
+    """`a * b` in float32 or more, rounded to one bit less.
 
-    So a compiler cannot merge it with the sum that it goes into, which it does or does not
-    depending on what is around, and the same image has the same bits in every program.
+    The rounding keeps compilers from fusing the product and a following sum into one operation,
+    which they do in some programs only: the same image has the same bits in every program.
     """
     product = a * b.astype(jnp.promote_types(b.dtype, a.dtype))
     info = jnp.finfo(product.dtype)
@@ -160,7 +158,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _key(seed: int, use: int) -> Array:
-    """Of each use of randomness another key."""
+    """A different key for each use of randomness."""
     key = jax.random.key(seed)
     return jax.random.fold_in(key, 2**32 - 1 - use) if use else key
 

@@ -1,4 +1,4 @@
-"""What is found out about a data set before it is needed."""
+"""Checks of a data set before training starts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 
-# Splits of so many examples are looked at whole; of larger ones a sample, at even distances.
+# Splits of up to SMALL examples are checked completely, larger ones on evenly spaced samples.
 SMALL, SAMPLE = 1000, 256
 
 
@@ -37,23 +37,23 @@ def check_examples(
     split: str,
     patience: Patience = PATIENT,
 ) -> tuple[int, ...]:
-    """Reads examples as an evaluation would, so that it does not fail hours later.
+    """Reads examples as an evaluation does, so that errors appear now and not hours later.
 
     Args:
       source: the split.
       transform: makes them of one size, see `transforms.EvalTransform`.
-      split: what to call it.
+      split: its name.
       patience: see `readers.reading`.
 
     Returns:
       The shape of a transformed image.
 
     Raises:
-      UserError: there is no example, one cannot be read or decoded, or they differ in size.
+      UserError: there are no examples, one cannot be read or decoded, or they differ in size.
     """
     number = len(source)
     if not number:
-        raise UserError(f"the split {split!r} has no example; give another, or add some")
+        raise UserError(f"the split {split!r} has no examples; give another split, or add some")
     count = number if number <= SMALL else SAMPLE
     indices = np.unique(np.linspace(0, number - 1, count).round().astype(int))
     with reading(_Shapes(source, transform, split, indices), 0, patience) as found:
@@ -61,8 +61,8 @@ def check_examples(
     for index, other in zip(indices, shapes, strict=True):
         if other != shapes[0]:
             raise UserError(
-                f"in the split {split!r}, example {indices[0]} is of {list(shapes[0])} (height, "
-                f"width, channels) and example {index} of {list(other)}; set data.size, with "
-                "data.crop for training, to make them of one size"
+                f"in the split {split!r}, example {indices[0]} has shape {list(shapes[0])} "
+                f"(height, width, channels) and example {index} {list(other)}; set data.size, with "
+                "data.crop for training, so that they get the same size"
             )
     return shapes[0]

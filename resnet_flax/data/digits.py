@@ -12,9 +12,9 @@ TEST_SIZE = 360
 class Digits(tfds.core.GeneratorBasedBuilder):
     """Optical recognition of handwritten digits (Alpaydin and Kaynak 1998, UCI).
 
-    Images are 8x8 with 17 grey values, 0 to 16 (counts of set pixels in 4x4 blocks of the
-    scan), here spread over 0 to 255. The last 360 scans are the test split, always: a random
-    split would share its writers with the training split and flatter.
+    Images are 8x8 with 17 values, 0 to 16 (counts of set pixels in 4x4 blocks of the scan), here
+    scaled to 0 to 255. The test split is always the last 360 scans: a random one would share
+    writers with the training split and give errors that are too low.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -37,7 +37,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        del dl_manager  # scikit-learn carries the data
+        del dl_manager  # the data comes with scikit-learn
         return {
             "train": self._generate_examples(slice(None, -TEST_SIZE)),
             "test": self._generate_examples(slice(-TEST_SIZE, None)),

@@ -1,4 +1,4 @@
-"""What a config's `data` says, made: splits, what the host does to images, what the device does."""
+"""From a config's `data` to splits, host transforms and device augmentation."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from resnet_flax.data.transforms import EvalTransform, TrainTransform
 
 
 def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
-    """What is trained on and what is evaluated on, by the config's `data`."""
+    """The training and the evaluation split of a config's `data`."""
     train_source = open_source(data.source, data.train_split, data.data_dir)
     held_out: Source | None = None
     if data.holdout:
@@ -31,13 +31,13 @@ def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
 def make_preprocessing(
     data: ml_collections.ConfigDict, pixel_mean: np.ndarray | None = None
 ) -> Preprocessing:
-    """What evaluation makes of an image, by the config's `data`; checkpoints carry it.
+    """The preprocessing of an evaluation, by the config's `data`; it is saved in checkpoints.
 
     Args:
       data: the config's.
       pixel_mean: the mean training image, see `mean_image.pixel_mean`, where `data.pixel_mean`.
     """
-    # In float64 the two decimals that it is rounded to are short numbers again.
+    # In float64, so that JSON has the two decimals that it is rounded to and no more.
     levels = [] if pixel_mean is None else pixel_mean.astype(float).round(2).tolist()
     return Preprocessing(
         data.eval_size or data.size,
@@ -52,7 +52,7 @@ def make_preprocessing(
 def make_transforms(
     data: ml_collections.ConfigDict,
 ) -> tuple[TrainTransform, EvalTransform]:
-    """What the host does to images, by the config's `data`."""
+    """The transforms on the host for training and evaluation, by the config's `data`."""
     train = TrainTransform(
         data.crop,
         (*data.early_sizes, data.size),
@@ -79,17 +79,17 @@ def augment_and_normalize(
     classes: int,
     dtype: Any,
 ) -> tuple[Float[Array, "b h w c"], Array]:
-    """What the device does to a training batch, by the config's `data`.
+    """The augmentation and normalisation on the device, by the config's `data`.
 
     Args:
       images: a global batch.
       labels: of the images.
       step: number of the batch.
       data: the config's.
-      preprocessing: whose normalisation is training's too.
-      seed: of all that is random.
-      classes: number of them.
-      dtype: of the images that the network gets.
+      preprocessing: its normalisation applies to training too.
+      seed: of the augmentation.
+      classes: number of classes.
+      dtype: of the result.
 
     Returns:
       The network's input, and targets as `losses.cross_entropy` takes them.

@@ -1,4 +1,4 @@
-"""What a data set is, wherever it lies: taken when a run begins, compared when it goes on."""
+"""Fingerprints of data sets: taken when a run begins, compared when it continues."""
 
 import gzip
 import json
@@ -12,25 +12,25 @@ from resnet_flax.data.tfds_source import TfdsSource
 from resnet_flax.runtime import storage
 
 Files = dict[str, int]
-# Of each kind of difference so many are named.
+# Number of differences of each kind that a message names.
 NAMED = 3
 
 
 def take(source: Source) -> dict[str, Any]:
-    """The fingerprint of a source, as a checkpoint holds it.
+    """The fingerprint of a source, as it is saved in a checkpoint.
 
-    Of a folder the names and sizes of its images and what is in the first one of each class, of a
-    TFDS set its version and the names and sizes of its files. Neither the place nor the time of a
-    file is part of it, nor what is in the other images: one that is exchanged for another of as
-    many bytes is not noticed.
+    For a folder: the names and sizes of its images and the contents of the first one of each class;
+    for a TFDS set: its version and the names and sizes of its files. Directories and file times are
+    not part of it, nor are the contents of other images: if one is replaced by another of the same
+    size, that is not detected.
 
     Args:
-      source: as `open_source` opened it, or a part of such a one.
+      source: from `open_source`, or a subset of one.
 
     Returns:
-      JSON: `kind`, `count` of examples, `class_names`; of a folder `classes`, for each its count
-      of images, a digest of their names and sizes, and one of its first image; of a TFDS set `set`
-      and `files`.
+      JSON: `kind`, `count` of examples, `class_names`; for a folder `classes`, with each class's
+      count of images, a digest of their names and sizes, and a digest of the first image; for a
+      TFDS set `set` and `files`.
     """
     while isinstance(source, Share):
         source = source.source
@@ -65,12 +65,12 @@ def listing(source: Source) -> Files:
 
 
 def write_listings(path: Path, listings: dict[str, Files]) -> None:
-    """Writes the listings of splits, from which `differences` names images."""
+    """Writes the listings of splits, from which `differences` gets the names of images."""
     storage.write(path, gzip.compress(json.dumps(listings).encode(), mtime=0))
 
 
 def read_listings(path: Path) -> dict[str, Files]:
-    """What `write_listings` wrote; empty where that is not there, or damaged."""
+    """What `write_listings` wrote; empty if the file is missing or damaged."""
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, ValueError, EOFError):
@@ -81,16 +81,16 @@ def read_listings(path: Path) -> dict[str, Files]:
 def differences(
     before: dict[str, Any], now: dict[str, Any], listed: Files, files: Files
 ) -> list[str]:
-    """What differs between two fingerprints, each in a few words; empty where they are the same.
+    """Short descriptions of the differences between two fingerprints; empty if they are equal.
 
     Args:
-      before: as a checkpoint holds it.
-      now: as `take` takes it.
-      listed: the images of then, where they are known.
-      files: the images of now.
+      before: from a checkpoint.
+      now: from `take`.
+      listed: the images at that time, if known.
+      files: the images now.
 
     Returns:
-      At most a few dozen words a kind of difference: classes, then files, then counts.
+      At most a few dozen words per kind of difference: classes, then files, then counts.
     """
     if before == now:
         return []
@@ -103,24 +103,24 @@ def differences(
         found += _file_differences(before.get("files", {}), now["files"])
     elif now["kind"] == "folder":
         changed = [c for c in both if before["classes"].get(c) != now["classes"].get(c)]
-        # A listing of another moment than the checkpoint's says nothing of it.
+        # The listing is used only if it matches the checkpoint.
         if changed and listed and _classes(list(listed.items())) == _names(before["classes"]):
             found += _file_differences(_of(changed, listed), _of(changed, files))
         else:
             found += _count_differences(changed, before["classes"], now["classes"])
         then, there = before["classes"], now["classes"]
-        # With names and sizes as they were, it is what is in the images that is not.
+        # Names and sizes are the same, so the contents of images differ.
         exchanged = [c for c in changed if then.get(c, [])[:2] == there.get(c, [])[:2]]
         if exchanged:
-            verb = "holds" if len(exchanged) == 1 else "hold"
+            verb = "has" if len(exchanged) == 1 else "have"
             found.append(f"class{_es(exchanged)} {_list(exchanged)} {verb} other images")
     if before["count"] != now["count"]:
         found.append(f"there are {now['count']:,} examples and were {before['count']:,}")
-    return found or ["its fingerprint is another"]
+    return found or ["its fingerprint differs"]
 
 
 def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between the classes, and those that are the same."""
+    """The differences between the classes, and the classes that are in both."""
     then, names = before["class_names"], now["class_names"]
     gone = [name for name in then if name not in names]
     new = [name for name in names if name not in then]
@@ -132,8 +132,8 @@ def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[lis
             found.append(f"class {name} is called {called[0]} now")
             gone.remove(name)
             new.remove(called[0])
-    found += [f"class{_es(gone)} {_list(gone)} went"] if gone else []
-    found += [f"class{_es(new)} {_list(new)} came"] if new else []
+    found += [f"class{_es(gone)} {_list(gone)} removed"] if gone else []
+    found += [f"class{_es(new)} {_list(new)} added"] if new else []
     if not found and then != names:
         found.append("its classes are in another order")
     return found, [name for name in names if name in then]
@@ -142,7 +142,7 @@ def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[lis
 def _file_differences(before: Files, now: Files) -> list[str]:
     gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
     other = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
-    kinds = ((gone, "went"), (new, "came"), (other, "changed"))
+    kinds = ((gone, "removed"), (new, "added"), (other, "changed"))
     return [
         f"{len(names)} file{_s(names)} {what}: {_list(names)}" for names, what in kinds if names
     ]
@@ -163,7 +163,7 @@ def _count_differences(
 
 
 def _names(classes: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Of each class the count, and the digest of names and sizes."""
+    """The count, and the digest of names and sizes, of each class."""
     return {name: found[:2] for name, found in classes.items()}
 
 

@@ -1,4 +1,4 @@
-"""What is computed from the training images before training."""
+"""The mean training image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 
-# Of larger sets, this many examples at even distances: the mean's noise is then a grey level.
+# Larger sets are sampled at so many evenly spaced examples: the mean's noise is then about 1.
 SAMPLE = 4096
 
 
 class _Pixels:
-    """Some of a source's transformed images, as numbers that can be added."""
+    """Some of a source's transformed images, in a type in which they can be added up."""
 
     def __init__(self, source: Source, transform: Any, indices: np.ndarray) -> None:
         self._source, self._transform, self._indices = source, transform, indices
@@ -32,16 +32,16 @@ def pixel_mean(
     sample: int,
     patience: Patience = PATIENT,
 ) -> np.ndarray:
-    """The mean training image, `[h, w, c]` float32 in grey levels.
+    """The mean training image, `[h, w, c]` float32 from 0 to 255.
 
     Args:
       source: the training images.
       transform: makes them of one size, see `transforms.EvalTransform`.
-      sample: number of examples to take at even distances where there are more.
+      sample: number of evenly spaced examples to use if there are more.
       patience: see `readers.reading`.
     """
     indices = np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int)
     with reading(_Pixels(source, transform, indices), 0, patience) as images:
         total = sum(images)
-    # Rounded as checkpoints write it down.
+    # Rounded as in checkpoints.
     return (total / len(indices)).round(2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Batches for a notebook, and how they look."""
+"""Batches for a notebook, shown as images."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,7 +14,7 @@ from resnet_flax.errors import UserError
 
 
 class Batches:
-    """Batches of a split; iterating starts again each time. Made by `batches`.
+    """Batches of a split, made by `batches`; every iteration starts from the beginning.
 
     Attributes:
       source: the examples.
@@ -50,7 +50,7 @@ class Batches:
         )
 
     def show(self, columns: int = 8, rows: int = 3) -> Image.Image:
-        """The first images with the names of their classes; a notebook shows what it returns."""
+        """The first images with the names of their classes, for a notebook to display."""
         batch = next(iter(self))
         shown = min(columns * rows, int(batch["mask"].sum()))
         titles = [self.class_names[label] for label in batch["label"][:shown]]
@@ -72,29 +72,29 @@ def batches(
     epochs: int = 1,
     data_dir: str = "",
 ) -> Batches:
-    """Batches to look at or to loop over, read in this process.
+    """Batches to display or to loop over, read in this process.
 
     Args:
       source: 'tfds:NAME', 'folder:DIR', or a source such as `ArraySource(images, labels,
-        class_names)`, of which `split` says nothing.
+        class_names)`, for which `split` is ignored.
       split: see `open_source`.
       batch_size: images in a batch.
-      size: side of the images; 0 leaves them as they are, which must be of one size then.
-      crop: where shuffled, 'random_resized' or 'jitter'; else it is the centre crop.
-      shuffle: in random order, whole batches only; else in order, each image once, the last batch
-        filled up with copies whose `mask` is false.
-      seed: of order and crops.
-      epochs: how often each image comes where shuffled.
+      size: side of the images; 0 leaves them as they are, and they must have the same size.
+      crop: 'random_resized' or 'jitter' if shuffled; otherwise a centre crop is taken.
+      shuffle: in random order, full batches only; otherwise in order, each image once, the last
+        batch padded with copies whose `mask` is false.
+      seed: of the order and the crops.
+      epochs: number of times that each image occurs if shuffled.
       data_dir: of TFDS.
 
     Returns:
       An iterable of dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask` `[b]`
-      bool, with `class_names`; as the last line of a notebook's cell it shows a grid of images.
+      bool, with `class_names`; as the last line of a notebook's cell it displays a grid of images.
     """
     if batch_size < 1 or size < 0 or epochs < 1:
-        raise UserError("batch_size and epochs take numbers from 1, size from 0")
+        raise UserError("batch_size and epochs must be at least 1, and size at least 0")
     if crop not in ("random_resized", "jitter"):
-        raise UserError(f"crop is random_resized or jitter, not {crop!r}")
+        raise UserError(f"crop must be random_resized or jitter, not {crop!r}")
     opened = open_source(source, split, data_dir) if isinstance(source, str) else source
     if not shuffle:
         return Batches(opened, batch_size, EvalTransform(size), None, 1)

@@ -1,4 +1,4 @@
-"""From a source to batches: order, share, transform, prefetch. A pure function of (seed, step)."""
+"""From a source to batches, a pure function of (seed, step): order, shard, transform, prefetch."""
 
 import contextlib
 import dataclasses
@@ -20,11 +20,10 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TrainShares:
-    """A host's shares of the global training batches, by the batch's number.
+    """A host's parts of the global training batches, by the batch's number.
 
-    Position p of the stream of examples is what `Sampler` says; batch s is the positions from
-    `s * batch_size`, and a host's share of it a contiguous run. What is drawn for an example
-    comes from the seed and its position.
+    `Sampler` defines the stream of examples; batch s starts at position `s * batch_size`, and a
+    host's part of it is contiguous. An example's random draws depend on the seed and its position.
     """
 
     source: Source
@@ -53,10 +52,10 @@ class TrainShares:
 
 @dataclasses.dataclass(frozen=True)
 class EvalShares:
-    """A host's shares of the global batches that hold every example once, in order.
+    """A host's parts of the global batches that contain every example once, in order.
 
-    The last batch is filled up with copies of its first example, whose `mask` is false; every
-    host gets the same number of batches.
+    The last batch is padded with copies of its first example, whose `mask` is false; every host
+    gets the same number of batches.
     """
 
     source: Source
@@ -106,25 +105,25 @@ def train_batches(
     workers: int = 0,
     patience: Patience = PATIENT,
 ) -> Iterator[Iterator[Batch]]:
-    """This host's shares of the global batches `start`, `start + 1`, ... without end.
+    """This host's parts of the global batches `start`, `start + 1`, ..., endlessly.
 
-    Nothing is read that comes before `start`.
+    Nothing before `start` is read.
 
     Args:
       source: examples.
       seed: of order and transforms.
       batch_size: of the global batch.
-      transform: see `transforms.TrainTransform`, the default, which changes nothing.
+      transform: see `transforms.TrainTransform`; its default changes nothing.
       repeats: see `Sampler`.
       start: the first batch, counted from 0.
-      host: number of this host.
-      hosts: number of all hosts.
+      host: index of this host.
+      hosts: number of hosts.
       workers: reader processes; 0 reads in threads of this one.
       patience: see `readers.reading`.
 
     Yields:
       An iterator over dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask`
-      `[b]`, all true. Leaving the context ends the readers.
+      `[b]`, all true. Leaving the context stops the readers.
     """
     if batch_size > len(source):
         raise UserError(f"batch_size={batch_size} is more than the {len(source)} training examples")
@@ -149,20 +148,19 @@ def eval_batches(
     workers: int = 0,
     patience: Patience = PATIENT,
 ) -> Iterator[Iterator[Batch]]:
-    """This host's shares of the global batches that hold every example once, in order.
+    """This host's parts of the global batches that contain every example once, in order.
 
     Args:
       source: examples.
       batch_size: of the global batch.
-      transform: see `transforms.EvalTransform`, the default, which changes nothing.
-      host: number of this host.
-      hosts: number of all hosts.
+      transform: see `transforms.EvalTransform`; its default changes nothing.
+      host: index of this host.
+      hosts: number of hosts.
       workers: reader processes; 0 reads in threads of this one.
       patience: see `readers.reading`.
 
     Yields:
-      An iterator over batches as `train_batches` yields; `mask` is false for what fills up the
-      last one.
+      An iterator over batches as `train_batches` yields; `mask` is false for padding.
     """
     shares = EvalShares(source, transform or EvalTransform(), batch_size, host, hosts)
     with reading(shares, workers, patience) as batches:
@@ -188,16 +186,16 @@ def eval_examples(
 
 
 def _generator(seed: int, position: int) -> np.random.Generator:
-    # Another counter than the permutations', which have the same keys.
+    # The permutations use the same keys, with another counter.
     return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1]))
 
 
 def _batch(images: list[np.ndarray], examples: list[Any], mask: np.ndarray) -> Batch:
     if len({image.shape for image in images}) > 1:
         raise UserError(
-            "the images are not of one size "
+            "the images have different sizes "
             f"({', '.join(sorted({str(image.shape) for image in images})[:3])}, ...); set "
-            "data.size, with data.crop for training, to make them so"
+            "data.size, with data.crop for training, so that they get the same size"
         )
     labels = np.array([example["label"] for example in examples], np.int32)
     batch = {"image": np.stack(images), "label": labels, "mask": mask}

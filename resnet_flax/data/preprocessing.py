@@ -1,7 +1,6 @@
-"""What makes a network's input of an image, from the file's pixels to normalised numbers.
+"""From an image's pixels to a network's normalised input.
 
-The only place where images are normalised: training, evaluation and published weights go through
-it alike.
+The only place where images are normalised, for training, evaluation and published weights alike.
 """
 
 import dataclasses
@@ -34,15 +33,15 @@ class Preprocessing:
     """Resize and centre crop on the host, normalisation on the device.
 
     Attributes:
-      size: side of the crop; 0 takes images as they are.
-      crop_fraction: the crop's side by the shorter side that is resized to.
+      size: side of the crop; 0 uses images as they are.
+      crop_fraction: the crop's side divided by the resized shorter side.
       interpolation: 'bilinear' or 'bicubic'.
-      mean: of pixels in [0, 1]: one number, or one a channel.
+      mean: of pixels in [0, 1], one number or one per channel.
       std: the same.
-      pixel_mean: the mean image, `[h][w][c]` grey levels, subtracted first; empty for none.
+      pixel_mean: the mean image, `[h][w][c]` from 0 to 255, subtracted first; empty for none.
 
     Raises:
-      UserError: a value is none of these.
+      UserError: a value is invalid.
     """
 
     size: int = 224
@@ -74,36 +73,37 @@ class Preprocessing:
                 )
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raises UserError where images `[h, w, c]` of this shape cannot be normalised."""
+        """Raises UserError if images `[h, w, c]` of this shape cannot be normalised."""
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, shape[-1]):
                 raise UserError(
                     f"{name}={getattr(self, name)} has {len(getattr(self, name))} numbers, but "
-                    f"the images have {shape[-1]} channels; give one number or one a channel"
+                    f"the images have {shape[-1]} channels; give one number or one per channel"
                 )
         if len(self.pixel_mean):
             of = np.shape(self.pixel_mean)
             if of != shape:
                 raise UserError(
-                    f"the mean image is of {list(of)}, the images of {list(shape)}; give images "
+                    f"the mean image has shape {list(of)}, the images {list(shape)}; give images "
                     "of that size, or a --mean"
                 )
 
     @property
     def transform(self) -> EvalTransform:
-        """What the host does."""
+        """The transform on the host."""
         return EvalTransform(self.size, self.crop_fraction, self.interpolation)
 
     def normalize(
         self, images: UInt8[Array, "b h w c"], dtype: Any = jnp.float32
     ) -> Float[Array, "b h w c"]:
-        """What the device does: both steps below; training crops and flips between them."""
+        """Normalisation on the device: both steps below; training crops and flips between them."""
         return self.standardize(self.subtract_mean_image(images), dtype)
 
     def subtract_mean_image(self, images: UInt8[Array, "b h w c"]) -> Num[Array, "b h w c"]:
-        """Grey levels less those of the mean image; without one, the images as they are.
+        """Subtracts the mean image, if there is one; images and result are from 0 to 255.
 
-        Before a crop's padding, which then pads with the mean (He et al. 2015, section 4.2).
+        This comes before a crop's padding, which then pads with the mean (He et al. 2015, section
+        4.2).
         """
         if not len(self.pixel_mean):
             return images
@@ -113,11 +113,11 @@ class Preprocessing:
     def standardize(self, images: Num[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:
         """Pixels in [0, 1], less `mean`, divided by `std`.
 
-        Computed in grey levels, a subtraction and then a division: a compiler cannot merge these
-        into an operation that rounds once, so every program that has them gives the same bits.
+        Computed from 0 to 255, as a subtraction and then a division: compilers cannot fuse these
+        into one operation that rounds once, so every program gives the same bits.
 
         Args:
-          images: grey levels.
+          images: from 0 to 255.
           dtype: of the result; computed in float32 or more.
         """
         levels = images.astype(jnp.promote_types(dtype, jnp.float32))
@@ -125,14 +125,14 @@ class Preprocessing:
         return (centred / jnp.asarray(np.multiply(self.std, 255), levels.dtype)).astype(dtype)
 
     def to_json(self) -> dict[str, Any]:
-        """As checkpoints and exported files hold it."""
+        """The form in checkpoints and exported files."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`.
 
-        Other keys are ignored: checkpoints up to version 0.1 hold an `image_shape` too.
+        Other keys are ignored: checkpoints up to version 0.1 have an `image_shape` too.
         """
         known: dict[str, Any] = {
             field.name: values[field.name]

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-# Magnitudes come in 31 bins, 0 to 30, as in both papers' code. Of each operation: the value at
-# the last bin, and whether it is negated half of the time.
+# Magnitudes have 31 bins, 0 to 30, as in both papers' code. The tables give each operation's value
+# at the last bin, and whether it is negated half of the time.
 BINS = 31
 _ENHANCERS = {
     "brightness": ImageEnhance.Brightness,
@@ -15,7 +15,7 @@ _ENHANCERS = {
     "contrast": ImageEnhance.Contrast,
     "sharpness": ImageEnhance.Sharpness,
 }
-# Translations of RandAugment are shares of the side, those of TrivialAugment pixels.
+# RandAugment translates by a fraction of the side, TrivialAugment by pixels.
 RAND = {
     "identity": (0.0, False),
     "shear_x": (0.3, True),
@@ -43,11 +43,11 @@ WIDE = RAND | {
 def rand_augment(
     image: Image.Image, rng: np.random.Generator, operations: int, magnitude: int
 ) -> Image.Image:
-    """Some operations drawn one after another, all of one magnitude (Cubuk et al. 2020).
+    """Applies random operations one after another, all with the same magnitude (Cubuk et al. 2020).
 
     Args:
-      image: of 8 bits a channel.
-      rng: draws.
+      image: with 8 bits per channel.
+      rng: random generator.
       operations: how many; 2 is usual.
       magnitude: bin from 0 to 30; 9 is usual.
     """
@@ -62,7 +62,10 @@ def rand_augment(
 
 
 def trivial_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """One operation of one magnitude, both drawn uniformly (Mueller and Hutter 2021, "wide")."""
+    """Applies one operation; it and its magnitude are drawn uniformly.
+
+    Mueller and Hutter 2021, "wide".
+    """
     name = list(WIDE)[rng.integers(len(WIDE))]
     value, signed = WIDE[name]
     value *= int(rng.integers(BINS)) / (BINS - 1)
@@ -70,13 +73,13 @@ def trivial_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image
 
 
 def operate(image: Image.Image, name: str, value: float) -> Image.Image:
-    """One operation.
+    """Applies one operation.
 
     Args:
-      image: of 8 bits a channel.
+      image: with 8 bits per channel.
       name: a key of `RAND`.
       value: shears as a tangent, translations in pixels, rotations in degrees counterclockwise,
-        enhancers less 1, `posterize` in bits dropped, `solarize` in grey levels less than 255.
+        enhancement factors minus 1, `posterize` in bits dropped, `solarize` in levels below 255.
     """
     if name in _ENHANCERS:
         return _ENHANCERS[name](image).enhance(1 + value)

@@ -1,8 +1,8 @@
-"""Readers of batches: a thread of ours over Grain's threads or processes.
+"""Reading batches: a thread that watches Grain's reader threads or processes.
 
-Grain itself waits for ever, for a reader that is frozen as for a disk that hangs, and its
-processes end by the signals that a terminal or SLURM sends to all of a job. Here the loop waits in
-the main thread, which hears signals and counts the seconds.
+Grain itself waits forever for a frozen reader or a hanging disk, and its processes are killed by
+the signals that a terminal or SLURM sends to all processes of a job. Here the training loop waits
+in the main thread, which handles signals and a timeout.
 """
 
 import contextlib
@@ -26,28 +26,28 @@ from absl import flags
 from resnet_flax.errors import UserError
 from resnet_flax.runtime.signals import SIGNALS
 
-# Seconds that readers get to end by themselves, and between two looks at them while waiting.
+# Seconds that readers get to stop by themselves, and between checks on them while waiting.
 GRACE, LOOK = 5.0, 0.1
-# How Grain calls its processes.
+# The name of Grain's processes.
 _NAME = "grain-process-prefetch"
-# Of threads that were asked to end, what is set when they do: one that is left in a read that does
-# not end cannot be ended. (Not the threads: a Ctrl-C in its `join` makes one say that it ended.)
+# Events that threads set when they end after being asked to: a thread that hangs in a read cannot
+# be stopped. (Not the threads themselves: after a Ctrl-C in its `join`, one claims to have ended.)
 _closed: weakref.WeakSet[threading.Event] = weakref.WeakSet()
-# Reader processes that were seen, and the numbers of those that were ended here.
+# Reader processes that were seen, and the PIDs of those that were stopped here.
 _seen: set[Any] = set()
 _ended: set[int] = set()
 
 
-class WaitInterrupted(Exception):  # noqa: N818  no error
-    """Whoever waited for a batch was asked to stop."""
+class WaitInterrupted(Exception):  # noqa: N818  not an error
+    """A signal came while waiting for a batch."""
 
 
 class Patience(NamedTuple):
     """How long to wait for data.
 
     Attributes:
-      timeout: seconds for an element; 0 for no limit.
-      interrupted: asked while waiting; not longer once it is so.
+      timeout: seconds to wait for an element; 0 for no limit.
+      interrupted: polled while waiting, which ends when it returns true.
     """
 
     timeout: float = 0.0
@@ -66,13 +66,13 @@ def reading(
     """The elements of a sequence in order, read ahead.
 
     Args:
-      examples: with `__len__` and `__getitem__`; for `workers`, it can be pickled.
+      examples: with `__len__` and `__getitem__`; picklable if there are `workers`.
       workers: reader processes; 0 reads in threads of this one.
-      patience: with which elements are waited for.
+      patience: how long to wait for elements.
 
     Yields:
-      An iterator. It raises UserError where a reader was killed or nothing comes in time,
-      `WaitInterrupted` where interrupted, and what reading raised. Leaving the context ends the
+      An iterator. It raises UserError if a reader was killed or nothing arrives in time,
+      `WaitInterrupted` if interrupted, and whatever reading raises. Leaving the context stops the
       readers.
     """
     reader = _Reader(examples, workers, patience)
@@ -83,12 +83,12 @@ def reading(
 
 
 def stuck() -> bool:
-    """Whether a thread is left in a read that does not end: Python would wait for it to exit."""
+    """Whether a thread hangs in a read; Python would wait for it at exit."""
     return any(not done.is_set() for done in _closed)
 
 
 class _Signed:
-    """Examples, each with the number of the process that read it."""
+    """Examples, each with the PID of the process that read it."""
 
     def __init__(self, examples: Any) -> None:
         self._examples = examples
@@ -106,7 +106,7 @@ class _Reader:
         self._timeout, self._interrupted = patience
         self._queue: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(1)
         self._closed, self._done = threading.Event(), threading.Event()
-        self._processes: set[int] = set()  # that are known, by what they read
+        self._processes: set[int] = set()  # PIDs seen so far, from the examples that they read
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._read, name="reader", daemon=True)
         self._thread.start()
@@ -115,7 +115,7 @@ class _Reader:
         return self
 
     def __next__(self) -> Any:
-        looks = 0  # and not the clock, which goes on where the whole job is suspended
+        looks = 0  # not a clock, which runs on while the job is suspended
         while self._ended is None:
             try:
                 element, self._ended = self._queue.get(timeout=LOOK)
@@ -132,7 +132,7 @@ class _Reader:
         raise self._ended
 
     def close(self) -> None:
-        """Ends the readers, after a while those too that do not end by themselves."""
+        """Stops the readers, after a while by force."""
         self._closed.set()
         _closed.add(self._done)
         if self._done.wait(GRACE):
@@ -150,8 +150,8 @@ class _Reader:
         if self._timeout and waited > self._timeout:
             raise UserError(
                 f"nothing was read within data.timeout={self._timeout:g} seconds; a reader is "
-                "frozen, or the disk or network that the data is on does not answer: mend that, or "
-                "set data.timeout higher (0 for no limit)"
+                "frozen, or the disk or network with the data does not respond: fix that, or "
+                "increase data.timeout (0 for no limit)"
             )
 
     def _read(self) -> None:
@@ -176,13 +176,13 @@ class _Reader:
                 break
 
     def _dataset(self) -> Any:
-        # An element is mostly a batch, so a few ahead are enough.
+        # An element is usually a batch, so prefetching a few is enough.
         threads = 2 if self._workers else max(2, os.cpu_count() or 2)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         dataset = grain.MapDataset.source(_Signed(self._examples)).to_iter_dataset(options)
         if not self._workers:
             return dataset
-        if not flags.FLAGS.is_parsed():  # Grain's workers insist, in notebooks too
+        if not flags.FLAGS.is_parsed():  # required by Grain's workers, also in notebooks
             flags.FLAGS.mark_as_parsed()
         return dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=self._workers),
@@ -191,7 +191,7 @@ class _Reader:
 
 
 def _check_processes() -> None:
-    """Raises UserError where a reader was ended by a signal, as it is when memory runs out."""
+    """Raises UserError if a reader was killed by a signal, as it is when memory runs out."""
     _seen.update(_grain_processes())
     for process in list(_seen):
         code = process.exitcode
@@ -204,7 +204,7 @@ def _check_processes() -> None:
 def _died(code: int) -> UserError:
     if code < 0:
         return UserError(
-            f"a reader process was ended by {signal.Signals(-code).name}, as the kernel does where "
+            f"a reader process was killed by {signal.Signals(-code).name}, as the kernel does when "
             "memory runs out; use fewer data.workers, or none"
         )
     return UserError(f"a reader process ended with status {code}; what it printed says why")
@@ -215,17 +215,17 @@ def _grain_processes() -> set[Any]:
 
 
 def _block_signals() -> None:
-    """Keeps `SIGNALS` from this thread, and so from the processes and threads that it starts.
+    """Blocks `SIGNALS` in this thread, and so in the processes and threads that it starts.
 
     A terminal, SLURM and Kubernetes send them to all processes of a job; the main one decides.
-    Ignoring them would begin too late: a process takes seconds until it runs anything of ours.
+    Ignoring them in the processes would be too late: those take seconds until they run our code.
     """
     if sys.platform == "win32":
         return
-    # Before Python's own helper, which removes the shared memory that is left; starting it lets
-    # SIGINT and SIGTERM through again.
+    # Python's resource tracker, which removes leaked shared memory, starts first: starting it
+    # unblocks SIGINT and SIGTERM.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    # It would say that some was left: what was read ahead when a run ended.
+    # It would warn of leaked shared memory: batches that were prefetched when a run ended.
     sys.warnoptions.append("ignore:resource_tracker")
     try:
         resource_tracker.ensure_running()
@@ -235,7 +235,7 @@ def _block_signals() -> None:
 
 
 def _begin_worker(parent: int, *_: int) -> None:
-    """What a reader process begins with: it ends with its parent, however that ends."""
+    """Runs first in a reader process, which exits with its parent, however that ends."""
 
     def watch() -> None:
         while os.getppid() == parent:

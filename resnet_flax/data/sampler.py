@@ -8,11 +8,11 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Which example stands at each position of the endless stream of training examples.
+    """Defines the example at each position of the endless stream of training examples.
 
-    The stream is one permutation of all examples after another, each from the seed and its
-    number. With `repeats` each example of it stands that many times in a row (Hoffer et al.
-    2020), and the same number of positions reads fewer examples.
+    The stream is a sequence of permutations of all examples, each from the seed and the
+    permutation's number. With `repeats`, each example occurs that many times in a row (Hoffer et
+    al. 2020), so the same number of positions has fewer examples.
 
     Attributes:
       size: number of examples.
@@ -39,7 +39,7 @@ class Sampler:
 def permutation(size: int, seed: int, number: int) -> np.ndarray:
     """A permutation of `range(size)`, the `number`-th of the seed, int64.
 
-    The order of Philox's raw output: both are fixed by their definitions, where the shuffles of
-    libraries may change with a version.
+    It sorts Philox's raw output: both are fixed by definition, whereas the shuffles of libraries
+    may change between versions.
     """
     return np.argsort(np.random.Philox(key=[seed, number]).random_raw(size), kind="stable")

@@ -14,7 +14,7 @@ from resnet_flax.data.tfds_source import open_tfds, tfds_splits
 from resnet_flax.data.transforms import load, to_array
 from resnet_flax.errors import UserError, closest
 
-# What counts as an image in a folder.
+# File names that count as images in a folder.
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -23,7 +23,8 @@ class Source(Protocol):
     """A data set split: any number of examples, by index.
 
     An example is `image`, a Pillow image or an array `[h, w, c]` uint8, and `label`, an index
-    into `class_names`; of a set with several right labels also `valid_labels`, `[classes]` bool.
+    into `class_names`; for data sets with several correct labels also `valid_labels`, `[classes]`
+    bool.
     """
 
     class_names: tuple[str, ...]
@@ -34,11 +35,11 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """Images in a directory that has one of them for each class, in RGB.
+    """RGB images in a directory with one subdirectory for each class.
 
     Args:
       directory: of the split, such as /data/imagenet/train.
-      class_names: the names of its directories; a directory that is none of them is an error.
+      class_names: the names of its subdirectories; any other subdirectory is an error.
     """
 
     def __init__(self, directory: Path, class_names: tuple[str, ...]) -> None:
@@ -50,13 +51,13 @@ class FolderSource:
         for name in _directories(directory):
             if name not in known:
                 raise UserError(
-                    f"{directory / name} is a class that the training images lack"
-                    f"{closest(name, known)}; remove it, or add it there"
+                    f"{directory / name} is a class without training images"
+                    f"{closest(name, known)}; remove it, or add training images of it"
                 )
             images = list(_images(directory / name))
             if not images:
                 raise UserError(
-                    f"{directory / name} holds no image ({', '.join(IMAGES)}); add some, or "
+                    f"{directory / name} has no images ({', '.join(IMAGES)}); add some, or "
                     "remove it"
                 )
             self._files += [f"{name}/{file}" for file, _ in images]
@@ -78,7 +79,7 @@ class FolderSource:
         return list(zip(self._files, self._sizes.tolist(), strict=True))
 
     def first_images(self) -> dict[str, bytes]:
-        """Of each class the file of its first image, or its beginning where that is large."""
+        """For each class the bytes of its first image file, up to 64 KiB."""
         first: dict[str, bytes] = {}
         for file in self._files:
             name = file.partition("/")[0]
@@ -86,13 +87,13 @@ class FolderSource:
                 try:
                     with (self._directory / file).open("rb") as opened:
                         first[name] = opened.read(2**16)
-                except OSError:  # which is said when it is read as an image
+                except OSError:  # reported when it is read as an image
                     first[name] = b""
         return first
 
 
 class ArraySource:
-    """Examples held in memory.
+    """Examples in memory.
 
     Args:
       images: `[n, h, w, c]` uint8.
@@ -100,19 +101,19 @@ class ArraySource:
       class_names: one for each label.
 
     Raises:
-      UserError: the arrays are not so.
+      UserError: the arrays are not of this form.
     """
 
     def __init__(self, images: Any, labels: Any, class_names: Sequence[str]) -> None:
         images, labels = np.asarray(images), np.asarray(labels)
         if images.ndim != 4 or images.dtype != np.uint8:
             raise UserError(
-                f"images must be uint8 of [n, height, width, channels], not {images.dtype} of "
+                f"images must be uint8 [n, height, width, channels], not {images.dtype} of "
                 f"{list(images.shape)}"
             )
         if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
             raise UserError(
-                f"labels must be {len(images)} whole numbers, one an image, not {labels.dtype} of "
+                f"labels must be {len(images)} whole numbers, one per image, not {labels.dtype} of "
                 f"{list(labels.shape)}"
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
@@ -131,11 +132,11 @@ class ArraySource:
 
 
 class Share:
-    """Some examples of another source.
+    """A subset of another source.
 
     Args:
-      source: that has them.
-      indices: theirs.
+      source: the other source.
+      indices: of the examples.
     """
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
@@ -150,22 +151,22 @@ class Share:
 
 
 def hold_out(source: Source, share: float) -> tuple[Source, Source]:
-    """A source in two: what stays for training, and a `share` of it drawn for validation.
+    """Splits a source in two: a random fraction `share` for validation, and the rest for training.
 
-    Which examples are drawn depends on their number alone, so that all seeds train on the same.
+    The draw depends on the number of examples alone, so that all seeds train on the same ones.
     """
     size = round(len(source) * share)
     if not 0 < size < len(source):
         raise UserError(
-            f"data.holdout={share} of {len(source)} training examples is {size}; it must leave "
-            "some on either side"
+            f"data.holdout={share} of {len(source)} training examples is {size}; there must be "
+            "some in both parts"
         )
     drawn = permutation(len(source), 0, 2**63)
     return Share(source, np.sort(drawn[size:])), Share(source, np.sort(drawn[:size]))
 
 
 class _Chunks:
-    """A source's examples, some hundreds at a time: one at a time, handing over takes longer."""
+    """A source's examples in chunks of hundreds, which are faster to pass between threads."""
 
     size = 256
 
@@ -188,7 +189,7 @@ def in_memory(source: Source, patience: Patience = PATIENT) -> ArraySource:
       patience: see `readers.reading`.
 
     Raises:
-      UserError: they are not of one size.
+      UserError: they differ in size.
     """
     images: np.ndarray | None = None
     labels = np.zeros(len(source), np.int32)
@@ -199,8 +200,8 @@ def in_memory(source: Source, patience: Patience = PATIENT) -> ArraySource:
                 images = np.empty((len(source), *image.shape), np.uint8)
             if image.shape != images.shape[1:]:
                 raise UserError(
-                    f"only images of one size can be kept in memory, but number 0 is of "
-                    f"{images.shape[1:]} and number {i} of {image.shape}; set data.in_memory and "
+                    f"only images of the same size can be kept in memory, but number 0 has shape "
+                    f"{images.shape[1:]} and number {i} {image.shape}; set data.in_memory and "
                     "data.resident to False"
                 )
             images[i] = image
@@ -210,21 +211,19 @@ def in_memory(source: Source, patience: Patience = PATIENT) -> ArraySource:
 def open_source(
     name: str, split: str, data_dir: str = "", class_names: tuple[str, ...] = ()
 ) -> Source:
-    """The split of the data set that a config's `data.source` names.
+    """Opens a split of a data set.
 
-    A set that comes with this package (digits) is prepared first where it is not yet.
+    The data set that comes with this package (digits) is prepared first if needed.
 
     Args:
-      name: 'tfds:NAME' for a set of TFDS; or 'folder:DIR' for images in DIR/train/CLASS and
-        DIR/val/CLASS.
-      split: a TFDS split, slices included, such as 'train[:90%]'; of a folder, the name of a
-        directory in it.
+      name: 'tfds:NAME' for TFDS, or 'folder:DIR' for images in DIR/train/CLASS and DIR/val/CLASS.
+      split: a TFDS split, which may be a slice such as 'train[:90%]', or a subdirectory of DIR.
       data_dir: of TFDS; empty for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
-      class_names: of a folder; by default those of DIR/train, or of the split itself where there
-        is none, in alphabetical order.
+      class_names: of a folder; by default those of DIR/train, or of the split itself if there is no
+        DIR/train, in alphabetical order.
 
     Raises:
-      UserError: there is no such set or split, it is not prepared, or has no images and labels.
+      UserError: there is no such data set or split, it is not prepared, or lacks images or labels.
     """
     kind, _, where = name.partition(":")
     if kind == "tfds" and where:
@@ -246,7 +245,7 @@ def _open_folder(directory: Path, split: str, names: tuple[str, ...]) -> Source:
     classes = directory / ("train" if "train" in splits else split)
     names = names or tuple(_directories(classes))
     if not names:
-        raise UserError(f"{classes} has no directories, of which each would be a class")
+        raise UserError(f"{classes} has no subdirectories; there must be one for each class")
     return FolderSource(directory / split, names)
 
 
@@ -255,7 +254,7 @@ def _directories(directory: Path) -> list[str]:
 
 
 def _entries(directory: Path) -> list[os.DirEntry[str]]:
-    """What is in a directory, in alphabetical order, without what is hidden."""
+    """The entries of a directory, in alphabetical order, without hidden ones."""
     try:
         with os.scandir(directory) as found:
             entries = sorted(found, key=lambda entry: entry.name)
@@ -263,19 +262,19 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{directory} cannot be read: {error.strerror}") from error
     entries = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in entries:
-        if not entry.name.isprintable():  # bytes that are no UTF-8 as well, which nothing can write
+        if not entry.name.isprintable():  # nor is a name that is not valid UTF-8
             raise UserError(
-                f"{directory} has a file or directory of the name {entry.name!a}, which cannot be "
-                "shown; rename it"
+                f"{directory} has a file or directory named {entry.name!a}, which cannot be "
+                "printed; rename it"
             )
     return entries
 
 
 def _images(directory: Path) -> Iterator[tuple[str, int]]:
-    """Image files in a directory and those below it, relative to it, in alphabetical order.
+    """Image files below a directory, relative to it, in alphabetical order.
 
     Yields:
-      The name and the size in bytes, 0 where that cannot be told, as of a broken link.
+      The name and the size in bytes, 0 if that is unknown, as for a broken link.
     """
     for entry in _entries(directory):
         if entry.is_dir():
@@ -294,7 +293,7 @@ def splits_of(name: str, data_dir: str = "") -> tuple[str, ...]:
     if kind == "folder" and where:
         return tuple(_directories(Path(where).expanduser()))
     if kind != "tfds" or not where:
-        raise UserError(f"a data set is written tfds:NAME or folder:DIR, not {name!r}")
+        raise UserError(f"a data set must be tfds:NAME or folder:DIR, not {name!r}")
     return tfds_splits(where, data_dir) or (
         "train",
-    )  # which then says that the set is not prepared
+    )  # its error says that the data set is not prepared

@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets, prepared and read without TensorFlow."""
+"""TensorFlow Datasets (TFDS), prepared and read without TensorFlow."""
 
 import contextlib
 import io
@@ -13,12 +13,12 @@ from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError, closest, first_line
 from resnet_flax.runtime.terminal import say
 
-# Data sets that this package can prepare by itself, from other packages' data.
+# Data sets that this package can prepare itself, from other packages' data.
 EMBEDDED = ("digits",)
 
-# Sets of which an example has several right labels, or none: the features that hold one label and
-# all of them, and how many examples of a split have any (Beyer et al. 2020, "Are we done with
-# ImageNet?": 46,837 of 50,000).
+# Data sets whose examples have any number of correct labels: the features with one label and with
+# all of them, and the number of examples of a split that have any (Beyer et al. 2020, "Are we done
+# with ImageNet?": 46,837 of 50,000).
 SEVERAL_LABELS: dict[str, tuple[str, str, dict[str, int]]] = {
     "imagenet2012_real": ("original_label", "real_label", {"validation": 46_837}),
 }
@@ -49,18 +49,18 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             example = self._split[int(index)]
-        except Exception as error:  # the stores and decoders raise all kinds
+        except Exception as error:  # readers and decoders raise errors of all types
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
-                "prepare the set again"
+                "prepare the data set again"
             ) from error
         name = f"example {index} of {self._name}"
         image = load(io.BytesIO(example["image"]), name, self._channels)
         found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
         if not 0 <= found["label"] < len(self.class_names):
             raise UserError(
-                f"{name} has the label {found['label']}, which is none of the "
-                f"{len(self.class_names)} classes; choose a split that is labelled"
+                f"{name} has the label {found['label']}, which is not one of the "
+                f"{len(self.class_names)} classes; choose a labelled split"
             )
         if self._valid_labels:
             found["valid_labels"] = np.zeros(len(self.class_names), bool)
@@ -69,7 +69,7 @@ class TfdsSource:
 
 
 def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
-    """A split of a set, which is prepared first where it is one of `EMBEDDED`."""
+    """Opens a split; the data set is prepared first if it is one of `EMBEDDED`."""
     import tensorflow_datasets as tfds
 
     import resnet_flax.data.digits  # noqa: F401  registers the builder
@@ -81,14 +81,14 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
     if not builder.info.splits:
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; prepare it with "
-            f"`resnet-flax data prepare {name}`, or say where it is by --data_dir (in a run, "
+            f"`resnet-flax data prepare {name}`, or give its directory as --data_dir (in a run, "
             "--config.data.data_dir)"
         )
     features = builder.info.features
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
     if not {"image", labels[0]} <= set(features):
-        raise UserError(f"{name} is no image-classification set: it needs 'image' and 'label'")
-    # Decoded by us: TFDS takes OpenCV where it is installed, Pillow where not.
+        raise UserError(f"{name} is not for image classification: it lacks 'image' or 'label'")
+    # Decoded here: TFDS uses OpenCV if it is installed, else Pillow.
     decoders = {"image": tfds.decode.SkipDecoding()}
     if not getattr(features[labels[0]], "names", None):
         raise UserError(f"the labels of {name} are numbers without classes; they must be classes")
@@ -111,9 +111,9 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
 
 
 def _version(builder: Any, split: str) -> dict[str, Any]:
-    """What identifies the data of a split: the set's name and version, and its files.
+    """What identifies the data of a split: the data set's name and version, and its files.
 
-    Their names and sizes stand for checksums, of which a prepared set has none.
+    Files are identified by name and size, as a prepared data set has no checksums.
     """
     files: dict[str, int] = {}
     for name, info in builder.info.splits.items():
@@ -136,20 +136,20 @@ def _builder(dataset: str, data_dir: str) -> Any:
         raise UserError(f"TFDS has no data set called {dataset!r}{near}") from error
     except UserError:
         raise
-    except Exception as error:  # of all kinds: names, versions, damaged files
-        raise UserError(f"TFDS cannot make {dataset!r} out: {first_line(error)}") from error
+    except Exception as error:  # errors of many types: names, versions, damaged files
+        raise UserError(f"TFDS cannot open {dataset!r}: {first_line(error)}") from error
 
 
 def _array_record(builder: Any) -> Any:
-    """A builder that reads and writes array_record, which TFDS's default is not."""
+    """A builder that reads and writes array_record, which is not TFDS's default."""
     import tensorflow_datasets as tfds
 
     wanted = tfds.core.file_adapters.FileFormat.ARRAY_RECORD
     if builder.info.splits and builder.info.file_format != wanted:
         there = builder.data_dir
         raise UserError(
-            f"{there} is prepared as {builder.info.file_format.value}, which cannot be read at "
-            "random; convert it by `python -m tensorflow_datasets.scripts.convert_format "
+            f"{there} is prepared as {builder.info.file_format.value}, which has no "
+            "random access; convert it with `python -m tensorflow_datasets.scripts.convert_format "
             f"--dataset_version_dir={there} --out_file_format=array_record "
             "--out_dir=DIR/NAME/VERSION` and give DIR as --data_dir"
         )
@@ -159,20 +159,20 @@ def _array_record(builder: Any) -> Any:
 
 
 def tfds_splits(dataset: str, data_dir: str) -> tuple[str, ...]:
-    """The names of a set's splits; none where it is not prepared."""
+    """The names of a data set's splits; none if it is not prepared."""
     import resnet_flax.data.digits  # noqa: F401  registers the builder
 
     return tuple(_builder(dataset, data_dir).info.splits)
 
 
 def prepare(dataset: str, data_dir: str = "") -> str:
-    """Downloads and writes a TFDS set, once; another process may be doing so at the same time.
+    """Downloads and prepares a TFDS data set, unless another process does or already has.
 
     Returns:
-      The directory that it lies in.
+      Its directory.
 
     Raises:
-      UserError: there is no such set, or it cannot be downloaded or written.
+      UserError: there is no such data set, or it cannot be downloaded or written.
     """
     import tensorflow_datasets as tfds
 
@@ -184,9 +184,9 @@ def prepare(dataset: str, data_dir: str = "") -> str:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # "Unknown size (download: Unknown ..."
             builder.download_and_prepare()
-    except Exception as error:  # of all kinds: disk, network, TensorFlow that is not there
+    except Exception as error:  # errors of many types: disk, network, missing TensorFlow
         builder = _builder(dataset, data_dir)
-        if not builder.info.splits:  # it was not another process that got there first
+        if not builder.info.splits:  # else another process prepared it first
             missing = isinstance(error, ImportError) or "tensorflow" in str(error).lower()
             hint = (
                 "it needs TensorFlow: pip install 'resnet_flax[prepare]'"

@@ -1,6 +1,6 @@
-"""What is done to photographs on the host: decoding, crops, resizing and RandAugment, by Pillow.
+"""Transforms on the host, with Pillow: decoding, crops, resizing and RandAugment.
 
-Never by scaled decoding: a JPEG's own reduction gives other pixels than a resize does.
+JPEGs are never decoded at a reduced scale, which gives other pixels than resizing.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """What makes a training image of an example. Flips and colour follow on the device.
+    """Transforms of a training image. Flips and colour changes follow on the device.
 
     Attributes:
       crop: 'none' (images as they are, all of one size), 'jitter' (He et al. 2015, section 3.4)
         or 'random_resized' (Szegedy et al. 2015).
-      sizes: sides of the training images, one, or one for each stretch of steps.
-      boundaries: steps at which the next of `sizes` begins (progressive resizing).
-      jitter: shorter side before the crop, smallest and largest.
-      crop_area: share of the image, smallest and largest.
-      crop_ratio: width by height, smallest and largest.
+      sizes: sides of the training images: one, or one for each interval of steps.
+      boundaries: steps at which the next of `sizes` is used (progressive resizing).
+      jitter: smallest and largest shorter side before the crop.
+      crop_area: smallest and largest fraction of the image's area.
+      crop_ratio: smallest and largest width divided by height.
       policy: 'none', 'randaugment' or 'trivialaugment'.
       operations: of RandAugment.
       magnitude: of RandAugment.
@@ -51,8 +51,8 @@ class TrainTransform:
 
         Args:
           image: a Pillow image or an array of `[h, w, c]` uint8.
-          rng: draws all that is random.
-          step: of the batch that the example is in.
+          rng: random generator.
+          step: of the example's batch.
         """
         if self.crop == "none" and self.policy == "none":
             return to_array(image)
@@ -74,11 +74,11 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Resize and centre crop; or nothing.
+    """Resize and centre crop, or nothing.
 
     Attributes:
       size: side of the crop; 0 leaves images as they are.
-      crop_fraction: the crop's side by the shorter side that is resized to.
+      crop_fraction: the crop's side divided by the resized shorter side.
       interpolation: a key of `FILTERS`.
     """
 
@@ -88,11 +88,11 @@ class EvalTransform:
 
     @property
     def shorter(self) -> int:
-        """Pixels of the shorter side that is resized to."""
+        """The resized shorter side in pixels."""
         return math.floor(self.size / self.crop_fraction + 1e-6)
 
     def __call__(self, image: Any) -> np.ndarray:
-        """An image to evaluate, `[h, w, c]` uint8, of a Pillow image or an array."""
+        """The transformed image, `[h, w, c]` uint8, from a Pillow image or an array."""
         if not self.size:
             return to_array(image)
         resized = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
@@ -105,7 +105,7 @@ class TenCropTransform:
 
     Attributes:
       size: side of the crops.
-      shorter: side that is resized to.
+      shorter: the resized shorter side.
       interpolation: a key of `FILTERS`.
     """
 
@@ -124,15 +124,15 @@ class TenCropTransform:
 
 @dataclasses.dataclass(frozen=True)
 class ScaleTransform:
-    """The whole image at one scale.
+    """The complete image at one scale.
 
-    The longer side is cropped in the middle, to `shorter` and a multiple of `multiple` pixels more,
-    the largest that fits, of `lengths` such sides the longest at most. Nothing is padded, so that
-    every position sees image only, and fewer than twice `lengths` shapes suffice for all images.
+    The longer side is center-cropped to `shorter` plus a multiple of `multiple` pixels: the largest
+    of `lengths` such sides that fits. Nothing is padded, so every position sees only image pixels,
+    and all images have fewer than twice `lengths` different shapes.
 
     Attributes:
-      shorter: side that is resized to.
-      multiple: of pixels; 0 crops nothing.
+      shorter: the resized shorter side.
+      multiple: in pixels; 0 crops nothing.
       lengths: number of different longer sides.
       interpolation: a key of `FILTERS`.
     """
@@ -157,20 +157,20 @@ class ScaleTransform:
 
 
 def to_image(image: Any) -> Image.Image:
-    """A Pillow image of a Pillow image or an array `[h, w, c]` uint8."""
+    """Converts a Pillow image or an array `[h, w, c]` uint8 to a Pillow image."""
     if isinstance(image, Image.Image):
         return image
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def to_array(image: Any) -> np.ndarray:
-    """An array `[h, w, c]` uint8 of a Pillow image or an array."""
+    """Converts a Pillow image or an array to an array `[h, w, c]` uint8."""
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array
 
 
 def resize_shorter(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """The image with a shorter side of `side` pixels; the longer one is rounded down."""
+    """Resizes the shorter side to `side` pixels; the longer one is rounded down."""
     width, height = image.size
     if width <= height:
         size = (side, max(1, side * height // width))
@@ -180,7 +180,7 @@ def resize_shorter(image: Image.Image, side: int, resample: Image.Resampling) ->
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square of `size` in the middle, with black where the image is smaller."""
+    """The square of `size` in the middle, padded with black if the image is smaller."""
     width, height = image.size
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
@@ -193,7 +193,7 @@ def jitter_crop(
     shorter: tuple[int, int],
     resample: Image.Resampling,
 ) -> Image.Image:
-    """A square at random of the image resized to a random shorter side (paper, section 3.4)."""
+    """A random square of the image with a random shorter side (He et al. 2015, section 3.4)."""
     image = resize_shorter(image, int(rng.integers(shorter[0], shorter[1] + 1)), resample)
     width, height = image.size
     left, top = (int(rng.integers(0, side - size + 1)) for side in (width, height))
@@ -206,16 +206,16 @@ def random_box(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """A rectangle of random area, shape and place (Szegedy et al. 2015, section 6).
+    """A rectangle of random area, aspect ratio and position (Szegedy et al. 2015, section 6).
 
-    Ten draws are tried; then it is the largest one in the middle that is of an allowed shape, as
-    most implementations have it.
+    If none of ten draws fits, it is the largest one in the middle with an allowed aspect
+    ratio, as in most implementations.
 
     Args:
       size: width and height of the image.
       rng: draws.
-      area: of the rectangle by the image's, smallest and largest, drawn uniformly.
-      ratio: width by height, smallest and largest, drawn uniformly in its logarithm.
+      area: smallest and largest fraction of the image's area, drawn uniformly.
+      ratio: smallest and largest width divided by height, drawn log-uniformly.
 
     Returns:
       Left, top, right and bottom.
@@ -238,15 +238,15 @@ def random_box(
 
 
 def load(file: Any, name: str, channels: int) -> Image.Image:
-    """Decodes an encoded image, in 8 or 16 bits a channel of any kind.
+    """Decodes an image with 8 or 16 bits per channel.
 
     Args:
       file: to read from.
-      name: to call it by in errors.
-      channels: 1 for grey or 3 for RGB.
+      name: for errors.
+      channels: 1 for greyscale or 3 for RGB.
 
     Raises:
-      UserError: it is truncated or no image.
+      UserError: it is truncated or not an image.
     """
     try:
         image: Image.Image
@@ -254,15 +254,17 @@ def load(file: Any, name: str, channels: int) -> Image.Image:
             if image.mode.startswith("I;16"):  # to 8 bits; Pillow's own conversion clips
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             elif image.mode in ("I", "F"):
-                raise ValueError(f"numbers of mode {image.mode}, not grey levels of 8 or 16 bits")
+                raise ValueError(f"pixels of mode {image.mode}, not of 8 or 16 bits")
             return image.convert("L" if channels == 1 else "RGB")
     except OSError as error:
-        if error.errno:  # of the file system, not of what is in the file
+        if error.errno:  # of the file system, not of the file's contents
             raise UserError(f"{name} cannot be read: {error.strerror}") from error
         raise UserError(_undecodable(name, error)) from error
-    except Exception as error:  # Pillow and its decoders raise all kinds
+    except Exception as error:  # Pillow and its decoders raise errors of all types
         raise UserError(_undecodable(name, error)) from error
 
 
 def _undecodable(name: str, error: Exception) -> str:
-    return f"{name} cannot be decoded ({error}); it is damaged or no image: replace or remove it"
+    return (
+        f"{name} cannot be decoded ({error}); it is damaged or not an image: replace or remove it"
+    )

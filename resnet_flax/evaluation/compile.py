@@ -1,4 +1,4 @@
-"""Programs compiled with XLA's options, and traced for what these make of the target."""
+"""Compiles programs with XLA options, and traces them for the resulting target."""
 
 import functools
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from resnet_flax.runtime.xla_options import Options
 
 
 def jit(function: Callable[..., Any], options: Options | None, **keywords: Any) -> Any:
-    """`jax.jit` with the options, and with operations computed as is best with them.
+    """`jax.jit` with the options, and with the implementations that are best with them.
 
-    Where the options are for oneDNN, JAX keeps nothing more that this process compiles.
+    If the options are for oneDNN, JAX's compilation cache is off from here on in this process.
 
     Args:
-      function: what to compile. With options its program cannot be part of another.
+      function: what to compile. With options, its program cannot be part of another.
       options: see `xla_options.options`.
       keywords: see `jax.jit`.
     """
@@ -31,7 +31,7 @@ def jit(function: Callable[..., Any], options: Options | None, **keywords: Any) 
         with ops.target(onednn=options.onednn, single_gpu=options.single_gpu):
             return function(*arguments, **named)
 
-    # A partial has no name, for which JAX would take this function's.
+    # A partial has no name, and JAX would use this function's instead.
     whole = function.func if isinstance(function, functools.partial) else function
     traced.__name__ = getattr(whole, "__name__", type(whole).__name__)
     return jax.jit(traced, compiler_options=options.flags or None, **keywords)

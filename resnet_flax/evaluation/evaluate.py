@@ -29,21 +29,21 @@ def evaluate(
       variables: the network's parameters and running statistics.
       batches: padded and masked, see `pipeline.eval_batches`.
       mesh: of the devices.
-      source: the examples that the batches are of.
+      source: the examples in the batches.
       classes: number of the network's outputs.
-      confusion: count the confusion matrix too.
-      after_batch: called with the number of batches that are done, to show progress; what it
-        raises ends the evaluation.
+      confusion: also count the confusion matrix.
+      after_batch: called with the number of finished batches, to show progress; an exception from
+        it ends the evaluation.
 
     Raises:
-      RuntimeError: other examples were counted than `source` has.
+      RuntimeError: the number of examples counted is not that of `source`.
     """
-    dtype = jax.tree.leaves(variables)[0].dtype  # that of the logits
+    dtype = jax.tree.leaves(variables)[0].dtype  # the logits' dtype
     sums = jax.device_put(zero_sums(classes, dtype, confusion=confusion), sharding.replicated(mesh))
     for done, batch in enumerate(batches, start=1):
         before, sums = sums, eval_step(variables, sharding.put_batch(batch, mesh), sums)
-        # One batch is computed and one waits. With more of them a device's memory fills with
-        # images, and on virtual devices of a busy CPU an all-reduce waits until XLA aborts.
+        # At most one batch is computed while one waits. More would fill a device's memory with
+        # images, and on virtual devices of a busy CPU an all-reduce would wait until XLA aborts.
         jax.block_until_ready(before)
         after_batch(done)
     return summarize(sums, len(source), getattr(source, "labelled", len(source)))

@@ -13,8 +13,8 @@ class Relabelled:
     """A source whose labels are the outputs of a network.
 
     Args:
-      source: with labels of its own.
-      outputs: of each of its classes, the network's output.
+      source: with its own labels.
+      outputs: the network's output for each of the source's classes.
       class_names: of the outputs.
     """
 
@@ -37,26 +37,26 @@ class Relabelled:
 def as_outputs(
     source: Source, class_names: tuple[str, ...], classes: int, *, by_number: bool = False
 ) -> Source:
-    """A source with labels that are a network's outputs, found by the names of the classes.
+    """A source whose labels are a network's outputs, matched by the names of the classes.
 
     Args:
       source: examples.
-      class_names: of the network's outputs; empty where they are not known.
+      class_names: of the network's outputs; empty if unknown.
       classes: number of the outputs.
-      by_number: take labels as outputs, whatever the names.
+      by_number: use labels as outputs, whatever the names.
 
     Returns:
-      The source itself where nothing is known or the names are the same.
+      The source itself if the names are unknown or the same.
 
     Raises:
-      UserError: some class of the source is none of the network's.
+      UserError: the source has a class that the network lacks.
     """
     theirs = source.class_names
     if not class_names or by_number:
         if len(theirs) != classes:
             raise UserError(
                 f"the data has {len(theirs)} classes, the network {classes} outputs"
-                f"{' of unknown names' if not class_names else ''}; give data of as many classes"
+                f"{' of unknown names' if not class_names else ''}; give data with as many classes"
             )
         return source
     if theirs == class_names:
@@ -65,9 +65,9 @@ def as_outputs(
     strange = [name for name in theirs if name not in number]
     if strange:
         raise UserError(
-            f"{len(strange)} of the data's {len(theirs)} classes are none of the network's "
+            f"{len(strange)} of the data's {len(theirs)} classes are not among the network's "
             f"{len(class_names)} ({', '.join(strange[:3])}, ...; the network's: "
-            f"{', '.join(class_names[:3])}, ...); give data of its classes, or say --by_number "
-            "where they are the same in the same order"
+            f"{', '.join(class_names[:3])}, ...); give data with its classes, or pass --by_number "
+            "if they are the same in the same order"
         )
     return Relabelled(source, np.array([number[name] for name in theirs]), class_names)

@@ -1,4 +1,4 @@
-"""Exact metrics: sums over examples on the device, divided once, on the host."""
+"""Exact metrics: sums over examples on the device, divided once on the host."""
 
 import dataclasses
 import math
@@ -13,16 +13,16 @@ from resnet_flax.errors import UserError
 
 Sums = dict[str, Array]
 
-# Of the calibration error; Guo et al. 2017 take as many.
+# Bins of the calibration error, as in Guo et al. 2017.
 BINS = 15
 
 
 def zero_sums(classes: int, dtype: Any = jnp.float32, *, confusion: bool = False) -> Sums:
-    """What `add` starts from.
+    """The sums before the first batch.
 
     Args:
-      classes: of the labels.
-      dtype: of the logits, and so of the sums that are not counts.
+      classes: number of classes.
+      dtype: of the logits, and of the sums that are not counts.
       confusion: count predictions by label, `[classes, classes]`.
     """
     counts = {
@@ -34,7 +34,7 @@ def zero_sums(classes: int, dtype: Any = jnp.float32, *, confusion: bool = False
             ("errors5", classes),
         )
     }
-    # Each sum that is no count, and what rounding has taken from it so far.
+    # Each sum that is not a count, and its accumulated rounding error (compensated summation).
     sums = {
         name + part: jnp.zeros(n, dtype)
         for name, n in (("loss", classes), ("bin_excess", BINS))
@@ -54,18 +54,17 @@ def add(
 ) -> Sums:
     """Adds a batch.
 
-    A prediction is right where its label is the first of the greatest logits (top-1), or among the
-    first five (top-5); equal logits rank in the order of classes, as argmax has it. A logit that
-    is not a number is never right.
+    A prediction is correct if its label has the greatest logit (top-1), or one of the five greatest
+    (top-5); equal logits rank in the order of classes, as in argmax. A NaN logit is never correct.
 
     Args:
-      sums: of the batches before.
+      sums: of the previous batches.
       logits: of the examples.
-      label: of the examples; sums are kept for each.
-      mask: false for what fills up a batch, which adds nothing.
-      valid_labels: where an example has several right classes (ImageNet ReaL), those; it is then
-        right with any of them, and its likelihood is that of all. An example without any does not
-        count, but is seen.
+      label: of the examples; errors are also counted per label.
+      mask: false for padding, which adds nothing.
+      valid_labels: the correct classes where an example may have several (ImageNet ReaL): any of
+        them is correct, and the likelihood is that of all. An example without any is seen, but does
+        not count.
     """
     log_p = jax.nn.log_softmax(logits)
     if valid_labels is None:
@@ -75,7 +74,7 @@ def add(
         rank = _rank(logits, jnp.where(valid_labels, logits, -jnp.inf).argmax(1))
         loss = -jax.nn.logsumexp(jnp.where(valid_labels, log_p, -jnp.inf), 1)
         counted = mask & valid_labels.any(1)
-    loss = jnp.where(counted, loss, 0)  # not a product: padding may give what is not finite
+    loss = jnp.where(counted, loss, 0)  # not a product: padding may give NaN or infinity
     confidence = jnp.where(counted, jnp.exp(log_p.max(1)), 0)
     bins = jnp.clip((confidence * BINS).astype(jnp.int32), 0, BINS - 1)
     of_class = {
@@ -84,11 +83,11 @@ def add(
         "errors5": counted & (rank >= 5),
         "loss": loss,
     }
-    # Small numbers, where the sum of confidences alone would be large and its digits few.
+    # These terms are small; a plain sum of confidences would be large and lose digits.
     of_bin = {"bin_excess": jnp.where(counted, confidence - (rank < 1), 0)}
     new = {"seen": sums["seen"] + mask.sum(dtype=jnp.int32)}
     if "confusion" in sums:
-        # What is right counts as right, also where another of several labels was predicted.
+        # A correct prediction counts as the label, even if it was another of several correct ones.
         predicted = jnp.where(rank < 1, label, logits.argmax(1))
         hits = counted.astype(jnp.int32)
         new["confusion"] = sums["confusion"].at[label, predicted].add(hits)
@@ -109,7 +108,7 @@ def _lost(a: Array, b: Array) -> Array:
 
 
 def _rank(logits: Float[Array, "b classes"], label: Int[Array, " b"]) -> Int[Array, " b"]:
-    """How many classes come before the label, the last place where a logit is not finite."""
+    """How many classes rank before the label; the last rank if a logit is not finite."""
     classes = logits.shape[-1]
     own = jnp.take_along_axis(logits, label[:, None], 1)
     before = jnp.arange(classes) < label[:, None]
@@ -122,15 +121,15 @@ class Result:
     """The metrics of a split.
 
     Attributes:
-      count: examples that count.
-      error: share whose first prediction is wrong, between 0 and 1.
-      top5_error: share whose first five predictions are wrong.
+      count: number of examples that count.
+      error: top-1 error rate, between 0 and 1.
+      top5_error: top-5 error rate.
       loss: mean negative log likelihood, in nats.
-      calibration_error: expected calibration error (Guo et al. 2017, eq. 3), `BINS` bins of equal
-        width: mean distance between confidence and accuracy.
+      calibration_error: expected calibration error (Guo et al. 2017, eq. 3) with `BINS` bins of
+        equal width: the mean difference between confidence and accuracy.
       class_counts: examples of each class.
-      class_errors: of these, how many are wrong.
-      confusion: `[label][prediction]` numbers of examples, where they were counted.
+      class_errors: how many of these are wrong.
+      confusion: `[label][prediction]` numbers of examples, if they were counted.
     """
 
     count: int
@@ -149,15 +148,15 @@ class Result:
 
 
 def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
-    """The metrics, if each example was seen once.
+    """The metrics; checks that each example was seen once.
 
     Args:
       sums: of all batches.
-      expected: examples of the split.
-      labelled: of these, how many have a label; None where that is not known.
+      expected: number of examples of the split.
+      labelled: how many of these have a label; None if unknown.
 
     Raises:
-      RuntimeError: other than `expected` examples were seen, or other than `labelled` counted.
+      RuntimeError: the number of examples seen is not `expected`, or of those counted `labelled`.
     """
     total = {name: np.asarray(value) for name, value in jax.device_get(sums).items()}
     for name in ("loss", "bin_excess"):
@@ -168,7 +167,7 @@ def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
     if labelled is not None and count != labelled:
         raise RuntimeError(f"evaluation counted {count} labelled examples of {labelled}")
     if not count:
-        raise UserError("no example of the split has a label; give one of which some have")
+        raise UserError("no example of the split has a label; give a split with labels")
     return Result(
         count=count,
         error=int(total["errors"].sum()) / count,
@@ -184,10 +183,10 @@ def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
 def interval(errors: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of an error rate, of 95 % by default (Wilson 1927).
 
-    It holds its level for few errors too, where the normal one of `rate ± z * deviation` does not.
+    It keeps its coverage for few errors too, unlike the normal interval `rate ± z * std`.
     """
     rate, share = errors / count, z**2 / count
     centre = (rate + share / 2) / (1 + share)
     reach = z / (1 + share) * math.sqrt(rate * (1 - rate) / count + share / (4 * count))
-    # Rounding must not leave the rate itself out, where it is 0 or 1.
+    # Rounding must not exclude the rate itself if it is 0 or 1.
     return max(0.0, min(rate, centre - reach)), min(1.0, max(rate, centre + reach))

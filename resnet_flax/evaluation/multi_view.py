@@ -1,4 +1,4 @@
-"""Views of an image that a prediction is averaged over, and the average."""
+"""Predictions averaged over views of an image."""
 
 import dataclasses
 import math
@@ -30,11 +30,11 @@ PROTOCOLS = {
 # Shorter sides for a network of 224 pixels (He et al. 2015, section 3.4).
 SCALES = (224, 256, 384, 480, 640)
 
-CHUNK = 1000  # predictions that are measured at once
+CHUNK = 1000  # predictions measured in one call
 
 
 class Network(NamedTuple):
-    """A network with weights and what its images go through.
+    """A network with weights and its preprocessing.
 
     Attributes:
       model: the network.
@@ -48,12 +48,12 @@ class Network(NamedTuple):
 
 
 class View(NamedTuple):
-    """How all images are seen once: a crop or a scale, and whether mirrored as well.
+    """One view of every image: a crop or a scale, and whether it is also flipped.
 
     Attributes:
       transform: of an image on the host, to `[h, w, c]` or to several crops `[v, h, w, c]`.
-      preprocessing: whose normalisation follows on the device.
-      flip: every view is seen mirrored as well.
+      preprocessing: its normalisation follows on the device.
+      flip: use the mirror image of every view as well.
       pool_window: see `ResNet.__call__`.
     """
 
@@ -70,16 +70,16 @@ def make_views(
     scales: Sequence[int] = (),
     exact: bool = False,
 ) -> list[View]:
-    """The views of a protocol; each counts as much as the others.
+    """The views of a protocol, all with the same weight.
 
     Args:
       protocol: a key of `PROTOCOLS`.
       network: to evaluate.
       image_shape: `[h, w, c]` of a training image.
-      scales: shorter sides of 'multiscale'; `SCALES` in proportion to the training image's side by
-        default, rounded to the network's stride.
-      exact: do not crop longer sides to a multiple of the stride (see `ScaleTransform`), at the
-        price of a compilation for every shape of image.
+      scales: shorter sides of 'multiscale'; by default `SCALES` in proportion to the training
+        image's side, rounded to the network's stride.
+      exact: do not crop longer sides to a multiple of the stride (see `ScaleTransform`); a program
+        is then compiled for every image shape.
 
     Raises:
       UserError: the protocol does not apply to the network, or the scales are too small.
@@ -92,8 +92,8 @@ def make_views(
         shorter = preprocessing.transform.shorter
         if not preprocessing.size or shorter == preprocessing.size:
             raise UserError(
-                "ten_crop takes crops of images that are larger than them, but this network's are "
-                "taken whole; give --size and a --crop_fraction below 1, or another --protocol"
+                "ten_crop needs images that are larger than the crops, but this network's are "
+                "not cropped; give --size and a --crop_fraction below 1, or another --protocol"
             )
         ten = TenCropTransform(preprocessing.size, shorter, how)
         return [View(ten, preprocessing, flip=True, pool_window=0)]
@@ -105,7 +105,7 @@ def make_views(
     too_small = [scale for scale in chosen if scale < side]
     if too_small:
         raise UserError(
-            f"a scale of {too_small[0]} is less than the side {side} that the network was made "
+            f"the scale {too_small[0]} is less than the side {side} that the network was trained "
             "for; give larger --scales"
         )
     everywhere = _without_place(preprocessing)
@@ -117,7 +117,7 @@ def make_views(
 
 
 def _last_side(network: Network, image_shape: tuple[int, ...]) -> int:
-    """Positions on a side of the last map, for a training image."""
+    """The side of the last feature map for a training image."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     maps = jax.eval_shape(
         partial(network.model.apply, train=False, return_features=True), network.variables, images
@@ -127,7 +127,7 @@ def _last_side(network: Network, image_shape: tuple[int, ...]) -> int:
 
 
 def _without_place(preprocessing: Preprocessing) -> Preprocessing:
-    """The mean image, which has one size, as its mean over places."""
+    """Replaces the mean image, which has a fixed size, by its mean over positions."""
     if not len(preprocessing.pixel_mean):
         return preprocessing
     channels = np.array(preprocessing.pixel_mean, np.float64).mean((0, 1)) / 255
@@ -148,7 +148,7 @@ def log_probabilities(
 
     Args:
       variables: the network's.
-      images: one view of each example, or several.
+      images: one or several views of each example.
       model: the network.
       prepare: normalisation.
       flip: see `View`.
@@ -161,17 +161,17 @@ def log_probabilities(
     x = prepare(crops.reshape(-1, *crops.shape[2:]))
     logits = model.apply(variables, x, train=False, pool_window=pool_window)
     log_p = jax.nn.log_softmax(logits).reshape(b, -1, logits.shape[-1])
-    # Of logarithms, as a probability may be too small for a float.
+    # Averaged in logarithms, as a probability may be too small for a float.
     return jax.nn.logsumexp(log_p, axis=1) - jnp.log(log_p.shape[1]).astype(log_p.dtype)
 
 
 class Predictions(NamedTuple):
-    """Of every example of a source, in its order.
+    """Predictions for every example of a source, in its order.
 
     Attributes:
       log_p: logarithms of the probabilities, `[n, classes]`.
       label: `[n]`.
-      valid_labels: see `metrics.add`; None where labels are single.
+      valid_labels: see `metrics.add`; None if examples have one label.
     """
 
     log_p: np.ndarray
@@ -195,15 +195,15 @@ def predict(
       network: to evaluate.
       source: n examples.
       views: see `make_views`.
-      batch_size: images of the training size at once; of larger ones, and of several views,
-        correspondingly fewer.
+      batch_size: number of images of the training size; correspondingly fewer if they are larger or
+        have several views.
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
-      progress: called with the number of images that a batch had.
+      progress: called with the number of images in each batch.
     """
     mesh = sharding.make_mesh(devices=devices)
-    whole = sharding.replicated(mesh)
-    variables = jax.device_put(network.variables, whole)
+    replicated = sharding.replicated(mesh)
+    variables = jax.device_put(network.variables, replicated)
     shape = network.preprocessing.transform(source[0]["image"]).shape
     pixels = batch_size * _area(shape)
     platform = mesh.devices.flat[0].platform
@@ -224,8 +224,8 @@ def predict(
                 pool_window=view.pool_window,
             ),
             options,
-            in_shardings=(whole, sharding.over_batch(mesh)),
-            out_shardings=whole,
+            in_shardings=(replicated, sharding.over_batch(mesh)),
+            out_shardings=replicated,
         )
         with eval_examples(source, view.transform, workers) as examples:
             for images, group in _alike(examples, pixels, mesh.size):
@@ -247,7 +247,7 @@ def _area(shape: tuple[int, ...]) -> int:
 def _alike(
     examples: Iterator[dict[str, Any]], pixels: int, multiple: int
 ) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Batches of images of one shape, filled up to one size a shape, and their examples."""
+    """Batches of images of one shape, padded to one batch size per shape, and their examples."""
     waiting: dict[tuple[int, ...], list[dict[str, Any]]] = {}
 
     def size(shape: tuple[int, ...]) -> int:
@@ -268,7 +268,7 @@ def _alike(
 
 
 def average(predictions: Sequence[Predictions]) -> Predictions:
-    """Of several networks on the same examples: the mean of their probabilities."""
+    """The mean of several networks' probabilities on the same examples."""
     log_p = reduce(np.logaddexp, [one.log_p for one in predictions])
     return predictions[0]._replace(log_p=log_p - np.log(len(predictions)).astype(log_p.dtype))
 

@@ -1,4 +1,4 @@
-"""Evaluation of a network with weights on a data set, as `resnet-flax eval` does it."""
+"""Evaluation of a network with weights on a data set, used by `resnet-flax eval`."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -47,10 +47,10 @@ def evaluate_pretrained(
       scales: see `multi_view.make_views`.
       exact: see `multi_view.make_views`.
       confusion: count the confusion matrix too.
-      batch_size: rounded up to a multiple of the devices; of no influence on the result.
+      batch_size: rounded up to a multiple of the devices; does not affect the result.
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
-      progress: called with the views of images that are done, and their number.
+      progress: called with the number of finished views of images, and of all.
     """
     image = source[0]["image"]
     for _, _, preprocessing in networks:
@@ -67,8 +67,8 @@ def evaluate_pretrained(
         result = measure(average(found), source, confusion=confusion)
     if not result.loss < float("inf"):
         raise UserError(
-            f"the network's loss is {result.loss}: its weights are damaged, or for images that are "
-            "normalised otherwise"
+            f"the network's loss is {result.loss}: its weights are damaged, or for images with "
+            "another normalisation"
         )
     return result
 
@@ -104,16 +104,16 @@ def _in_the_middle(
     workers: int,
     devices: Any,
 ) -> Result:
-    """One view of each image by one network, as training evaluates: no prediction leaves it."""
+    """One network on one view of each image, as in training; predictions stay on the device."""
     model, variables, preprocessing = network
     mesh = sharding.make_mesh(devices=devices)
     size = -(-batch_size // mesh.size) * mesh.size
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
     shape = preprocessing.transform(source[0]["image"]).shape
     platform = mesh.devices.flat[0].platform
     options = xla_options.options(platform, shape, model.dtype, training=False)
-    step = compile_eval(mesh, whole, partial(eval_step, model=model, prepare=prepare), options)
+    step = compile_eval(mesh, replicated, partial(eval_step, model=model, prepare=prepare), options)
     with eval_batches(
         source,
         batch_size=size,
@@ -123,7 +123,14 @@ def _in_the_middle(
         workers=workers,
     ) as batches:
         return evaluate(
-            *(step, jax.device_put(variables, whole), batches, mesh, source, model.num_classes),
+            *(
+                step,
+                jax.device_put(variables, replicated),
+                batches,
+                mesh,
+                source,
+                model.num_classes,
+            ),
             confusion=confusion,
             after_batch=lambda done: progress(min(done * size, len(source)), len(source)),
         )

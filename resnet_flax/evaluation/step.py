@@ -26,7 +26,7 @@ def eval_step(
       variables: the network's parameters and running statistics.
       batch: as for `train_step`; examples whose `mask` is false add nothing. May have
         `valid_labels`, `[b, classes]`.
-      sums: of the batches before, `metrics.zero_sums(classes)` at the first.
+      sums: of the previous batches, at first `metrics.zero_sums(classes)`.
       model: the network.
       prepare: `(images) -> x`, normalisation on the device.
     """
@@ -41,6 +41,6 @@ def compile_eval(
     options: Options | None = None,
 ) -> Callable[..., Sums]:
     """`eval_step` (its keywords bound) as a program over the mesh."""
-    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
-    inputs = (variable_shardings, cut, whole)
-    return jit(evaluate, options, in_shardings=inputs, out_shardings=whole)
+    replicated, sharded = sharding.replicated(mesh), sharding.over_batch(mesh)
+    inputs = (variable_shardings, sharded, replicated)
+    return jit(evaluate, options, in_shardings=inputs, out_shardings=replicated)

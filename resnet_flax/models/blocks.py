@@ -16,7 +16,7 @@ SHORTCUTS = ("A", "B", "C", "none")
 
 Map = Float[Array, "b h w c"]
 MapOut = Float[Array, "b h2 w2 f"]
-BlockInput = Float[Array, "b h1 w1 c1"]  # beside a map within the block
+BlockInput = Float[Array, "b h1 w1 c1"]  # its shape differs from maps within the block
 
 
 class Shortcut(nn.Module):
@@ -32,8 +32,8 @@ class Shortcut(nn.Module):
       strides: the block's stride.
       conv: makes a convolution from features, kernel size and strides.
       norm: makes a normalisation; None for none after the projection (pre-activation).
-      pool: stride by average pooling before the projection (ResNet-D, He et al. 2018, 4.1);
-        where the stride became dilation, average without one.
+      pool: average pooling with the stride before the projection (ResNet-D, He et al. 2018, 4.1);
+        with stride 1 if the stride was replaced by dilation.
     """
 
     option: str
@@ -50,8 +50,8 @@ class Shortcut(nn.Module):
             if self.strides == 1 and x.shape[-1] == self.features:
                 return x
             x = x[:, :: self.strides, :: self.strides]
-            # Half on either side, as the published CIFAR weights have it; all on one side would
-            # be the same network up to a permutation of channels.
+            # Half on either side, as in the published CIFAR weights; all on one side would be the
+            # same network up to a permutation of channels.
             extra = self.features - x.shape[-1]
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         strides = self.strides
@@ -70,23 +70,22 @@ def projects(option: str, channels: int, features: int, strides: int) -> bool:
 
 
 def average_pool(x: Map, size: int) -> Float[Array, "b h2 w2 c"]:
-    """Means over windows of `size` by `size` side by side, the last ones cut off by the edge."""
+    """Average pooling with stride `size`; windows at the edge are clipped."""
     over = [(0, -n % size) for n in x.shape[1:3]]
     return nn.avg_pool(x, (size, size), (size, size), over, count_include_pad=False)
 
 
 def smooth(x: Map) -> Map:
-    """Means over windows of 2 by 2 at every position, zeros beyond the edges, as timm has it."""
+    """2x2 average pooling with stride 1, zero-padded, as in timm."""
     return nn.avg_pool(x, (2, 2), (1, 1), [(0, 1), (0, 1)])
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighted by what the whole map holds (Hu et al. 2018, section 3).
+    """Channels weighted by a function of their means over the map (Hu et al. 2018, section 3).
 
     Attributes:
       ratio: channels over squeezed channels.
-      multiple: squeezed channels are rounded to a multiple of this, as timm does; 1 for the
-        authors' own.
+      multiple: squeezed channels are rounded to a multiple of this, as in timm; 1 in the paper.
       dtype: type of the computation.
       param_dtype: type of the parameters.
     """
@@ -108,25 +107,26 @@ class SqueezeExcitation(nn.Module):
 
 
 def squeezed_features(features: int, ratio: int, multiple: int) -> int:
-    """Channels that a squeeze leaves, rounded to the nearest multiple (at least one)."""
+    """The number of squeezed channels, rounded to the nearest multiple (at least one)."""
     return max(multiple, int(features / ratio + multiple / 2) // multiple * multiple)
 
 
 class ResidualBlock(nn.Module):
-    """What all blocks have in common: their attributes, and how a block ends.
+    """The base of all blocks: their attributes, and how a block ends.
 
     Attributes:
       features: the stage's width; the output has `expansion` times as many channels.
-      strides: the block's.
+      strides: the block's stride.
       dilation: of the 3x3 convolutions.
-      first_dilation: of the first 3x3 convolution. In the first block of a stage whose stride
-        became dilation it still is the stage's before, as that is how its input is spaced.
-      shortcut: one of `SHORTCUTS`; with 'none' the block is layers of a plain network.
+      first_dilation: of the first 3x3 convolution. In the first block of a stage whose stride was
+        replaced by dilation, it is the previous stage's.
+      shortcut: one of `SHORTCUTS`; with 'none' the block is part of a plain network.
       avg_down: see `Shortcut`.
-      zero_init: start the last normalisation's scale at zero, and so the block as the identity.
+      zero_init: initialise the last normalisation's scale to zero, and so the block to the
+        identity.
       groups: of a bottleneck's 3x3 convolution (ResNeXt's cardinality).
       width_per_group: of a bottleneck, see `ResNet`.
-      stride_on: the bottleneck's convolution that takes the stride, '1x1' or '3x3'.
+      stride_on: the bottleneck's convolution with the stride, '1x1' or '3x3'.
       make_se: makes squeeze-and-excitation, or None.
       conv: makes a convolution from features and kernel size.
       norm: makes a normalisation.
@@ -216,7 +216,7 @@ class PreActBasicBlock(ResidualBlock):
     """A basic block that normalises and activates before its convolutions.
 
     He et al. 2016, "Identity Mappings in Deep Residual Networks", figure 4e. `zero_init` has no
-    effect: no normalisation is last.
+    effect: the block does not end in a normalisation.
     """
 
     @nn.compact
@@ -230,7 +230,7 @@ class PreActBasicBlock(ResidualBlock):
 
 
 class PreActBottleneck(ResidualBlock):
-    """A bottleneck that normalises and activates before its convolutions, see above."""
+    """A bottleneck that normalises and activates before its convolutions (He et al. 2016)."""
 
     expansion: ClassVar[int] = 4
 

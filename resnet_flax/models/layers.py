@@ -1,4 +1,4 @@
-"""Convolution and normalisation as modules that own parameters, and the two in a row."""
+"""Convolution and normalisation modules, and functions that apply the two in sequence."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,12 +15,12 @@ from resnet_flax.ops import BatchNormSpec, ConvSpec, heuristics
 Dtype = Any
 
 # Zero-mean normal with variance 2 / (kernel area * output channels): He et al. 2015,
-# "Delving Deep into Rectifiers", eq. 14, which keeps the gradients' scale through the depth.
+# "Delving Deep into Rectifiers", eq. 14, which keeps the scale of gradients constant over depth.
 he_normal: Callable[..., Array] = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Conv(nn.Module):
-    """A convolution; one parameter, `kernel` (HWIO), and `bias` where asked for.
+    """A convolution with the parameter `kernel` (HWIO), and `bias` if `use_bias`.
 
     Attributes:
       features: output channels.
@@ -30,7 +30,7 @@ class Conv(nn.Module):
         stride 1 keeps the size.
       dilation: spacing of the kernel's taps.
       groups: groups of channels (ResNeXt's cardinality).
-      use_bias: add a bias; no use before a normalisation.
+      use_bias: add a bias; has no effect before a normalisation.
       dtype: type of the computation.
       param_dtype: type of the parameters.
     """
@@ -56,7 +56,7 @@ class Conv(nn.Module):
         return ConvSpec(strides, ((ph, ph), (pw, pw)), dilation, self.groups)
 
     def kernel_shape(self, channels: int) -> tuple[int, int, int, int]:
-        """Of the kernel for an input of so many channels, HWIO."""
+        """The shape of the kernel (HWIO) for an input with this number of channels."""
         if channels % self.groups or self.features % self.groups:
             raise ValueError(
                 f"groups={self.groups} must divide the {channels} input and the "
@@ -67,7 +67,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def parameters(self, channels: int) -> tuple[Array, Array | None]:
-        """The kernel and the bias, declared; computes nothing."""
+        """Declares the kernel and the bias; computes nothing."""
         kernel = self.param("kernel", he_normal, self.kernel_shape(channels), self.param_dtype)
         if not self.use_bias:
             return kernel, None
@@ -81,20 +81,20 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015), each group of examples by itself.
+    """Batch normalisation (Ioffe and Szegedy 2015), separately for each group of examples.
 
-    In training the batch is cut into `groups` equal runs of examples, and each is normalised by
-    its own mean and (biased) variance; the running statistics move towards the groups' average.
-    One group is the usual batch normalisation, over the global batch however it is sharded.
-    In evaluation the running statistics are used.
+    In training the batch is split into `groups` equal groups of consecutive examples, and each is
+    normalised by its own mean and (biased) variance; the running statistics are updated with the
+    groups' average. One group is the usual batch normalisation, over the global batch however it is
+    sharded. In evaluation the running statistics are used.
 
-    Statistics, `scale` and `bias` are of `param_dtype` (float32), and the statistics are computed
-    in it: in bfloat16 a mean over a large batch loses most of its digits.
+    Statistics, `scale` and `bias` have `param_dtype` (float32), and the statistics are computed in
+    it: in bfloat16 a mean over a large batch would lose most of its digits.
 
     Attributes:
       groups: number of groups; divides the batch.
-      momentum: what a running statistic keeps of itself in a step (1 - torch's momentum).
-      unbiased: the running variance follows the unbiased variance of a group, as torch's does.
+      momentum: fraction of a running statistic that a step keeps (1 - torch's momentum).
+      unbiased: update the running variance with the unbiased variance of a group, as in torch.
       epsilon: added to the variance.
       scale_init: initialiser of `scale`; zeros for the last normalisation of a block where the
         block is to start as the identity.
@@ -112,7 +112,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def parameters(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
-        """Scale, bias, and the running mean and variance, declared; computes nothing."""
+        """Declares scale, bias, and the running mean and variance; computes nothing."""
         shape, dtype = (channels,), self.param_dtype
         return (
             self.param("scale", self.scale_init, shape, dtype),
@@ -128,9 +128,9 @@ class BatchNorm(nn.Module):
         activate: bool = False,
         residual: Array | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Normalises by the batch where `train`, updating the running statistics, else by those.
+        """Normalises by the batch if `train`, updating the running statistics, else by those.
 
-        Then adds `residual`, where there is one, and takes the ReLU, where `activate`.
+        Then adds `residual`, if there is one, and applies the ReLU if `activate`.
         """
         scale, bias, running_mean, running_var = self.parameters(x.shape[-1])
         if not train:
@@ -151,7 +151,7 @@ class BatchNorm(nn.Module):
         activate: bool,
         residual: Array | None,
     ) -> Float[Array, "b h2 w2 f"]:
-        """Normalises a convolution's output in training, the two as one; see `conv_norm`."""
+        """Convolves and normalises in training as one operation; see `conv_norm`."""
         kernel, _ = conv.parameters(x.shape[-1])
         scale, bias, running_mean, running_var = self.parameters(conv.features)
         positions = ops.output_size(x.shape, kernel.shape, conv.spec)
@@ -164,12 +164,12 @@ class BatchNorm(nn.Module):
         return y
 
     def spec(self, shape: Sequence[int], activate: bool, implementations: Any) -> BatchNormSpec:
-        """What is static of the normalisation of a map of shape `[b, h, w, c]` in training."""
+        """The static parameters of a normalisation of shape `[b, h, w, c]` in training."""
         b, h, w, _ = shape
         if b % self.groups:
             raise ValueError(
-                f"a batch of {b} does not divide into {self.groups} groups for batch "
-                "normalisation; choose a multiple of the groups as the batch size"
+                f"a batch of {b} cannot be divided into {self.groups} groups for batch "
+                "normalisation; choose a batch size that is a multiple of the groups"
             )
         n = b // self.groups * h * w
         return BatchNormSpec(
@@ -189,12 +189,12 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018): each example by itself, over groups of channels.
+    """Group normalisation (Wu and He 2018): separately for each example, over groups of channels.
 
-    Takes `BatchNorm`'s place: the same parameters, no statistics, `train` without effect.
+    A replacement for `BatchNorm`: the same parameters, no statistics; `train` has no effect.
 
     Attributes:
-      channel_groups: 32, or as many as there are channels where these are fewer.
+      channel_groups: number of groups (32), at most that of the channels.
       epsilon: added to the variance.
       scale_init: initialiser of `scale`.
       dtype: type of the output.
@@ -220,7 +220,7 @@ class GroupNorm(nn.Module):
         b, h, w, c = x.shape
         groups = min(self.channel_groups, c)
         if c % groups:
-            raise UserError(f"group normalisation cannot cut {c} channels into {groups} groups")
+            raise UserError(f"group normalisation cannot divide {c} channels into {groups} groups")
         scale = self.param("scale", self.scale_init, (c,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
         x = x.astype(self.param_dtype).reshape(b, h, w, groups, c // groups)
@@ -237,17 +237,17 @@ def norm_act(
     train: bool,
     residual: Array | None = None,
 ) -> Float[Array, "b h w c"]:
-    """ReLU of a normalisation of `x`, to which `residual` is added before where there is one.
+    """Normalises `x`, adds `residual` if there is one, and applies the ReLU.
 
-    In training that is one operation, which for its gradient keeps `x` alone (and with a residual
-    its own output, which the next layer keeps as well). In evaluation the compiler joins them by
-    itself, and the normalisation's own output can be looked at with `capture_intermediates`.
+    In training this is one operation, which saves only `x` for its gradient (and with a residual
+    its output, which the next layer saves too). In evaluation the compiler fuses the steps, and
+    `capture_intermediates` can return the normalisation's own output.
 
     Args:
       norm: `BatchNorm` or `GroupNorm`.
       x: feature maps.
-      train: as for `BatchNorm`.
-      residual: of the shape of `x`.
+      train: see `BatchNorm`.
+      residual: with the shape of `x`.
     """
     if train:
         return norm(x, train, activate=True, residual=residual)
@@ -263,20 +263,20 @@ def conv_norm(
     activate: bool = False,
     shortcut: Callable[[], Array | None] = lambda: None,
 ) -> Float[Array, "b h2 w2 f"]:
-    """A convolution and a normalisation of its output, in training as one where that is faster.
+    """A convolution and a normalisation of its output, fused in training if that is faster.
 
-    As one operation the convolution's output need not be kept for the gradient, or not even be
-    written, and `capture_intermediates` does not see it.
+    If they are fused, the convolution's output need not be saved for the gradient, or not even be
+    written, and `capture_intermediates` does not return it.
 
     Args:
       conv: the convolution.
       norm: `BatchNorm` or `GroupNorm`.
       x: feature maps.
-      train: as for `BatchNorm`.
-      activate: take the ReLU of the sum of both.
-      shortcut: makes what is added before the ReLU, of the shape of the output, or None. It is
-        called after the convolution: in another order of the same operations XLA rounds otherwise,
-        and runs would not go on with the same bits.
+      train: see `BatchNorm`.
+      activate: apply the ReLU at the end.
+      shortcut: returns what is added before the ReLU, with the shape of the output, or None. It is
+        called after the convolution: with another order of the same operations XLA rounds
+        differently, and continued runs would not be reproduced bit for bit.
     """
     if train and isinstance(norm, BatchNorm) and not conv.use_bias:
         implementations = ops.fused(

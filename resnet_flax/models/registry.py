@@ -1,4 +1,4 @@
-"""The networks that have names, as arguments of `ResNet`."""
+"""The named networks, as arguments of `ResNet`."""
 
 import ast
 import dataclasses
@@ -32,7 +32,7 @@ def _imagenet(depth: int, **overrides: Any) -> Overrides:
 def _cifar(depth: int, **overrides: Any) -> Overrides:
     """Section 4.2: three stages of 16, 32 and 64 channels on a 3x3 stem.
 
-    Two or, for bottlenecks, three layers a block beside stem and head.
+    Two or, for bottlenecks, three layers per block, plus stem and head.
     """
     layers = 9 if overrides.get("block") == "bottleneck" else 6
     return {
@@ -50,9 +50,9 @@ _NEXT = {"groups": 32, "width_per_group": 4}
 _V2 = {"preactivation": True, "stem_norm": False}
 
 VARIANTS: dict[str, Overrides] = {
-    # He et al. 2015; the stride of bottlenecks as in torchvision and timm ("v1.5").
+    # He et al. 2015; the stride in bottlenecks as in torchvision and timm ("v1.5").
     **{f"resnet{d}": _imagenet(d) for d in SIZES},
-    # The stride where the paper has it.
+    # The stride as in the paper.
     **{f"resnet{d}_v1": _imagenet(d, stride_on="1x1") for d in (50, 101, 152)},
     **{
         f"resnet{d}_{option.lower()}": _imagenet(d, shortcut=option)
@@ -60,7 +60,7 @@ VARIANTS: dict[str, Overrides] = {
         for option in "ABC"
     },
     **{f"plain{d}": _imagenet(d, shortcut="none") for d in (18, 34)},
-    # He et al. 2016, "Identity Mappings in Deep Residual Networks"; the stem as timm has it.
+    # He et al. 2016, "Identity Mappings in Deep Residual Networks"; the stem as in timm.
     **{f"resnetv2_{d}": _imagenet(d, **_V2) for d in SIZES},
     # Xie et al. 2017.
     "resnext50_32x4d": _imagenet(50, **_NEXT),
@@ -85,7 +85,7 @@ VARIANTS: dict[str, Overrides] = {
     "wrn28_10": _cifar(26, **_V2, stage_features=(160, 320, 640)),
 }
 
-# What create_model accepts beside the name, and of what type.
+# The keywords of create_model and their types.
 ATTRIBUTES = {
     f.name: f.type for f in dataclasses.fields(ResNet) if f.name not in ("parent", "name")
 }
@@ -103,7 +103,7 @@ def create_model(name: str, /, **overrides: Any) -> ResNet:
       `model.apply(variables, x, train=False)` float32 logits.
 
     Raises:
-      UserError: the name or an attribute is unknown, or they make no network.
+      UserError: the name or an attribute is unknown, or the attributes are not a valid network.
     """
     if not isinstance(name, str) or name not in VARIANTS:
         raise UserError(f"there is no model called {name!r}{closest(str(name), VARIANTS)}")
@@ -126,7 +126,7 @@ def configured_model(
     Args:
       config: the keys of `model`.
       num_classes: outputs.
-      ghost_batches: see `ResNet`; of no effect in evaluation.
+      ghost_batches: see `ResNet`; has no effect in evaluation.
     """
     decided = {
         "num_classes": num_classes,
@@ -144,7 +144,7 @@ def configured_model(
 
 
 def parse_overrides(text: str) -> Overrides:
-    """Overrides written as words, 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
+    """Parses attributes such as 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
 
     Raises:
       UserError: a word is not of the form `name=value`.
@@ -166,7 +166,7 @@ def parse_overrides(text: str) -> Overrides:
 
 
 def check_attribute(name: str, value: Any) -> Any:
-    """A value as the attribute takes it; raises UserError for one that it does not."""
+    """The value in the attribute's type; raises UserError if it does not fit."""
     kind = ATTRIBUTES[name]
     if kind is bool:
         fits, expected = isinstance(value, bool), "True or False"
@@ -185,7 +185,7 @@ def check_attribute(name: str, value: Any) -> Any:
     else:
         numbers = value if isinstance(value, tuple | list) else ()
         fits = len(numbers) > 0 and all(isinstance(n, int | np.integer) and n > 0 for n in numbers)
-        expected = "whole numbers from 1, one a stage, with commas between"
+        expected = "whole numbers from 1, one per stage, separated by commas"
         value = tuple(map(int, numbers)) if fits else value
     if not fits:
         raise UserError(f"{name} takes {expected}, not {value!r}")
@@ -200,7 +200,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _check(model: ResNet) -> None:
-    """Raises UserError for attributes that make no network."""
+    """Raises UserError for attributes that are not a valid network."""
     for name, choices in CHOICES.items():
         value = getattr(model, name)
         if value not in choices:
@@ -209,7 +209,7 @@ def _check(model: ResNet) -> None:
     if not 0 < len(model.stage_sizes) == len(model.stage_features):
         raise UserError(
             f"stage_sizes={model.stage_sizes} and stage_features={model.stage_features} must "
-            "have as many entries, one a stage"
+            "have the same number of entries, one per stage"
         )
     times = 4 if model.block == "bottleneck" else 1
     widths = [model.stem_features, *(times * width for width in model.stage_features)]
@@ -225,16 +225,16 @@ def _check(model: ResNet) -> None:
     if model.stem == "cifar" and model.stem_pool != "padded":
         raise UserError("stem_pool needs a stem that pools: stem='imagenet' or 'deep'")
     if model.zero_init and model.shortcut == "none":
-        raise UserError("zero_init needs a shortcut; without one nothing would pass a block")
+        raise UserError("zero_init needs a shortcut; without one, blocks would output zeros")
     if model.preactivation and model.zero_init:
         raise UserError("zero_init needs blocks that end in a normalisation, not preactivation")
     if model.preactivation and model.shortcut == "none":
-        raise UserError("preactivation needs a shortcut; shortcut='none' leaves nothing to add to")
+        raise UserError("preactivation needs a shortcut, not shortcut='none'")
     if model.avg_down and model.shortcut not in ("B", "C"):
         raise UserError("avg_down needs projections: shortcut 'B' or 'C'")
     if model.se_ratio and model.shortcut == "none":
-        raise UserError("se_ratio needs a residual branch; shortcut='none' has none")
+        raise UserError("se_ratio needs a shortcut, not shortcut='none'")
     if model.width_per_group * min(model.stage_features) < 64:
         raise UserError(
-            f"groups={model.groups} of width_per_group={model.width_per_group} have no channel"
+            f"groups={model.groups} of width_per_group={model.width_per_group} have no channels"
         )

@@ -1,4 +1,4 @@
-"""The residual network: one module whose attributes are the family's axes."""
+"""The residual network: one module whose attributes define the whole family."""
 
 from functools import partial
 from typing import Any
@@ -17,10 +17,10 @@ from resnet_flax.models.stem import Stem
 
 Dtype = Any
 
-# As torch's nn.Linear: uniform within +-1 / sqrt(features).
+# As in torch's nn.Linear: uniform within +-1 / sqrt(features).
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-# What the axes that are words may be.
+# The allowed values of the attributes that are strings.
 CHOICES = {
     "block": ("basic", "bottleneck"),
     "shortcut": SHORTCUTS,
@@ -37,9 +37,9 @@ class ResNet(nn.Module):
 
     Parameters are named `stem/conv1/kernel`, `stage1_block1/conv1/kernel`,
     `stage1_block1/norm1/scale`, `stage2_block1/shortcut/conv/kernel`, `stage1_block1/se/reduce`,
-    `norm/scale` (pre-activation only) and `head/kernel`: weight import, decay masks and
-    checkpoints stand on these names. With `scan` the second and later blocks of stage 1 lie
-    stacked in `stage1_blocks`; see `scan`.
+    `norm/scale` (pre-activation only) and `head/kernel`: weight import, decay masks and checkpoints
+    rely on these names. With `scan` the second and later blocks of stage 1 are stacked in
+    `stage1_blocks`; see `scan`.
 
     Attributes:
       stage_sizes: number of blocks of each stage.
@@ -47,33 +47,33 @@ class ResNet(nn.Module):
       stem_features: channels of the stem.
       block: 'basic' (two 3x3) or 'bottleneck' (1x1, 3x3, 1x1).
       shortcut: 'A', 'B', 'C' (He et al. 2015, section 3.3) or 'none', a plain network.
-      stride_on: the bottleneck's convolution that takes the stride: '1x1' as in the paper, or
-        '3x3' ("v1.5", torchvision and most others).
-      preactivation: blocks of He et al. 2016.
+      stride_on: the bottleneck's convolution with the stride: '1x1' as in the paper, or '3x3'
+        ("v1.5", torchvision and most others).
+      preactivation: use the blocks of He et al. 2016.
       groups: of the 3x3 convolution (ResNeXt's cardinality).
-      width_per_group: channels that a group has where the width is 64 (ResNeXt's d; 128 for twice
-        as wide).
+      width_per_group: channels per group where the width is 64 (ResNeXt's d; 128 for twice as
+        wide).
       se_ratio: channels over squeezed channels of squeeze-and-excitation; 0 for none.
-      se_divisor: squeezed channels are rounded to a multiple of it; timm's is 8.
+      se_divisor: squeezed channels are rounded to a multiple of this, 8 in timm.
       stem: 'cifar' (one 3x3), 'imagenet' (7x7 and max pooling) or 'deep' (three 3x3 and max
         pooling).
       stem_norm: normalise and activate after the stem's last convolution.
       stem_bias: the stem's convolutions have a bias, as in the Caffe model of ResNet-50.
       stem_pool: 'padded', or 'ceil' as in Caffe, see `ops.max_pool`.
-      avg_down: stride of a projection by average pooling (ResNet-D).
+      avg_down: projections stride by average pooling (ResNet-D).
       norm: 'batch' or 'group'.
-      zero_init: blocks start as the identity (Goyal et al. 2017, section 5.1).
-      output_stride: of the last map against the image; what would exceed it is dilated instead.
-      scan: run the blocks that are alike in a loop over stacked parameters; compiles in time
-        that does not depend on the depth. What `capture_intermediates` asks for is not seen in it.
-      remat: keep only the input of every so many blocks for the backward pass and compute what
-        is between again; 0 keeps everything, 1 each block's input. Of n blocks alike, about
-        sqrt(n) needs the least memory. XLA's CPU backend heeds it in a scan only.
+      zero_init: initialise blocks to the identity (Goyal et al. 2017, section 5.1).
+      output_stride: largest total stride; strides beyond it are replaced by dilation.
+      scan: run identical blocks in a loop over stacked parameters; the compilation time then does
+        not depend on the depth. `capture_intermediates` returns nothing from inside the loop.
+      remat: save only the input of each group of this many blocks for the backward pass and
+        recompute the rest; 0 saves everything, 1 each block's input. For n identical blocks, about
+        sqrt(n) needs the least memory. On XLA's CPU backend it only has an effect with `scan`.
       num_classes: outputs of the head.
-      ghost_batches: groups of examples that batch normalisation treats by themselves.
-      norm_momentum: what running statistics keep of themselves in a step.
-      norm_unbiased: running variances follow unbiased ones, as torch's.
-      dtype: type of the computation; logits are of `param_dtype` all the same.
+      ghost_batches: number of groups of examples that batch normalisation treats separately.
+      norm_momentum: fraction of the running statistics that a step keeps.
+      norm_unbiased: update running variances with unbiased ones, as in torch.
+      dtype: type of the computation; logits always have `param_dtype`.
       param_dtype: type of parameters, statistics and logits.
     """
 
@@ -119,17 +119,16 @@ class ResNet(nn.Module):
 
         Args:
           x: normalised images.
-          train: normalise by the batch's statistics and update the running ones (the caller
-            makes `batch_stats` mutable) rather than use those.
-          return_features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and
-            `logits`.
-          pool_window: 0 averages over the whole last map. Else the network is fully convolutional:
-            the mean over each square of so many positions and the head after it give logits
-            `[b, h, w, classes]`, one for each place of the square.
+          train: normalise by the batch's statistics and update the running ones (the caller makes
+            `batch_stats` mutable); otherwise normalise by the running ones.
+          return_features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and `logits`.
+          pool_window: 0 averages over the complete last map. Otherwise the network is fully
+            convolutional: average pooling with this window and stride 1, then the head, gives
+            logits `[b, h, w, classes]`, one for each position of the window.
 
         Raises:
-          UserError: the images are smaller than the network's stride, or have other channels
-            than the parameters.
+          UserError: the images are smaller than the network's stride, or have a number of channels
+            that does not fit the parameters.
         """
         self._check_images(x)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -172,7 +171,7 @@ class ResNet(nn.Module):
                 f"images must be [batch, height, width, channels], not of shape {list(x.shape)}"
             )
         if min(x.shape[1:3]) < self.stride:
-            small = ", or a network made for small ones (stem='cifar')"
+            small = ", or use a network for small images (stem='cifar')"
             hint = "" if self.stem == "cifar" else small
             raise UserError(
                 f"images of {x.shape[1]} x {x.shape[2]} are smaller than the network's stride of "
@@ -188,9 +187,10 @@ class ResNet(nn.Module):
                 )
 
     def _blocks(self, stage: int, conv: Any, norm: Any) -> tuple[Any, Any]:
-        """What makes the stage's first block, and its others."""
+        """Functions that make the stage's first block, and its others."""
         strides, dilation, _ = strides_of(self)[stage - 1]
-        # The first block of a stage whose stride became dilation still sees the old spacing.
+        # The first block of a stage whose stride was replaced by dilation still has the old
+        # dilation.
         before = strides_of(self)[stage - 2][1] if stage > 1 else 1
         width = self.stage_features[stage - 1]
         make_se = None
@@ -244,7 +244,7 @@ class ResNet(nn.Module):
                 length=length,
             )
             return loop(make(name=name), x, None)[0]
-        # Not by nn.scan, which cannot cut its stack into groups.
+        # Not nn.scan, which cannot rematerialise groups of blocks.
         block = make(parent=None)
         updated = "batch_stats" if self.is_mutable_collection("batch_stats") else ()
         stacked = {c: tree[name] for c, tree in self.variables.items() if name in tree}
@@ -252,8 +252,8 @@ class ResNet(nn.Module):
         if depths != {length}:
             raise UserError(
                 f"the network has {length} blocks stacked in {name}, the variables "
-                f"{', '.join(map(str, sorted(depths))) or 'none'}; were they stacked "
-                "(models.scan.stack), and are they of the same stage_sizes?"
+                f"{', '.join(map(str, sorted(depths))) or 'none'}; give variables of the same "
+                "stage_sizes, stacked by models.scan.stack"
             )
 
         def one(x: Array, variables: Any) -> Any:
@@ -266,7 +266,7 @@ class ResNet(nn.Module):
 
 
 def strides_of(model: ResNet) -> list[tuple[int, int, int]]:
-    """Of each stage: the stride of its first block, its dilation, its map's total stride."""
+    """For each stage: the stride of its first block, its dilation, its map's total stride."""
     total = 1 if model.stem == "cifar" else 4
     dilation, stages = 1, []
     for stage in range(len(model.stage_sizes)):

@@ -1,4 +1,4 @@
-"""Stacked blocks: to and from separate ones, and the loop over them."""
+"""Stacking and unstacking blocks' parameters, and the loop over stacked blocks."""
 
 import re
 from typing import Any
@@ -14,8 +14,8 @@ def stack(variables: Any) -> Any:
     """For `scan=True`: the second and later blocks of stage n stacked as `stagen_blocks`.
 
     Args:
-      variables: a tree whose keys below `params` and `batch_stats` are blocks' names, such as
-        `model.init` gives with `scan=False`. What is no block stays.
+      variables: a tree whose keys below `params` and `batch_stats` are names of blocks, such as
+        from `model.init` with `scan=False`. Other keys are kept.
     """
     result: dict[str, dict[str, Any]] = {}
     for collection, tree in variables.items():
@@ -50,14 +50,14 @@ def unstack(variables: Any) -> Any:
 
 
 def scan_in_groups(body: Any, x: Any, xs: Any, length: int, size: int) -> tuple[Any, Any]:
-    """`jax.lax.scan` that keeps only the carry of every `size`-th turn for the backward pass.
+    """`jax.lax.scan` that saves only every `size`-th iteration's carry for the backward pass.
 
     Args:
       body: of the loop, `(carry, slice) -> (carry, y)`.
       x: the first carry.
-      xs: what the loop runs over, `length` along the first axis of each leaf.
-      length: number of turns; need not be a multiple of `size`.
-      size: turns in a group, computed again in the backward pass; 0 keeps everything.
+      xs: scanned over the first axis of each leaf, which has `length` entries.
+      length: number of iterations; need not be a multiple of `size`.
+      size: iterations in a group, which the backward pass recomputes; 0 saves everything.
     """
 
     def loop(x: Any, xs: Any) -> tuple[Any, Any]:
@@ -66,7 +66,7 @@ def scan_in_groups(body: Any, x: Any, xs: Any, length: int, size: int) -> tuple[
     if not size:
         return loop(x, xs)
     whole, rest = divmod(length, size)
-    # A loop's body cannot be merged with what is outside; that of a single turn, inlined, can.
+    # XLA cannot merge a loop's body with code outside, but inlines a loop of one iteration.
     group = jax.checkpoint(loop, prevent_cse=whole == 1)
     done, ys = whole * size, []
     if whole:

@@ -1,4 +1,4 @@
-"""What a network begins with: one convolution or three, and max pooling for large images."""
+"""The stem: one or three convolutions, and max pooling for large images."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from resnet_flax.ops import max_pool
 
 
 class Stem(nn.Module):
-    """What comes before the first stage.
+    """The layers before the first stage.
 
     Attributes:
       kind: 'cifar', 'imagenet' or 'deep', see `ResNet`.
-      features: output channels; the first two convolutions of a deep stem have half of it.
+      features: output channels; the first two convolutions of a deep stem have half as many.
       last_norm: normalise and activate after the last convolution too.
       pool: see `ResNet.stem_pool`.
       conv: makes a convolution.
@@ -30,7 +30,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 f"]:
-        """What the first stage takes."""
+        """The input of the first stage."""
         if self.kind == "deep":
             half = self.features // 2
             layers: Any = ((half, 3, 2), (half, 3, 1), (self.features, 3, 1))

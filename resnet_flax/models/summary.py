@@ -13,7 +13,7 @@ from resnet_flax.models.resnet import ResNet
 
 
 class Layer(NamedTuple):
-    """A convolution or dense layer, or several alike."""
+    """A convolution or dense layer, or several identical ones."""
 
     path: str
     kernel: tuple[int, ...]
@@ -24,14 +24,14 @@ class Layer(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What a network consists of, for one image.
+    """The layers of a network and their cost for one image.
 
     Attributes:
       layers: convolutions and dense layers in order.
-      parameters: of all layers, normalisations included; running statistics are none.
+      parameters: number in all layers, normalisations included; running statistics do not count.
       multiply_adds: of convolutions and dense layers, as the papers count them.
-      depth: weight layers from the image to the logits, without shortcuts' projections and
-        squeeze-and-excitation: the number in a network's name.
+      depth: number of weight layers from the image to the logits, without projections of shortcuts
+        and squeeze-and-excitation: the number in a network's name.
       features: shape of the map after each stage, `[h, w, c]`, by its name.
     """
 
@@ -43,13 +43,13 @@ class Summary(NamedTuple):
 
 
 def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> Summary:
-    """Counts by abstract evaluation, in a time that does not depend on the depth.
+    """Summarizes by abstract evaluation, in a time that does not depend on the depth.
 
     Args:
       model: the network.
       image_shape: `(height, width, channels)`.
     """
-    model = model.clone(scan=True, remat=0)  # blocks that are alike are looked at once
+    model = model.clone(scan=True, remat=0)  # identical blocks are traced once
     layers: list[Layer] = []
 
     def note(call, arguments, keywords, context):  # type: ignore[no-untyped-def]

@@ -1,6 +1,6 @@
-"""Numerics of residual networks: arrays in, arrays out, computed as suits the device.
+"""The operations of residual networks, on arrays, with implementations for each device.
 
-Knows JAX alone: no Flax, no config, no mesh.
+Depends on JAX only: no Flax, no config, no mesh.
 """
 
 from resnet_flax.ops.batch_norm import add_relu, batch_norm, relu

@@ -1,4 +1,4 @@
-"""Batch normalisation in training, as one operation with a gradient of its own."""
+"""Batch normalisation in training, as one operation with its own gradient."""
 
 from functools import partial
 
@@ -15,14 +15,14 @@ from resnet_flax.ops.spec import BatchNormSpec
 def relu(x: Array) -> Array:
     """The positive part; NaN propagates.
 
-    As a choice between two maps, not as `max(x, 0)`: that is to XLA's CPU compiler a function of
-    one map, which it computes again wherever it is read, and with it all that lies before it up to
-    the last convolutions. Along a stage's shortcuts that grows with the square of the depth.
+    A selection between two maps, not `max(x, 0)`: XLA's CPU compiler recomputes a function of one
+    map wherever it is read, with everything before it up to the last convolutions. Along a stage's
+    shortcuts that cost grows with the square of the depth.
     """
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
-OVER = (1, 2, 3)  # examples of a group, and positions
+OVER = (1, 2, 3)  # axes of a group's examples and positions
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -54,7 +54,7 @@ def batch_norm_forward(
 
 
 def barrier(chosen: BatchNormImplementation, y: Array) -> Array:
-    """`y`, which nothing after it computes again or takes before it was rounded."""
+    """`y`, but later operations can neither recompute it nor use it before it is rounded."""
     return lax.optimization_barrier(y) if chosen.fusion == "guided" else y
 
 
@@ -65,7 +65,7 @@ def _two_pass(x: Array, shift: Array) -> tuple[Array, Array]:
 
 
 def _one_pass(x: Array, shift: Array) -> tuple[Array, Array]:
-    # About zero, a mean far from it would leave few digits of the difference.
+    # The variance is E[x^2] - E[x]^2, which loses digits if the mean is far from zero.
     x = x - shift
     mean = x.mean(OVER)
     return mean + shift, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
@@ -77,7 +77,7 @@ def _wide(statistic: Array) -> Array:
 
 
 def add_relu(y: Array, activate: bool, residual: Array | None) -> Array:
-    """What follows a normalisation."""
+    """Adds the residual, if any, and applies the ReLU if `activate`."""
     if residual is not None:
         y = y + residual
     return relu(y) if activate else y
@@ -85,7 +85,7 @@ def add_relu(y: Array, activate: bool, residual: Array | None) -> Array:
 
 def _forward(spec, x, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
     y, mean, var = batch_norm(spec, x, scale, bias, residual, shift)
-    # With a residual the sign of what ReLU met does not follow from x.
+    # With a residual, the sign of the ReLU's input does not follow from x.
     kept = None if residual is None or not spec.activate else y
     like = None if residual is None else jnp.zeros((), residual.dtype)
     return (y, mean, var), (x, scale, bias, mean, var, kept, like, shift)
@@ -98,10 +98,11 @@ def _backward(spec, residuals, cotangents):  # type: ignore[no-untyped-def]
 
 
 def batch_norm_backward(spec, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
-    """Of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon), and what follows.
+    """The gradient of y = (x - mean) * factor + bias, factor = scale / sqrt(var + epsilon).
 
-    With u = x - mean, dz what arrives at the normalisation and n the examples of a group times
-    its positions: dx = factor * (dz - mean(dz) - u * mean(dz * u) / (var + epsilon)).
+    It includes that of the residual and the ReLU. With u = x - mean, dz the gradient to the
+    normalisation's output and n the number of a group's examples times positions:
+    dx = factor * (dz - mean(dz) - u * mean(dz * u) / (var + epsilon)).
     """
     x, scale, bias, mean, var, kept, like = residuals
     dy, dmean, dvar = cotangents
@@ -117,13 +118,14 @@ def batch_norm_backward(spec, chosen, residuals, cotangents):  # type: ignore[no
     sums = dz.sum(OVER)
     products = (dz * u).sum(OVER)
     if like is not None:
-        # The residual's gradient, which is written in any case, is read again for dx: that takes
-        # one map less than to read both of which it is made. It loses nothing: it is dy or zero.
+        # dx is computed from the residual's gradient, which is written in any case: reading it is
+        # one map less than reading the two that it is computed from. It is exact: each element is
+        # dy or 0.
         dz = spec.grouped(barrier(chosen, dz.reshape(x.shape).astype(dy.dtype)))
-    # Both statistics have a gradient of their own, though a training step asks for none.
+    # Both statistics have gradients too, though a training step does not use them.
     slope = (2 * dvar - factor * jnp.square(inverse) * products) / n
     level = (dmean - factor * sums) / n
-    # The last addition is of two maps, so that it is computed once, see `relu`.
+    # The last addition has two maps as operands, so it is computed once, see `relu`.
     dx = dz * _wide(factor) + (u * _wide(slope) + _wide(level))
     dresidual = None if like is None else dz.reshape(x.shape).astype(like.dtype)
     return dx.reshape(x.shape).astype(x.dtype), (products * inverse).sum(0), sums.sum(0), dresidual
@@ -132,8 +134,8 @@ def batch_norm_backward(spec, chosen, residuals, cotangents):  # type: ignore[no
 def where_positive(chosen: BatchNormImplementation, z: Array, dz: Array) -> Array:
     """`dz` where `z` is positive, else zero."""
     if chosen.fusion == "guided":
-        # A comparison, whose output is a byte, XLA's GPU compiler stores for whoever needs it;
-        # this it computes again.
+        # XLA's GPU compiler would store the byte-sized result of a comparison; this form it
+        # recomputes.
         return dz * jnp.maximum(jnp.sign(z), 0)
     return jnp.where(z > 0, dz, 0)
 

@@ -1,4 +1,4 @@
-"""Convolution with explicit padding, and gradients that every backend runs fast."""
+"""Convolution with explicit padding, and gradients that are fast on every backend."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +11,7 @@ from resnet_flax.ops.conv_xla import Forward, Gradient
 from resnet_flax.ops.dispatch import ByDevice, ConvImplementation
 from resnet_flax.ops.spec import ConvSpec, Padding, Pair
 
-# By the names of `dispatch.ConvImplementation`.
+# Keyed by the names in `dispatch.ConvImplementation`.
 FORWARD: dict[str, Forward] = {
     "conv": conv_xla.conv,
     "dot": conv_matmul.dot,
@@ -52,18 +52,18 @@ def conv2d(
 ) -> Float[Array, "b h2 w2 o"]:
     """Two-dimensional cross-correlation, as `lax.conv_general_dilated` in NHWC and HWIO.
 
-    The values are those of `lax.conv_general_dilated`, and so are the gradients; how they are
-    computed is `heuristics`' choice. Being a `jax.custom_vjp`, it has reverse-mode derivatives (of
-    any order), no forward-mode.
+    Values and gradients are those of `lax.conv_general_dilated`; `heuristics` chooses how they are
+    computed. As a `jax.custom_vjp`, it has reverse-mode derivatives (of any order), but no
+    forward-mode ones.
 
     Args:
       x: images or feature maps.
       kernel: `i` is the number of input channels of one group.
       strides: step between output positions, in pixels.
-      padding: zeros before and after, for height and width. Explicit, never 'SAME': that pads
-        even sizes differently from every published network.
+      padding: zeros before and after, for height and width. Explicit, never 'SAME', which pads even
+        sizes differently from all published networks.
       dilation: spacing of the kernel's taps, in pixels.
-      groups: number of groups of channels that see only each other.
+      groups: number of groups of channels, which are convolved separately.
     """
     spec = ConvSpec(strides, padding, dilation, groups)
     implementations = heuristics.conv_implementation(x.shape, kernel.shape, spec, x.dtype)

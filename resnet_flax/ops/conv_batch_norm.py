@@ -1,4 +1,4 @@
-"""A convolution and the batch normalisation of its output, where the two may be one operation."""
+"""A convolution and the batch normalisation of its output, fused into one operation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def fused(
     param_dtype: Any,
     groups: int = 1,
 ) -> ByDevice[BatchNormImplementation] | None:
-    """How to compute the two as one; the only place that asks whether they may be.
+    """Implementations that fuse the two; the only place that decides whether to fuse.
 
     Args:
       x: shape of the convolution's input, NHWC.
@@ -29,16 +29,16 @@ def fused(
       spec: of the convolution.
       dtype: of the computation.
       param_dtype: of the kernel.
-      groups: of examples that are normalised by themselves.
+      groups: number of groups of examples that are normalised separately.
 
     Returns:
-      Implementations of which on some device one is fused; None where on none it is.
+      The implementations, if one is fused on some kind of device; otherwise None.
     """
     height, width = output_size(x, kernel, spec)
     conv = NormalizedConv(height * width, kernel, spec, dtype, x[0], param_dtype)
     chosen = heuristics.batch_norm_implementation(conv, groups)
     one = chosen.any(lambda it: (it.conv_bn_1x1, it.conv_bn_3x3) != ("unfused", "unfused"))
-    # Without images there is nothing to fuse, and no program of a kernel.
+    # Without images there is nothing to fuse, and a kernel's grid would be empty.
     return chosen if one and x[0] else None
 
 
@@ -52,17 +52,17 @@ def conv_batch_norm(
     residual: Array | None,
     running: tuple[Array, Array],
 ) -> tuple[Array, tuple[Array, Array]]:
-    """Convolution, batch normalisation in training, addition of `residual` and ReLU, as one.
+    """Convolution, training batch normalisation, addition of `residual` and ReLU, in one operation.
 
     Args:
       norm_spec: of the normalisation; its implementations are what `fused` returned.
       conv_spec: of the convolution.
       x: its input `[b, h, w, c]`.
-      kernel: `[kh, kw, c, o]`, which is taken in the type of `x`.
+      kernel: `[kh, kw, c, o]`, which is cast to the type of `x`.
       scale: of the normalisation, `[o]`.
-      bias: the same.
-      residual: of the shape of the output, or None.
-      running: means and variances before, `[o]`.
+      bias: of the normalisation, `[o]`.
+      residual: with the shape of the output, or None.
+      running: running means and variances before the batch, `[o]`.
 
     Returns:
       The activations, and the running means and variances after the batch.

@@ -1,7 +1,7 @@
 """Convolutions and their gradients as matrix products.
 
-Of a 1x1 convolution one product (`dot`), of a larger kernel one for each of its taps (`tap_matmul`)
-or one for each of its rows (`row_im2col`).
+A 1x1 convolution is one product (`dot`), one with a larger kernel a product for each tap
+(`tap_matmul`) or for each row of the kernel (`row_im2col`).
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from resnet_flax.ops.spec import ConvSpec, Pair, Shape, output_size
 
 
 def _product(x: Array, matrix: Array, dtype: Any = None) -> Array:
-    """`[..., c]` times `[c, o]`, given in `dtype`."""
+    """`[..., c]` times `[c, o]`, as `dtype`."""
     over = (((x.ndim - 1,), (0,)), ((), ()))
     return lax.dot_general(x, matrix, over, preferred_element_type=dtype)
 
 
 def _wide(x: Array) -> Any:
-    """What sums of several products are taken in: in bfloat16 each addition would be rounded."""
+    """The type to sum several products in: in bfloat16 each addition would be rounded."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
@@ -39,7 +39,7 @@ def dot(spec: ConvSpec, x: Array, kernel: Array) -> Array:
 
 
 def dot_input_gradient(spec: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
-    """The gradient of `dot` to its input of shape `size`; zeros where the stride skips."""
+    """The gradient of `dot` to its input of shape `size`; zero where the stride skips."""
     return _spread(_product(dy, kernel[0, 0].T), size, spec.strides, (0, 0))
 
 
@@ -61,7 +61,7 @@ def _spread(dy: Array, size: Shape, strides: Pair, offsets: Pair) -> Array:
 
 
 def _offsets(spec: ConvSpec, area: Shape) -> Iterator[tuple[int, int]]:
-    """Of each tap: where in the padded input it meets the first output."""
+    """For each tap: its position in the padded input for the first output."""
     for i in range(area[0]):
         for j in range(area[1]):
             yield i * spec.dilation[0], j * spec.dilation[1]
@@ -73,7 +73,7 @@ def _padded(spec: ConvSpec, x: Array) -> Array:
 
 
 def _under(tap: Pair, spec: ConvSpec, padded: Array, out: Shape) -> Array:
-    """What a tap sees, `[b, h2, w2, c]`."""
+    """The inputs that a tap multiplies, `[b, h2, w2, c]`."""
     (i, j), (high, wide) = tap, spec.strides
     return padded[
         :,
@@ -116,7 +116,7 @@ def tap_matmul_kernel_gradient(spec: ConvSpec, shape: Shape, x: Array, dy: Array
 
 
 def row_im2col_kernel_gradient(spec: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
-    """The gradient to the kernel, a product for each of its rows, whose taps lie side by side.
+    """The gradient to the kernel, one product for each of its rows, whose taps are concatenated.
 
     With few channels the product of a single tap would be too narrow to be fast.
     """

@@ -1,7 +1,7 @@
-"""Convolutions as other convolutions, of maps that are cut or folded first.
+"""Convolutions as other convolutions of reshaped maps.
 
 `space_to_depth` and `width_to_channels` have fewer positions and more channels, which GPUs compute
-faster; `polyphase_input_gradient` leaves out the zeros between what a stride skips.
+faster; `polyphase_input_gradient` skips the zeros of a gradient that is dilated by the stride.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from resnet_flax.ops.conv_xla import DIMENSIONS
 from resnet_flax.ops.heuristics import folded_columns
 from resnet_flax.ops.spec import ConvSpec, Pair, Shape
 
-CHANNELS_AT_A_TIME = 8  # of a GPU's tensor cores, in bfloat16
+CHANNELS_AT_A_TIME = 8  # that a GPU's tensor cores process together, in bfloat16
 
 
 def space_to_depth(spec: ConvSpec, x: Array, kernel: Array) -> Array:
@@ -43,7 +43,7 @@ def space_to_depth(spec: ConvSpec, x: Array, kernel: Array) -> Array:
 
 
 def _filled_conv(x: Array, kernel: Array, padding: Any) -> Array:
-    """A convolution of as many channels as tensor cores take at a time, zeros in the last."""
+    """A convolution with channels padded to a multiple of what tensor cores process together."""
     more = -x.shape[-1] % CHANNELS_AT_A_TIME
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0)))
@@ -51,15 +51,15 @@ def _filled_conv(x: Array, kernel: Array, padding: Any) -> Array:
 
 
 def width_to_channels(spec: ConvSpec, x: Array, kernel: Array) -> Array:
-    """Several columns side by side as channels of one, for maps of few channels.
+    """Folds several columns into the channels of one, for maps of few channels.
 
-    With g columns to one, output column g a + q is channel q of a. It takes input column
+    With g columns folded into one, output column g a + q is channel q of a. It takes input column
     g a + q + t, t from minus the padding on, which is channel p of a + s where g s + p = q + t.
     """
     h, w, i, o = kernel.shape
     g = folded_columns(x.shape[2], o)
     b, rows, width, _ = x.shape
-    reach = -(-(w // 2) // g)  # columns of g that a kernel sees on either side
+    reach = -(-(w // 2) // g)  # folded columns that a kernel covers on either side
     wide = (2 * reach + 1) * g
     bands = [
         jnp.pad(kernel, ((0, 0), (first, wide - w - first), (0, 0), (0, 0)))
@@ -72,7 +72,7 @@ def width_to_channels(spec: ConvSpec, x: Array, kernel: Array) -> Array:
 
 
 def polyphase_input_gradient(spec: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
-    """The gradient to the input by one convolution for each residue of its positions by the stride.
+    """The gradient to the input: one convolution for each residue of positions modulo the stride.
 
     Input row r = s u + a meets the taps k with k = a + low modulo s, at output u + const.
     """
@@ -98,7 +98,7 @@ def _phase(spec: ConvSpec, phase: Pair, number: Pair, kernel: Array, dy: Array) 
     for k, s, low, a, tap, n, n_out in zip(
         part.shape[:2], (high, wide), (top, left), phase, first, number, dy.shape[1:3], strict=True
     ):
-        # The last of the phase's taps, here the first, meets this output at the first position.
+        # The phase's last tap, the first one here, multiplies this output at the first position.
         output = (a + low - tap) // s - (k - 1)
         pads.append((-output, n - 1 + output + (k - 1) - (n_out - 1)))
     return lax.conv_general_dilated(dy, part, (1, 1), pads, dimension_numbers=DIMENSIONS)

@@ -1,7 +1,7 @@
 """Convolutions and their gradients by XLA's own convolution.
 
-The gradients are the ones that JAX derives (`native`), or convolutions in NHWC and HWIO whatever
-the forward pass is (`canonical`), which XLA's CPU backend runs fast.
+The gradients are those that JAX derives (`native`), or convolutions in NHWC and HWIO whatever the
+forward pass is (`canonical`), which are fast on XLA's CPU backend.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Gradient = Callable[[ConvSpec, Shape, Array, Array], Array]
 
 
 def conv(spec: ConvSpec, x: Array, kernel: Array) -> Array:
-    """`[b, h2, w2, o]` of `x` `[b, h, w, c]` and a kernel `[kh, kw, c / groups, o]`."""
+    """Convolves `x` `[b, h, w, c]` with `[kh, kw, c / groups, o]` to `[b, h2, w2, o]`."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -67,7 +67,7 @@ def native_kernel_gradient(forward: Forward) -> Gradient:
 
 
 def canonical_input_gradient(spec: ConvSpec, size: Shape, kernel: Array, dy: Array) -> Array:
-    """Convolves `dy`, spread out by the strides, with the kernel turned by 180 degrees."""
+    """Convolves `dy`, dilated by the strides, with the kernel rotated by 180 degrees."""
     strides, padding, dilation, g = spec
     h, w, i, o = kernel.shape  # i is per group
     turned = kernel[::-1, ::-1].reshape(h, w, i, g, o // g)
@@ -78,7 +78,7 @@ def canonical_input_gradient(spec: ConvSpec, size: Shape, kernel: Array, dy: Arr
     ):
         reach = (k - 1) * d
         spread = (n_out - 1) * s + 1
-        # low may be negative here; XLA crops then. high makes the output n_in long.
+        # low may be negative, which crops in XLA. high makes the output n_in long.
         pads.append((reach - low, n_in - spread + low))
     return lax.conv_general_dilated(
         dy,
@@ -93,7 +93,7 @@ def canonical_input_gradient(spec: ConvSpec, size: Shape, kernel: Array, dy: Arr
 
 
 def canonical_kernel_gradient(spec: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
-    """Convolves `x` with `dy` as the kernel, the batch taking the place of the channels."""
+    """Convolves `x` with `dy` as the kernel, with the batch in place of the channels."""
     strides, padding, dilation, g = spec
     area = shape[:2]
     n, _, _, c = x.shape
@@ -105,7 +105,8 @@ def canonical_kernel_gradient(spec: ConvSpec, shape: Shape, x: Array, dy: Array)
     for k, d, s, (low, _), n_in, n_out in zip(
         area, dilation, strides, padding, x.shape[1:3], dy.shape[1:3], strict=True
     ):
-        # The output must have k positions, d apart; what the stride never reached is cropped.
+        # The output must have k positions, d apart; inputs that the stride never reached are
+        # cropped.
         pads.append((low, (k - 1) * d + (n_out - 1) * s + 1 - n_in - low))
     out = lax.conv_general_dilated(
         images,
@@ -120,6 +121,6 @@ def canonical_kernel_gradient(spec: ConvSpec, shape: Shape, x: Array, dy: Array)
 
 
 def float32_kernel_gradient(spec: ConvSpec, shape: Shape, x: Array, dy: Array) -> Array:
-    """`canonical_kernel_gradient`, computed in float32 where the operands have 16 bits."""
+    """`canonical_kernel_gradient`, computed in float32 if the operands have 16 bits."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return canonical_kernel_gradient(spec, shape, x.astype(wide), dy.astype(wide)).astype(x.dtype)

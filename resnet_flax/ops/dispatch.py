@@ -1,4 +1,4 @@
-"""Implementations by name, and the one that a program gets on the device that it is lowered for."""
+"""Named implementations, and their choice by the device that a program is lowered for."""
 
 import functools
 import os
@@ -18,38 +18,37 @@ U = TypeVar("U")
 
 @dataclass(frozen=True)
 class ByDevice(Generic[T]):
-    """Something for each kind of device."""
+    """A value for each kind of device."""
 
     cpu: T
     gpu: T
     tpu: T
 
     def map(self, function: Callable[[T], U]) -> "ByDevice[U]":
-        """What the function makes of each; once of what is the same."""
+        """Applies a function to each value; once if values are the same."""
         made = {chosen: function(chosen) for chosen in (self.cpu, self.gpu, self.tpu)}
         return ByDevice(made[self.cpu], made[self.gpu], made[self.tpu])
 
     def any(self, test: Callable[[T], bool]) -> bool:
-        """Whether it is so on some device."""
+        """Whether the test is true for some device."""
         return test(self.cpu) or test(self.gpu) or test(self.tpu)
 
 
 class ConvImplementation(NamedTuple):
-    """Ways to compute a convolution, its gradient to the input and its gradient to the kernel.
+    """The implementations of a convolution, its gradient to the input and that to the kernel.
 
     Attributes:
       forward: 'conv' XLA's own convolution; 'dot' a matrix product, for 1x1; 'tap_matmul' a matrix
         product for each position of the kernel; 'space_to_depth', for a stride, a convolution
-        without one, each square of positions that it steps over taken for one with more channels;
-        'width_to_channels' several columns of few channels for one of more; 'winograd' Winograd's
-        filtering, for 3x3 without stride, dilation and groups.
+        without stride, after each square of positions that it steps over is folded into the
+        channels of one; 'width_to_channels' several columns folded into the channels of one;
+        'winograd' Winograd's algorithm, for 3x3 without stride, dilation and groups.
       input_gradient: 'native' what JAX derives; 'canonical' a convolution in NHWC and HWIO; 'dot',
         'tap_matmul' as above; 'polyphase' for a stride, a convolution for each residue of the
-        input's positions, without the zeros that a spread-out gradient has; 'width_to_channels',
-        'winograd'.
+        input's positions, without the zeros of a dilated gradient; 'width_to_channels', 'winograd'.
       kernel_gradient: 'native', 'canonical', 'dot', 'tap_matmul', 'space_to_depth',
         'width_to_channels', 'winograd'; 'row_im2col' a matrix product for each row of the kernel;
-        'float32' as 'canonical', with 16 bits taken in 32.
+        'float32' as 'canonical', with 16-bit operands cast to float32.
     """
 
     forward: str = "conv"
@@ -61,15 +60,15 @@ class BatchNormImplementation(NamedTuple):
     """How batch normalisation is computed.
 
     Attributes:
-      statistics: 'two_pass' the mean, then squares about it; 'one_pass' both at once, about the
-        running mean, which reads the map once.
-      fusion: what the compiler makes one kernel of: 'free' as it likes, 'guided' so that XLA's GPU
-        compiler writes no map but the activations and the gradients. Where a gradient is infinite
-        and ReLU closed, 'free' makes zero of it and 'guided' no number.
-      conv_bn_1x1: with a 1x1 convolution before it: 'unfused' one after the other; 'fused' its
-        statistics and gradients from the convolution's input, see `fused_1x1`.
-      conv_bn_3x3: with a 3x3 convolution before it: 'unfused'; 'triton' by kernels of our own,
-        which compute the convolution too where it keeps size and channels, see `gpu_kernels`.
+      statistics: 'two_pass' the mean, then the mean squared difference from it; 'one_pass' both in
+        one read of the map, relative to the running mean.
+      fusion: how the compiler fuses: 'free' without constraints, 'guided' so that XLA's GPU
+        compiler writes no maps other than the activations and the gradients. Where a gradient is
+        infinite and the ReLU's input not positive, 'free' gives 0 and 'guided' NaN.
+      conv_bn_1x1: with a 1x1 convolution before it: 'unfused' one after the other; 'fused' computes
+        the statistics and gradients from the convolution's input, see `fused_1x1`.
+      conv_bn_3x3: with a 3x3 convolution before it: 'unfused'; 'triton' our own kernels, which also
+        compute the convolution if it keeps size and channels, see `gpu_kernels`.
     """
 
     statistics: str = "two_pass"
@@ -82,9 +81,9 @@ class PoolImplementation(NamedTuple):
     """How max pooling and its gradient are computed.
 
     Attributes:
-      pooling: 'native' windows, and in the gradient a search of each; 'separable' along one axis
-        after the other, by comparisons alone; 'indexed' notes which position of a window is the
-        largest, a byte each, for the gradient.
+      pooling: 'native' reduces windows, and searches each for the gradient; 'separable' one axis
+        after the other, with comparisons only; 'indexed' saves the position of each window's
+        maximum, in a byte, for the gradient.
     """
 
     pooling: str = "native"
@@ -112,16 +111,16 @@ IMPLEMENTATIONS = {
     "pooling": ("native", "separable", "indexed"),
 }
 
-# XLA's option by which its x86 backend convolves and multiplies by oneDNN, Intel's library.
+# XLA's option to use oneDNN, Intel's library, for convolutions and products on x86.
 ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 
 
 class Target(NamedTuple):
-    """What is known of where a program will run, beyond the kind of device.
+    """What is known about the target of a program, beyond the kind of device.
 
     Attributes:
-      onednn: on a CPU, convolutions and products are oneDNN's.
-      single_gpu: all of it runs on one GPU that `gpu_kernels` were measured on.
+      onednn: on a CPU, oneDNN computes convolutions and products.
+      single_gpu: the program runs on one GPU, of a kind that `gpu_kernels` were measured on.
     """
 
     onednn: bool = False
@@ -133,14 +132,14 @@ _overrides: ContextVar[dict[str, str]] = ContextVar("overrides")
 
 
 def overridden(chosen: Any) -> Any:
-    """The implementations that were chosen, but for those that `override` names."""
+    """The chosen implementations, replaced by those that `override` names."""
     asked = {name: it for name, it in _overrides.get({}).items() if name in chosen._fields}
     return chosen._replace(**asked)
 
 
 @contextmanager
 def target(*, onednn: bool = False, single_gpu: bool = False) -> Iterator[None]:
-    """What is traced here is for such a target, see `Target`; entered by what compiles it."""
+    """A context for tracing a program for such a `Target`; whoever compiles it enters it."""
     token = _target.set(Target(onednn, single_gpu))
     try:
         yield
@@ -149,7 +148,7 @@ def target(*, onednn: bool = False, single_gpu: bool = False) -> Iterator[None]:
 
 
 def current_target() -> Target:
-    """The target of what is traced here; for oneDNN where XLA_FLAGS says that all is."""
+    """The current target; oneDNN is also on if XLA_FLAGS turns it on for all programs."""
     found = _target.get()
     everything = f"{ONEDNN}=true" in os.environ.get("XLA_FLAGS", "")
     return found._replace(onednn=True) if everything else found
@@ -157,7 +156,7 @@ def current_target() -> Target:
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether this JAX holds Pallas' Triton backend, which is to go one day."""
+    """Whether this JAX has Pallas' Triton backend, which later versions may remove."""
     try:
         from jax.experimental.pallas import triton
     except ImportError:
@@ -172,9 +171,9 @@ def override(**implementations: str) -> Iterator[None]:
     For tests and measurements.
 
     Args:
-      implementations: by what they compute: fields of `ConvImplementation`,
-        `BatchNormImplementation` and `PoolImplementation`. Where one does not apply (a 3x3
-        convolution as 'dot', 'fused' with groups) the choice stays.
+      implementations: names by fields of `ConvImplementation`,
+        `BatchNormImplementation` and `PoolImplementation`. One that does not apply (a 3x3
+        convolution as 'dot', 'fused' with groups) is ignored.
 
     Raises:
       UserError: there is no such implementation.
@@ -191,9 +190,9 @@ def override(**implementations: str) -> Iterator[None]:
 
 
 def call(functions: ByDevice[Any], *operands: Any) -> Any:
-    """The function for the device that the program is lowered for, called.
+    """Calls the function for the device that the program is lowered for.
 
-    The others are traced, and cost nothing in the program.
+    The others are traced, but cost nothing in the program.
     """
     if functions.cpu is functions.gpu is functions.tpu:
         return functions.cpu(*operands)

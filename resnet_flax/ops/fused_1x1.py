@@ -1,19 +1,19 @@
-"""A 1x1 convolution and batch normalisation of its output, without the map between them.
+"""A 1x1 convolution and batch normalisation of its output, without storing the map between them.
 
-The output z = x w of a 1x1 convolution is linear in its input at each position, so what is summed
-over its positions follows from sums over the input's:
+The output z = x w of a 1x1 convolution is linear in its input at each position, so sums over its
+positions follow from sums over the input's:
 
     mean(z) = mean(x) w,    var(z) = diag(w' cov(x) w),    sum(g z) = diag(w' (x' g))
 
-for a gradient g that arrives at the normalisation, where x' g is most of the kernel's gradient and
-computed in any case. The gradient to z, which is a g + b z + c with a, b and c by channel, need not
-be written either: what goes on to x is g (a w)' + x (w b w') + c w'. A bottleneck block's widening
-convolution makes the largest maps of a network; here backward passes read neither z nor the
-gradient to it, and z is not kept. The price is two products of c by c matrices with the positions
-and with w.
+for a gradient g to the normalisation's output, where x' g is most of the kernel's gradient and
+computed in any case. The gradient to z, which is a g + b z + c with a, b and c per channel, need
+not be written either: the gradient to x is g (a w)' + x (w b w') + c w'. The last convolution of a
+bottleneck block has the largest maps of a network; here the backward pass reads neither z nor its
+gradient, and z is not saved. The cost is two products of c by c matrices, with the positions and
+with w.
 
-The covariance is that of products about zero, minus the means'. In float32 digits are lost where
-a channel of the output has a mean far beyond its deviation: at 30 times 1e-5 of the variance.
+The covariance is E[x' x] - E[x]' E[x]. In float32 it loses digits if the mean of an output channel
+is much larger than its standard deviation: at 30 times, 1e-5 of the variance.
 """
 
 from functools import partial
@@ -54,13 +54,13 @@ def conv_batch_norm_1x1(
 
 
 class _Kept(NamedTuple):
-    """For the gradient; what only the other implementation needs is zeros, which a program drops.
+    """What is saved for the gradient; fields that an implementation does not need are zeros.
 
     Attributes:
       mean: of the convolution's output, `[1, o]`.
       var: the same.
       z: the convolution's output; for 'unfused'.
-      total: the sum of the input's positions, `[c]`; this and the next for 'fused'.
+      total: the sum over the input's positions, `[c]`; this and the next for 'fused'.
       spread: the covariance of the input's channels times the kernel, `[c, o]`.
     """
 
@@ -79,7 +79,7 @@ def _forward(spec, strides, x, kernel, scale, bias, residual, shift):  # type: i
     )
     y, kept = dispatch.call(functions, x, kernel, scale, bias, residual, shift)
     like = None if residual is None else jnp.zeros((), residual.dtype)
-    # The sign of the activations is that of what ReLU met.
+    # The sign of the activations is that of the ReLU's input.
     signs = y if spec.activate else None
     return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, signs, like, shift)
 
@@ -111,11 +111,11 @@ def _unfused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  #
 
 def _unfused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
     x, kernel, scale, bias, kept, signs, like = residuals
-    # Without a residual the sign of what ReLU met is computed again, as `batch_norm_backward` does.
+    # Without a residual the sign of the ReLU's input is recomputed, as in `batch_norm_backward`.
     signs = None if like is None else signs
     of_norm = (kept.z, scale, bias, kept.mean, kept.var, signs, like)
     dz, *rest = batch_norm_backward(spec, chosen, of_norm, cotangents)
-    # What the forward pass computes once more here nobody reads.
+    # The output of this second forward pass is unused, and XLA removes it.
     _, gradient = jax.vjp(lambda x, kernel: conv2d(x, kernel, strides), x, kernel)
     return (*gradient(dz), *rest)
 
@@ -144,7 +144,7 @@ def _fused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # t
 
 
 def _fused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ignore[no-untyped-def]
-    """As `batch_norm_backward`, with the convolution's output u + mean = x w left out.
+    """As `batch_norm_backward`, with the convolution's output u + mean = x w eliminated.
 
     With outer = x' dz: sum(dz u) = diag(w' outer) - mean sum(dz), and x' u = n cov(x) w.
     """
@@ -167,9 +167,9 @@ def _fused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ign
     slope = (2 * dvar[0] - factor * jnp.square(inverse) * products) / n
     level = (dmean[0] - factor * sums) / n
     dkernel = outer * factor + n * kept.spread * slope + kept.total[:, None] * level
-    # Each product is rounded to the type of the computation, as a convolution's output is. So are
-    # the matrices; what is the same at all positions makes up for that, lest it add up in what
-    # lies before: summed over positions the gradient is w dmean.
+    # Each product is rounded to the type of the computation, like a convolution's output, and so
+    # are the matrices. The term that is the same at all positions compensates for that, or errors
+    # would add up in earlier layers: summed over positions the gradient is w dmean.
     through = ((w * slope).astype(x.dtype) @ kernel[0, 0].T).astype(x.dtype)
     onward = (w * factor).T.astype(x.dtype)
     matrices, weights = jnp.concatenate([onward, through]), jnp.concatenate([sums, kept.total])
@@ -184,7 +184,7 @@ def _fused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ign
 
 
 def _positions(x: Array, strides: Pair) -> Array:
-    """Those that the convolution sees, `[n, c]`."""
+    """The positions that the convolution reads, `[n, c]`."""
     return x[:, :: strides[0], :: strides[1]].reshape(-1, x.shape[-1])
 
 

@@ -28,7 +28,7 @@ def conv_batch_norm_3x3(
     residual: Array | None,
     running: Pair,
 ) -> tuple[tuple[Array, Array, Array], Pair]:
-    """`batch_norm` of a convolution's output, and the running mean and variance after it."""
+    """`batch_norm` of a convolution's output, and the updated running mean and variance."""
     return _forward(norm_spec, conv_spec, x, kernel, scale, bias, residual, running)[0]
 
 
@@ -38,7 +38,7 @@ def _forward(norm_spec, conv_spec, x, kernel, scale, bias, residual, running):  
     )
     y, moments, z, moved = dispatch.call(functions, x, kernel, scale, bias, residual, running)
     like = None if residual is None else jnp.zeros((), residual.dtype)
-    # With a residual the sign of what ReLU met does not follow from z.
+    # With a residual, the sign of the ReLU's input does not follow from z.
     signs = y if norm_spec.activate and residual is not None else None
     found = (y, moments[:1], moments[1:]), moved
     return found, (x, kernel, scale, bias, z, moments, signs, like, running)
@@ -48,7 +48,7 @@ def _backward(norm_spec, conv_spec, residuals, cotangents):  # type: ignore[no-u
     functions = norm_spec.implementations.map(
         partial(_implementation, norm_spec, conv_spec, _unfused_gradients, _gradients_by_kernels)
     )
-    (dy, dmean, dvar), _ = cotangents  # nothing follows from running statistics
+    (dy, dmean, dvar), _ = cotangents  # running statistics have no gradient
     dmoments = jnp.concatenate([dmean, dvar])
     found = dispatch.call(functions, *residuals[:-1], dy, dmoments)
     return (*found, jax.tree.map(jnp.zeros_like, residuals[-1]))
@@ -71,7 +71,7 @@ def _implementation(
 
 
 def _derived_as(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with the derivatives of a plain one: kernels have none of their own."""
+    """The function with the derivatives of `plain`, as kernels have none."""
 
     @jax.custom_vjp
     def call(*operands: Any) -> Any:
@@ -106,7 +106,7 @@ def _convolved(conv_spec: ConvSpec, x: Array, kernel: Array) -> Array:
 
 
 def _convolution_gradients(conv_spec: ConvSpec, x: Array, kernel: Array, dz: Array) -> Any:
-    # What the forward pass computes once more here nobody reads.
+    # The output of this second forward pass is unused, and XLA removes it.
     _, gradient = jax.vjp(partial(_convolved, conv_spec), x, kernel)
     return gradient(dz)
 
@@ -147,5 +147,5 @@ def _gradients_by_kernels(  # type: ignore[no-untyped-def]
 
 
 def _ours(conv_spec: ConvSpec, kernel: Array) -> bool:
-    """Whether there is a kernel for the convolution too, as for most of a network's."""
+    """Whether our kernels also compute this convolution, as they do for most of a network's."""
     return conv_spec.strides == (1, 1) and kernel.shape[2] == kernel.shape[3]

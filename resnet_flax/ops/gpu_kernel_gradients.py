@@ -1,8 +1,8 @@
-"""Kernels for GPUs: the gradients of a 3x3 convolution and the batch normalisation of its output.
+"""GPU kernels: the gradients of a 3x3 convolution and the batch normalisation of its output.
 
-Those of `gpu_kernels`, which says how maps are cut and sums are added up. One kernel sums, one
-takes the gradient through the normalisation, and one through the convolution, to the input and to
-the kernel at once, from the same shifted tiles:
+`gpu_kernels` describes the forward pass, and how maps are tiled and sums are added up. One kernel
+sums, one backpropagates through the normalisation, and one through the convolution, to input and
+kernel together, from the same shifted tiles:
 
     dx(p) = sum over taps of dz(p - tap) k(tap)',   dk(tap) = sum over p of x(p)' dz(p - tap)
 """
@@ -29,19 +29,19 @@ def sum_gradients(
     bias: Array,
     signs: Array | None,
 ) -> tuple[Array, Array, Array]:
-    """What arrives at the normalisation, and sums of it and of its products with z - mean.
+    """The gradient to the normalisation's output, and sums of it and of its product with z - mean.
 
     Args:
-      spec: the rest.
+      spec: static parameters.
       dy: the gradient of the activations, `[b, h, w, c]`.
       z: the convolution's output.
-      moments: `[2, c]`, its mean and variance.
+      moments: `[2, c]`, mean and variance of `z`.
       scale: `[c]`.
       bias: the same.
-      signs: the activations where a residual was added, else they are computed again.
+      signs: the activations if a residual was added; otherwise None, and signs are recomputed.
 
     Returns:
-      The gradient past ReLU, which without `signs` is `dy` itself, and `[programs, c]` sums.
+      The gradient through the ReLU, which is `dy` itself without `signs`, and `[programs, c]` sums.
     """
     n, c = math.prod(z.shape[:-1]), z.shape[-1]
     tile, programs = parts.cut(n, parts.SUM[c])
@@ -97,12 +97,12 @@ def through_norm(
     """The gradients to the convolution's output, and `[2, c]` to scale and bias.
 
     Args:
-      spec: the rest.
+      spec: static parameters.
       passed: from `sum_gradients`, as are `sums` and `products`.
-      masked: whether it is past ReLU.
+      masked: whether it already includes the ReLU's gradient.
       z: the convolution's output.
-      sums: see above.
-      products: the same.
+      sums: see `passed`.
+      products: see `passed`.
       moments: `[2, c]`, mean and variance of `z`.
       scale: `[c]`.
       bias: the same.
@@ -140,7 +140,7 @@ def _through_norm(*refs, spec, n, rows, masked):  # type: ignore[no-untyped-def]
 
 
 def gradients(x: Array, kernel: Array, dz: Array, wide: Any) -> tuple[Array, Array]:
-    """The convolution's, to its input and to its kernel."""
+    """The convolution's gradients to its input and to its kernel."""
     b, h, w, c = x.shape
     n = b * h * w
     tile, programs = parts.cut(n, parts.GRADIENTS[c])
@@ -174,6 +174,6 @@ def _gradients(x, kernel, dz, dx, shares, *, tile, side, c, wide):  # type: igno
         return tuple(a + b for a, b in zip(found, added, strict=True))
 
     found = parts.repeat(tile.times, some, (jnp.zeros((c, c), wide),) * 9)
-    # What was found moved by so much belongs to the tap on the other side of the middle.
+    # The product for a shift is the gradient of the tap on the opposite side of the centre.
     for tap, share in enumerate(reversed(found)):
         shares[parts.places((program * 9 + tap) * c, c, c)] = share

@@ -1,4 +1,4 @@
-"""What kernels for GPUs are made of: calls, tiles, reads and writes of rows of a map."""
+"""Building blocks of GPU kernels: calls, tiles, reads and writes of rows of a map."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array
 
-MOST = 512  # programs that leave shares of a sum, where that is possible
-ADDED_UP = 8192  # elements of shares that a program holds at a time
+MOST = 512  # programs that write partial sums, if possible
+ADDED_UP = 8192  # elements of partial sums that a program loads at a time
 
 
 class Tile(NamedTuple):
-    """What a program does, of maps of some channels by what was fastest; docs/decisions.md.
+    """The work of one program, as it was fastest for a number of channels; docs/decisions.md.
 
     Attributes:
-      rows: positions at a time, a power of two.
-      warps: of 32 threads, that it has.
-      times: so many one after the other.
+      rows: positions per iteration, a power of two.
+      warps: number of warps of 32 threads.
+      times: number of iterations.
     """
 
     rows: int
@@ -30,7 +30,7 @@ class Tile(NamedTuple):
     times: int = 1
 
 
-# What each kernel does, by the number of channels.
+# The tile of each kernel, by the number of channels.
 CONVOLVE = {16: Tile(512, 4), 32: Tile(128, 4), 64: Tile(64, 4)}
 GRADIENTS = {16: Tile(64, 2, 4), 32: Tile(128, 2), 64: Tile(128, 8)}
 SUM = {16: Tile(512, 4), 32: Tile(256, 4), 64: Tile(128, 4)}
@@ -45,15 +45,15 @@ def call(
     *operands: Array,
     overwrites: dict[int, int] | None = None,
 ) -> Sequence[Array]:
-    """What a kernel makes.
+    """Calls a kernel and returns its outputs.
 
     Args:
-      kernel: of references to the operands and to what it makes.
-      shapes: of what it makes.
-      programs: that share the work.
-      warps: of each.
-      operands: of one dimension.
-      overwrites: which operands' memory may be that of what is made.
+      kernel: a function of references to the operands and to the outputs.
+      shapes: of the outputs.
+      programs: number of programs in the grid.
+      warps: per program.
+      operands: one-dimensional arrays.
+      overwrites: outputs that reuse an operand's memory, by operand.
     """
 
     def call(interpret: bool, *operands: Array) -> Sequence[Array]:
@@ -71,15 +71,15 @@ def call(
 
 
 def shape(size: int, dtype: Any) -> jax.ShapeDtypeStruct:
-    """Of `size` numbers."""
+    """A one-dimensional shape of `size` elements."""
     return jax.ShapeDtypeStruct((size,), dtype)
 
 
 def cut(n: int, tile: Tile) -> tuple[Tile, int]:
-    """The tile, smaller where `n` positions do not divide, of more where they are many.
+    """The tile, with fewer rows if they do not divide `n` positions, or more iterations for many.
 
     Returns:
-      It, and the number of programs.
+      The tile, and the number of programs.
     """
     rows = math.gcd(tile.rows, n)
     times = math.gcd(tile.times, n // rows)
@@ -89,7 +89,7 @@ def cut(n: int, tile: Tile) -> tuple[Tile, int]:
 
 
 def repeat(times: int, function: Callable[[Any, Any], Any], start: Any) -> Any:
-    """What the function of turn and what was found before finds in so many turns."""
+    """Applies `function(iteration, carry)` so many times."""
     if times == 1:
         return function(0, start)
     return lax.fori_loop(0, times, function, start)
@@ -101,7 +101,7 @@ def iota(size: int) -> Array:
 
 
 def shifted(map_, base, c, row, column, rows, side):  # type: ignore[no-untyped-def]
-    """A map `[n * c]` where a tap sees it from some positions, `[rows, c]`.
+    """The values of a map `[n * c]` that a tap multiplies at some positions, `[rows, c]`.
 
     Zero beyond the edges of an image.
     """
@@ -115,12 +115,12 @@ def shifted(map_, base, c, row, column, rows, side):  # type: ignore[no-untyped-
 
 
 def tap(kernel, c, row, column, dtype):  # type: ignore[no-untyped-def]
-    """Of a kernel `[9 * c * c]` one tap, `[c, c]`."""
+    """One tap `[c, c]` of a kernel `[9 * c * c]`."""
     return kernel[places((row * 3 + column) * c, c, c)].astype(dtype)
 
 
 def with_moments(found, u):  # type: ignore[no-untyped-def]
-    """Two sums `[c]`, with those of `[rows, c]` and of its squares."""
+    """Adds the sums of `[rows, c]` and of its squares to two sums `[c]`."""
     return found[0] + u.sum(0), found[1] + (u * u).sum(0)
 
 
@@ -130,12 +130,12 @@ def dot(a: Array, b: Array, wide: Any) -> Array:
 
 
 def places(start, rows, c):  # type: ignore[no-untyped-def]
-    """Where some positions of a map `[n * c]` lie, `[rows, c]`."""
+    """Indices `[rows, c]` of some positions of a map `[n * c]`."""
     return (start + iota(rows))[:, None] * c + iota(c)[None]
 
 
 def added_up(shares, c):  # type: ignore[no-untyped-def]
-    """The sum of what programs found, `[programs * c]`."""
+    """The total of the programs' partial sums `[programs * c]`."""
     programs = shares.shape[0] // c
     some = min(1 << (programs - 1).bit_length(), ADDED_UP // c)
 
@@ -148,18 +148,18 @@ def added_up(shares, c):  # type: ignore[no-untyped-def]
 
 
 def put(ref, value, condition):  # type: ignore[no-untyped-def]
-    """Writes it where the condition holds: one program for all."""
+    """Writes the value if the condition is true: one program writes for all."""
     there = jnp.broadcast_to(condition, value.shape)
     triton.store(ref.at[iota(value.shape[0])], value, mask=there)
 
 
 def pair(ref, c):  # type: ignore[no-untyped-def]
-    """Both of `[2 * c]`."""
+    """Reads both rows of `[2 * c]`."""
     return ref[iota(c)], ref[c + iota(c)]
 
 
 def put_pair(ref, first, second, condition):  # type: ignore[no-untyped-def]
-    """As `put`, `[2 * c]`."""
+    """Writes two rows to `[2 * c]`, see `put`."""
     at, there = iota(first.shape[0]), jnp.broadcast_to(condition, first.shape)
     triton.store(ref.at[at], first, mask=there)
     triton.store(ref.at[first.shape[0] + at], second, mask=there)

@@ -1,15 +1,15 @@
-"""Kernels for GPUs: a 3x3 convolution of few channels and batch normalisation of its output.
+"""GPU kernels: a 3x3 convolution of few channels and batch normalisation of its output.
 
-cuDNN takes several times as long for few channels as their maps take to read and write, and of the
-small maps of CIFAR's networks what lies between kernels takes as long as they do. Here one kernel
+For few channels cuDNN takes several times as long as reading and writing the maps, and for the
+small maps of CIFAR networks the gaps between kernels take as long as the kernels. Here one kernel
 convolves and sums for the statistics, and one normalises; their gradients are in
 `gpu_kernel_gradients`.
 
-Maps are taken as one row of numbers, images one after the other. Each program of a grid has
-some positions in a row, and leaves its share of a sum, which the next kernel adds up: no sum
-depends on the order in which programs run.
+Maps are flattened, with images one after the other. Each program of a grid processes consecutive
+positions and writes a partial sum; the next kernel adds these up, so no sum depends on the order in
+which programs run.
 
-Written in Pallas, for its Triton backend; elsewhere it is interpreted, for tests.
+Written in Pallas for its Triton backend; on other devices it is interpreted, for tests.
 """
 
 import math
@@ -27,12 +27,12 @@ from resnet_flax.ops.spec import BatchNormSpec
 
 
 class Shares(NamedTuple):
-    """Of sums over a map, what each program found.
+    """Each program's partial sums over a map.
 
     Attributes:
       sums: of the differences from `shift`, `[programs * c]`.
       squares: of their squares, the same.
-      shift: `[c]`, written again, as what it was read from is to be overwritten.
+      shift: `[c]`, a copy, as its source will be overwritten.
     """
 
     sums: Array
@@ -41,13 +41,13 @@ class Shares(NamedTuple):
 
 
 def convolve(x: Array, kernel: Array, shift: Array, wide: Any) -> tuple[Array, Shares]:
-    """The convolution, and sums over it for its mean and variance.
+    """The convolution, and sums over its output for the mean and variance.
 
     Args:
       x: `[b, h, w, c]`.
-      kernel: `[3, 3, c, c]`, which is rounded to the type of `x`.
-      shift: `[c]`, of the type `wide`, what is near the mean.
-      wide: type that is summed in.
+      kernel: `[3, 3, c, c]`, which is cast to the type of `x`.
+      shift: `[c]` of the type `wide`, an estimate of the mean.
+      wide: type of the sums.
     """
     b, h, w, c = x.shape
     n = b * h * w
@@ -84,7 +84,7 @@ def _convolve(x, kernel, shift, z, sums, squares, again, *, tile, side):  # type
 
 
 def sums(z: Array, shift: Array, wide: Any) -> Shares:
-    """As `convolve`'s, of a map that is there."""
+    """The sums of `convolve`, for an existing map."""
     n, c = math.prod(z.shape[:-1]), z.shape[-1]
     tile, programs = parts.cut(n, parts.SUM[c])
     shares = parts.call(
@@ -120,19 +120,19 @@ def normalize(
     bias: Array,
     residual: Array | None,
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """The activations.
+    """Normalises, adds the residual and applies the ReLU.
 
     Args:
       spec: the rest.
       z: the convolution's output, `[b, h, w, c]`.
-      shares: from it.
-      running: mean and variance, `[c]`.
+      shares: partial sums over `z`.
+      running: running mean and variance, `[c]`.
       scale: `[c]`.
       bias: the same.
-      residual: of the shape of `z`.
+      residual: with the shape of `z`.
 
     Returns:
-      The activations, `[2, c]` mean and variance, and the running ones after them.
+      The activations, `[2, c]` mean and variance, and the updated running ones.
     """
     n, c = math.prod(z.shape[:-1]), z.shape[-1]
     rows, warps = math.gcd(n, parts.APPLY[c].rows), parts.APPLY[c].warps
@@ -146,7 +146,7 @@ def normalize(
         n // rows,
         warps,
         *(z.reshape(-1), *shares, *running, scale, bias, *flat),
-        overwrites={4: 2, 5: 3},  # the running statistics, which a loop would copy
+        overwrites={4: 2, 5: 3},  # the running statistics, which a loop would otherwise copy
     )
     return y.reshape(z.shape), moments.reshape(2, c), (moved[0], moved[1])
 

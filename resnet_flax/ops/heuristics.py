@@ -1,9 +1,9 @@
-"""How convolutions, poolings and normalisations are computed: decided here, by device and shape.
+"""The choice of implementations of convolution, pooling and normalisation, by device and shape.
 
-Parameters and results are the same whichever it is (tests/ops); time and
-memory are not. The choice falls when a program is lowered, so that compiling ahead for another
-device is right too (whether a CPU's is for oneDNN and a GPU's for it alone, when it is traced).
-docs/decisions.md says what was measured.
+Parameters and results do not depend on it (tests/ops); time and memory do. The choice between kinds
+of device is made when a program is lowered, so ahead-of-time compilation for another device is
+right too; that for oneDNN on a CPU, or for a single GPU, when it is traced. The measurements are in
+docs/decisions.md.
 """
 
 import math
@@ -26,12 +26,12 @@ from resnet_flax.ops.spec import ConvSpec, NormalizedConv, Pair, is_pointwise, o
 def conv_implementation(
     x: Sequence[int], kernel: Sequence[int], spec: ConvSpec, dtype: Any = np.float32
 ) -> ByDevice[ConvImplementation]:
-    """Which implementation of a convolution each kind of device gets.
+    """The implementation of a convolution for each kind of device.
 
     Args:
       x: shape of the input, NHWC.
       kernel: shape of the kernel, HWIO.
-      spec: the rest.
+      spec: its geometry.
       dtype: of the computation.
     """
     cpu = _conv_on_cpu(x, kernel, spec)
@@ -42,9 +42,9 @@ def conv_implementation(
 
 
 def _conv_on_gpu(kernel: Sequence[int], spec: ConvSpec) -> ConvImplementation:
-    # A convolution would have its kernel transposed, in float32 and in bfloat16, by kernels that
-    # take longer than the products. cuDNN fills three channels up to eight in copies of its own,
-    # and takes several times as long for few channels as their maps take to read and write.
+    # As a convolution, its kernel would be transposed, in float32 and in bfloat16, which takes
+    # longer than the products. cuDNN pads three channels to eight in copies, and for few channels
+    # takes several times as long as reading and writing the maps.
     if is_pointwise(kernel, spec):
         return ConvImplementation("dot", "dot", "dot")
     if _space_to_depth_applies(kernel, spec):
@@ -58,8 +58,8 @@ def _conv_on_cpu(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> Con
     height, width, channels, features = kernel
     if is_pointwise(kernel, spec):
         return ConvImplementation("dot", "dot", "dot")
-    # In a loop (a scan over blocks, gradient accumulation, several steps to a dispatch) XLA's CPU
-    # backend runs a convolution that is not canonical 8 to 40 times slower.
+    # In a loop (a scan over blocks, gradient accumulation, several steps to a dispatch) a
+    # convolution that is not canonical is 8 to 40 times slower on XLA's CPU backend.
     forward, input_gradient, kernel_gradient = "conv", "canonical", "canonical"
     if channels <= 4 and spec.groups == 1:
         kernel_gradient = "row_im2col"
@@ -84,14 +84,14 @@ def _conv_on_cpu(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> Con
 def _conv_by_onednn(
     chosen: ConvImplementation, kernel: Sequence[int], spec: ConvSpec, half: bool
 ) -> ConvImplementation:
-    """What is best instead where XLA's convolutions are oneDNN's, in 16 bits on their own units."""
+    """The best choice if XLA's convolutions are oneDNN's; `half` for 16-bit types."""
     if chosen.forward == "dot":
         return chosen
     fewest, strided = min(kernel[2:]), spec.strides != (1, 1)
     if chosen.kernel_gradient == "canonical":
-        # As a convolution its kernel would be as large as a map and its channels the batch: in
-        # bfloat16, with two or four of them, oneDNN's result is wrong (JAX 0.12).
-        rather = "row_im2col" if spec.groups == 1 else "float32"  # the same in 32 bits
+        # As a convolution, its kernel would be as large as a map, with the batch as channels: in
+        # bfloat16, with two or four channels, oneDNN's result is wrong (JAX 0.12).
+        rather = "row_im2col" if spec.groups == 1 else "float32"  # equivalent, in float32
         chosen = chosen._replace(kernel_gradient=rather)
     if not _dense(spec):
         return chosen
@@ -108,15 +108,15 @@ def _conv_by_onednn(
 
 
 def _winograd_pays(kernel: Sequence[int], spec: ConvSpec, output: Pair) -> bool:
-    """By what is to be computed for one image, so that rounding does not depend on the batch."""
+    """Decided by the work for one image, so that rounding does not depend on the batch size."""
     rows, columns = output
     positions = rows * columns
     products = 36 * -(-rows // 4) * -(-columns // 4)
     return (
         _winograd_applies(kernel, spec)
-        and products <= 6 * positions  # of a convolution's 9; small odd maps fill tiles with zeros
-        and math.prod(kernel) * positions >= 1e6  # below that its longer compilation is dearer
-        and positions <= 64 * 64  # its maps have 2.25 times the elements; not measured beyond
+        and products <= 6 * positions  # direct: 9; small odd maps waste parts of tiles
+        and math.prod(kernel) * positions >= 1e6  # below, compilation costs more than it saves
+        and positions <= 64 * 64  # maps grow 2.25 times; not measured beyond
     )
 
 
@@ -133,7 +133,7 @@ def _space_to_depth_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
 
 
 def folded_columns(columns: int, features: int) -> int:
-    """How many columns `width_to_channels` takes for one: up to 64 channels of its output."""
+    """How many columns `width_to_channels` folds into one: up to 64 output channels."""
     return math.gcd(columns, max(1, 64 // features))
 
 
@@ -146,7 +146,7 @@ def _width_to_channels_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
 def _applicable(
     chosen: ConvImplementation, kernel: Sequence[int], spec: ConvSpec
 ) -> ConvImplementation:
-    """What is chosen, or named by `dispatch.override` where that is possible."""
+    """The chosen implementations, or those that `dispatch.override` names if they apply."""
     possible = {
         "dot": is_pointwise(kernel, spec),
         "tap_matmul": spec.groups == 1,
@@ -165,11 +165,11 @@ def _applicable(
 def batch_norm_implementation(
     conv: NormalizedConv | None = None, groups: int = 1
 ) -> ByDevice[BatchNormImplementation]:
-    """Which implementation of batch normalisation each kind of device gets.
+    """The implementation of batch normalisation for each kind of device.
 
     Args:
       conv: the convolution whose output is normalised, if any.
-      groups: of examples that are normalised by themselves.
+      groups: number of groups of examples that are normalised separately.
     """
     plain, on_gpu = BatchNormImplementation(), BatchNormImplementation("one_pass", "guided")
     if conv is not None and _fused_1x1_pays(conv):
@@ -189,9 +189,11 @@ def _fused_1x1_pays(conv: NormalizedConv) -> bool:
     return (
         conv.pointwise
         and features >= 4 * channels
-        # Products of channels by channels by features must be few beside those of positions.
+        # Products with the channels-by-channels matrix must be cheap compared with those of
+        # positions.
         and 4 * conv.positions >= channels
-        # A GPU rounds products of float32 to TF32, and the output's mean is not the rounded one's.
+        # GPUs round float32 products to TF32, and the computed mean would not be that of the
+        # output.
         and np.dtype(conv.dtype).itemsize == 2
     )
 
@@ -202,16 +204,17 @@ def _triton_applies(conv: NormalizedConv) -> bool:
         and conv.spec.padding == ((1, 1), (1, 1))
         and _dense(conv.spec)
         and conv.kernel[3] in (16, 32, 64)
-        and conv.positions % 64 == 0  # that programs have equal shares
+        and conv.positions % 64 == 0  # so that programs get equal parts
     )
 
 
 def _triton_pays(conv: NormalizedConv) -> bool:
     return (
-        dispatch.current_target().single_gpu  # of several each would be sent the whole batch
+        dispatch.current_target().single_gpu  # each of several GPUs would get the complete batch
         and _triton_applies(conv)
         # 32x32 of 16 channels, 16x16 of 32, 8x8 of 64: others were not measured, and beyond that or
-        # this batch a program takes several turns, for which shared memory does not suffice.
+        # this batch a program needs several iterations, for which there is not enough shared
+        # memory.
         and conv.positions * conv.kernel[3] ** 2 <= 2**18
         and conv.batch <= 256
         and np.dtype(conv.dtype).name == "bfloat16"
@@ -221,7 +224,7 @@ def _triton_pays(conv: NormalizedConv) -> bool:
 
 
 def pool_implementation() -> ByDevice[PoolImplementation]:
-    """Which implementation of max pooling each kind of device gets."""
+    """The implementation of max pooling for each kind of device."""
     separable = PoolImplementation("separable")
     return ByDevice(separable, PoolImplementation("indexed"), PoolImplementation("native")).map(
         overridden

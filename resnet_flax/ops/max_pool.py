@@ -1,4 +1,4 @@
-"""Pooling with explicit padding."""
+"""Max pooling with explicit padding."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,15 +17,15 @@ HEIGHT, WIDTH = 1, 2  # axes
 
 
 def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
-    """The stem's: 3x3 windows, stride 2.
+    """The stem's max pooling: 3x3 windows, stride 2.
 
-    Where several positions of a window are the largest, the gradient goes to the first of them,
-    row by row, as in JAX and torch. Of a window that holds NaN it goes anywhere.
+    If several positions of a window have the maximum, the gradient goes to the first of them in
+    row-major order, as in JAX and torch. If a window contains NaN, it may go to any.
 
     Args:
       x: of any size.
-      ceil: as Caffe has it, windows from the very edge and one more where the last would leave
-        positions over; else one position of minus infinity around.
+      ceil: as in Caffe, no padding before, and one more window if positions would remain; otherwise
+        padding of minus infinity by one position on each side.
     """
     sides = x.shape[1:3]
     # Output ceil((n - 3) / 2) + 1: an even side lacks one position.
@@ -44,7 +44,7 @@ def _max_pool(padding: Padding, implementations: ByDevice[PoolImplementation], x
 
 
 def _forward(padding, implementations, x):  # type: ignore[no-untyped-def]
-    # By functions that have this gradient themselves: how `maximum` shares a tie is not theirs.
+    # Functions with this gradient themselves: `maximum` would split the gradient of ties.
     native, separable = (
         ByDevice(chosen, chosen, chosen)
         for chosen in map(PoolImplementation, ("native", "separable"))
@@ -92,7 +92,7 @@ def _without_taps(function: Callable[[Array], Array], x: Array) -> tuple[Array, 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _with_taps(padding: Padding, x: Array) -> tuple[Array, Array]:
-    """The largest of each window, and the number of its tap, row by row."""
+    """The maximum of each window, and its position in the window in row-major order."""
     pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
     ends = [STRIDE * ((n - SIDE) // STRIDE) + 1 for n in padded.shape[1:3]]
@@ -120,7 +120,7 @@ _with_taps.defvjp(_with_taps_forward, _with_taps_backward)
 
 
 def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
-    """To each position from the windows, at most four, whose largest it is.
+    """The gradient of each position, from the at most four windows of which it is the maximum.
 
     Counted from the padded edge, position 2 a + e is tap e of window a, and where e is 0 also tap 2
     of window a - 1.
@@ -130,22 +130,22 @@ def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Arr
     pairs = (dy.shape[0], rows, STRIDE, columns, STRIDE, dy.shape[-1])
 
     def widened(array: Array, nothing: int) -> Array:
-        """With what is before the first windows and after the last."""
+        """Pads the array before the first windows and after the last."""
         value = jnp.array(nothing, array.dtype)
         return lax.pad(array, value, [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)])
 
-    # In kernels of their own: a load with a condition is not of several channels at a time.
+    # In separate kernels: conditional loads would not be vectorised over channels.
     widened_taps = lax.optimization_barrier(widened(taps, 99))
     widened_dy = lax.optimization_barrier(widened(dy, 0))
 
     def under(array: Array, before: Pair) -> Array:
-        """Of window a, or a - 1, in pairs of positions."""
+        """The values of window a, or a - 1, for pairs of positions."""
         (i, j) = (1 - one for one in before)
         array = array[:, i : i + rows, j : j + columns]
         return jnp.broadcast_to(array[:, :, None, :, None], pairs)
 
     def tap(before: int, dimension: int) -> Array:
-        """That e is of it; 9 for none."""
+        """The tap that position e is of that window; 9 for none."""
         e = lax.broadcasted_iota(jnp.int32, pairs, dimension)
         return (2 + 7 * e) if before else e
 
@@ -160,12 +160,12 @@ def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Arr
 
 
 def _by_axes(padding: Padding, x: Array) -> Array:
-    """The largest of each row of a window, then the largest of these."""
+    """The maximum of each row of a window, then the maximum of these."""
     return _along(HEIGHT, padding[0], _along(WIDTH, padding[1], x))
 
 
 def _by_axes_gradient(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
-    """To the first row that has the largest, there to the first position that has it."""
+    """The gradient goes to the first row with the maximum, there to its first position."""
     del taps
     rows = _along(WIDTH, padding[1], x)
     drows = _along_gradient(HEIGHT, padding[0], rows, y, dy)
@@ -178,7 +178,7 @@ def _along(axis: int, padding: Pair, x: Array) -> Array:
 
 
 def _along_gradient(axis: int, padding: Pair, x: Array, y: Array, dy: Array) -> Array:
-    """`dy` where the first of the largest of each three positions along an axis is."""
+    """`dy` at the first maximum of each window of three positions along an axis."""
     first, second, _ = _taps(axis, padding, x)
     in_first = first == y
     in_second = (second == y) & ~in_first
@@ -199,10 +199,10 @@ def _along_gradient(axis: int, padding: Pair, x: Array, y: Array, dy: Array) -> 
 
 
 def _taps(axis: int, padding: Pair, x: Array) -> tuple[Array, Array, Array]:
-    """What the first, second and third positions of the windows along an axis hold."""
+    """The first, second and third positions of the windows along an axis."""
     n = x.shape[axis]
     out = (n + sum(padding) - SIDE) // STRIDE + 1
-    # One pair of positions over, of which the last window sees the first.
+    # One extra pair of positions; its first one is in the last window.
     pads = [(0, 0, 0)] * x.ndim
     pads[axis] = (padding[0], STRIDE * (out + 1) - n - padding[0], 0)
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)

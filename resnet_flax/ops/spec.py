@@ -1,4 +1,4 @@
-"""What is static about an operation: geometry and numbers, known when a program is traced."""
+"""Static parameters of operations, known when a program is traced."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ Shape = tuple[int, ...]
 
 
 class ConvSpec(NamedTuple):
-    """Of a convolution, see `conv.conv2d`."""
+    """The geometry of a convolution, see `conv.conv2d`."""
 
     strides: Pair = (1, 1)
     padding: Padding = ((0, 0), (0, 0))
@@ -30,7 +30,7 @@ def is_pointwise(kernel: Sequence[int], spec: ConvSpec) -> bool:
 
 
 def output_size(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> Pair:
-    """Height and width of what a convolution makes."""
+    """Height and width of a convolution's output."""
     height, width = (
         (n + low + high - (k - 1) * d - 1) // s + 1
         for n, k, s, (low, high), d in zip(
@@ -44,11 +44,11 @@ class NormalizedConv(NamedTuple):
     """A convolution whose output is normalised.
 
     Attributes:
-      positions: of its output, in one image.
+      positions: number of positions of its output, in one image.
       kernel: shape of its kernel, HWIO.
-      spec: the rest.
+      spec: its geometry.
       dtype: of the computation.
-      batch: images.
+      batch: number of images.
       param_dtype: of the kernel.
     """
 
@@ -66,17 +66,17 @@ class NormalizedConv(NamedTuple):
 
 
 class BatchNormSpec(NamedTuple):
-    """What of a training normalisation is no array.
+    """The static parameters of batch normalisation in training.
 
     Attributes:
-      groups: of examples, normalised by themselves.
+      groups: number of groups of examples, which are normalised separately.
       epsilon: added to the variance.
-      activate: ReLU after it.
+      activate: apply a ReLU after it.
       dtype: of the output.
       param_dtype: of parameters and statistics.
       implementations: how it is computed.
-      momentum: what a running statistic keeps of itself.
-      bessel_correction: that a variance is multiplied by before it is averaged.
+      momentum: fraction of a running statistic that is kept.
+      bessel_correction: factor of a variance before it is averaged.
     """
 
     groups: int
@@ -95,8 +95,8 @@ class BatchNormSpec(NamedTuple):
 
         Args:
           mean: `[groups, c]`, of the batch.
-          var: the same.
-          running: means and variances before, `[c]`.
+          var: `[groups, c]`, of the batch.
+          running: running means and variances before the batch, `[c]`.
         """
         pairs = zip(running, (mean, var * self.bessel_correction), strict=True)
         found = (self.momentum * old + (1 - self.momentum) * now.mean(0) for old, now in pairs)
@@ -104,5 +104,5 @@ class BatchNormSpec(NamedTuple):
         return moved_mean, moved_var
 
     def grouped(self, x: Array) -> Array:
-        """`[groups, b / groups, h, w, c]`, in the type that is computed in."""
+        """`[groups, b / groups, h, w, c]`, in the type of the computation."""
         return x.astype(self.param_dtype).reshape(self.groups, -1, *x.shape[1:])

@@ -1,11 +1,11 @@
-"""3x3 convolutions without strides by Winograd's algorithm, where arithmetic is dear.
+"""3x3 convolutions without strides by Winograd's algorithm, where arithmetic is expensive.
 
 F(4 x 4, 3 x 3) of Lavin and Gray 2015, "Fast Algorithms for Convolutional Neural Networks". Along
 one axis, four outputs of a filter of three, which see six inputs, take six products instead of
-twelve; along both, 36 instead of 144. A product is that of two matrices, for all tiles of 4 x 4
-outputs and all channels at once, so there are 36 of these in a convolution and in each of its
-gradients. The price is maps with 2.25 times the elements, which come and go within, and rounding:
-sums are off by some 2e-6 of their norm in float32 where others are by 4e-7.
+twelve; along both, 36 instead of 144. Each product is a matrix product over all tiles of 4 x 4
+outputs and all channels, so a convolution and each of its gradients have 36 of these. The cost is
+temporary maps with 2.25 times the elements, and rounding: in float32, errors of about 2e-6 of a
+sum's norm instead of 4e-7.
 """
 
 import operator
@@ -54,13 +54,14 @@ OUTPUTS: Matrix = (
 ROWS, COLUMNS = 1, 2  # of maps `[b, h, w, c]`
 CHANNELS, FEATURES = 1, 2  # of the products' matrices `[36, c, o]`
 
-# Elements of transformed maps within a CPU's cache; rows of tiles are taken in runs of so many.
+# Elements of transformed maps that fit a CPU's cache; rows of tiles are processed in runs of this
+# size.
 RUN = 2**20
-# Up to which kernel gradients are taken in runs too: 32 gained a third, 64 nothing.
+# Kernel gradients are computed in runs up to this number: 32 gained a third, 64 nothing.
 FEW_CHANNELS = 32
 
 
-# What a network has many times is traced once.
+# Jitted, so that each shape is traced once though a network has many.
 @partial(jax.jit, static_argnums=0)
 def convolve(spec: ConvSpec, x: Array, kernel: Array) -> Array:
     """The convolution.
@@ -80,10 +81,10 @@ def convolve(spec: ConvSpec, x: Array, kernel: Array) -> Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def input_gradient(spec: ConvSpec, size: tuple[int, ...], kernel: Array, dy: Array) -> Array:
-    """The gradient of `convolve` to its input: a convolution with the kernel turned around.
+    """The gradient of `convolve` to its input: a convolution with the rotated kernel.
 
     Args:
-      spec: as of `convolve`.
+      spec: see `convolve`.
       size: the input's shape, `[b, h, w, c]`.
       kernel: `[3, 3, c, o]`.
       dy: the gradient to the output, `[b, h2, w2, o]`.
@@ -95,7 +96,7 @@ def input_gradient(spec: ConvSpec, size: tuple[int, ...], kernel: Array, dy: Arr
 
 @partial(jax.jit, static_argnums=(0, 1))
 def kernel_gradient(spec: ConvSpec, shape: tuple[int, ...], x: Array, dy: Array) -> Array:
-    """The gradient of `convolve` to its kernel, of `shape` `[3, 3, c, o]`; the rest as above."""
+    """The gradient of `convolve` to its kernel of `shape` `[3, 3, c, o]`; see `input_gradient`."""
     size, tiles = dy.shape[1:3], _tiles(dy.shape[1:3])
     (top, _), (left, _) = spec.padding
     x_around = _around(_wide(x), (top, left), tiles)
@@ -103,13 +104,14 @@ def kernel_gradient(spec: ConvSpec, shape: tuple[int, ...], x: Array, dy: Array)
     dy_whole = _padded(_wide(dy), whole)
 
     def run(x: Array, dy: Array) -> Array:
-        """For some rows of tiles."""
+        """Computes some rows of tiles."""
         maps = _both(INPUTS, _seen, x)
         gradients = _both(_transposed(OUTPUTS), _each, dy)
         return _products(maps, gradients, over=((1,), (1,)))
 
-    # Two maps come and go here, so a run has half as many rows. Over a batch on several devices
-    # each run is summed, 36 c o values; with more channels that is more, and runs are no faster.
+    # There are two temporary maps here, so a run has half as many rows. Over a batch on several
+    # devices each run is all-reduced, 36 c o values; with more channels that is more, and runs are
+    # no faster.
     few = max(shape[2:]) <= FEW_CHANNELS
     at_once = _rows_at_once(2 * x.shape[0] * tiles[1], tiles[0], *shape[2:]) if few else tiles[0]
     if at_once == tiles[0]:
@@ -135,7 +137,7 @@ def _filter(x: Array, kernel: Array, over: int, low: Pair, size: Pair) -> Array:
     shape = (x.shape[0], TILE * tiles[0], TILE * tiles[1], features)
 
     def run(padded: Array) -> Array:
-        """For some rows of tiles."""
+        """Computes some rows of tiles."""
         maps = _both(INPUTS, _seen, padded)
         products = _products(maps, matrices, over=((2,), (over,)))
         products = products.reshape(*maps.shape[:-1], features)
@@ -158,8 +160,8 @@ def _filter(x: Array, kernel: Array, over: int, low: Pair, size: Pair) -> Array:
 
 
 def _rows_at_once(tiles_of_a_row: int, rows: int, channels: int, features: int) -> int:
-    """How many rows of tiles are taken at a time; all, or a number that divides them."""
-    # Each run reads all matrices again, so it wants many tiles.
+    """How many rows of tiles a run has: all, or a divisor of their number."""
+    # Each run reads all matrices again, so it should have many tiles.
     enough = max(RUN / (SEEN**2 * max(channels, features)), channels + features)
     divisors = (n for n in range(1, rows + 1) if rows % n == 0)
     return next((n for n in divisors if n * tiles_of_a_row >= enough), rows)
@@ -167,23 +169,23 @@ def _rows_at_once(tiles_of_a_row: int, rows: int, channels: int, features: int) 
 
 # Both axes --------------------------------------------------------------------------------------
 
-# As one matrix over both, taps in the order of a kernel, results by column and row.
+# The kernel transform as one matrix over both axes, from taps to columns and rows.
 _BOTH = np.einsum("ip,jq->jipq", KERNEL, KERNEL).reshape(SEEN**2, 9)
 
 
 def _of_taps(matrix: np.ndarray, x: Array) -> Array:
-    """A matrix times what stands for each tap, or the other way; `[36, c, o]` or `[9, c, o]`."""
+    """A matrix, or its transpose, times arrays stacked by tap; `[36, c, o]` or `[9, c, o]`."""
     flat = x.reshape(matrix.shape[1], -1)
     return (jnp.asarray(matrix, x.dtype) @ flat).reshape(-1, *x.shape[-2:])
 
 
 def _tiles(size: Sequence[int]) -> Pair:
-    """Along each axis."""
+    """The number of tiles along each axis."""
     return -(-size[0] // TILE), -(-size[1] // TILE)
 
 
 def _around(x: Array, low: Pair, tiles: Pair) -> Array:
-    """What the tiles see of `x`, the first from `-low` on."""
+    """`x` padded and cropped to the tiles' inputs, the first from `-low` on."""
     pads = [
         (before, TILE * number + SEEN - TILE - before - n)
         for n, before, number in zip(x.shape[1:3], low, tiles, strict=True)
@@ -192,16 +194,16 @@ def _around(x: Array, low: Pair, tiles: Pair) -> Array:
 
 
 def _both(matrix: Matrix, cut: Callable[[Array, int], Parts], x: Array) -> Array:
-    """A transform along both axes: by column and row `[6, 6, b, rows of tiles, columns, c]`."""
+    """A transform along both axes, to `[6, 6, b, rows of tiles, columns, c]` by column and row."""
     b, h, w, c = x.shape
-    # One axis of columns and channels: loops along few channels alone are slow.
+    # With columns and channels as one axis, as loops along few channels are slow.
     rows = jnp.stack(_times(matrix, cut(x.reshape(b, h, w * c), ROWS)))
     rows = rows.reshape(*rows.shape[:-1], w, c)
     return jnp.stack(_times(matrix, cut(rows, 1 + COLUMNS)))
 
 
 def _products(x: Array, y: Array, over: tuple[tuple[int], tuple[int]]) -> Array:
-    """Of each of 36 matrices with its like, `[36, tiles, c]` or `[36, c, o]`, along axes `over`."""
+    """36 matrix products of `[36, tiles, c]` or `[36, c, o]`, summed along the axes `over`."""
     x, y = (part.reshape(SEEN**2, -1, part.shape[-1]) for part in (x, y))
     return lax.dot_general(x, y, (over, ((0,), (0,))))
 
@@ -229,7 +231,7 @@ def _transposed(matrix: Matrix) -> Matrix:
 
 
 def _seen(x: Array, axis: int) -> Parts:
-    """The six positions that each tile sees; the next tile sees the last two as well."""
+    """The six inputs of each tile; the next tile shares the last two."""
     last = x.shape[axis] - SEEN + 1
     return [lax.slice_in_dim(x, k, k + last, TILE, axis) for k in range(SEEN)]
 
@@ -245,5 +247,5 @@ def _padded(x: Array, pads: Sequence[Pair]) -> Array:
 
 
 def _wide(x: Array) -> Array:
-    """In bfloat16 each sum of the transforms would be rounded."""
+    """In float32 or more, as in bfloat16 each sum of the transforms would be rounded."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -9,9 +9,9 @@ from resnet_flax.paper.targets import Target
 
 
 def draw(target: Target, runs: Runs, path: Path) -> bool:
-    """Draws what the target shows of what was run; False where there is nothing yet.
+    """Draws a target's figure from its results; returns False if there are none yet.
 
-    Curves as in the paper's figures 1, 4 and 6, training dashed and test bold, a panel each for
+    Curves as in the paper's figures 1, 4 and 6, training dashed and test bold, one panel each for
     plain and residual networks; responses as in figure 7, in the order of the layers and sorted.
 
     Args:
@@ -73,7 +73,7 @@ def _responses(figure: Any, found: Sequence[tuple[str, dict[str, Any]]]) -> None
         values = run["responses"]
         style = {"color": f"C{number}", "label": name, "linewidth": 1.5}
         style["linestyle"] = "--" if name.startswith("plain") else "-"
-        # Deeper networks have more layers: all from left to right over the same width.
+        # Networks of all depths span the same width.
         places = [i / max(1, len(values) - 1) for i in range(len(values))]
         left.plot(places, values, **style)
         right.plot(places, sorted(values, reverse=True), **style)

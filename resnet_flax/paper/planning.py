@@ -1,4 +1,4 @@
-"""What a target needs: trainings, what they cost, and what is not there for them."""
+"""What a target needs: training runs, their cost, and missing data."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from resnet_flax.models.summary import native_size, summarize
 from resnet_flax.paper.targets import Target
 from resnet_flax.runtime.storage import read_json
 
-# Floating-point operations a second that a device sustains in training. Measured is the CPU's:
-# 250 images of 32 x 32 a second through ResNet-20 on two cores.
+# Floating-point operations per second that a device sustains in training. Only the CPU's was
+# measured: 250 images of 32 x 32 per second through ResNet-20 on two cores.
 SUSTAINED = {"cpu": 61e9, "gpu": 30e12, "tpu": 30e12}
 MEASURED = ("cpu",)
 
-# Beginnings of settings that say how or where a run runs, not what it computes.
+# Prefixes of settings that affect how or where a run is computed, but not its result.
 CHANGES_NOTHING = (
     *("data.data_dir=", "data.workers=", "data.timeout=", "data.accept_changes="),
     *("mesh.", "log.", "checkpoint."),
@@ -33,7 +33,7 @@ class Training(NamedTuple):
     """One network to train with one seed.
 
     Attributes:
-      row: its row's name.
+      row: name of its row.
       config: resolved.
       workdir: of the run.
     """
@@ -44,7 +44,7 @@ class Training(NamedTuple):
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished run left; None where there is none of this config."""
+        """The result of the finished run; None if there is none with this config."""
         found = read_json(self.workdir / "result.json")
         wanted = {"step": self.config.steps, "split": self.config.data.eval_split}
         if not found or any(found.get(key) != value for key, value in wanted.items()):
@@ -53,7 +53,7 @@ class Training(NamedTuple):
 
     @property
     def steps_left(self) -> int:
-        """Steps that are not in a checkpoint."""
+        """Steps after the newest checkpoint."""
         names = [path.name for path in self.workdir.glob("checkpoints/*")]
         return self.config.steps - max((int(n) for n in names if n.isdecimal()), default=0)
 
@@ -61,14 +61,14 @@ class Training(NamedTuple):
 def trainings(
     target: Target, seeds: Sequence[int], root: Path, settings: Sequence[str] = ()
 ) -> list[Training]:
-    """All that a target needs, one seed of every network before the next seed.
+    """All training runs of a target, one seed of every network before the next seed.
 
     Args:
       target: the table or figure.
-      seeds: of each network; an ensemble has its own.
+      seeds: of each network; an ensemble defines its own.
       root: each run has a directory in it.
-      settings: config keys that differ from the paper's, 'key=value'; runs with some lie in
-        directories of their own, so that no real run goes on from a rehearsal.
+      settings: config keys that differ from the paper's, 'key=value'; runs with such changes have
+        separate directories, so that no real run continues from a rehearsal.
     """
     apart = changes(settings)
     former = renamed.former_settings(apart)
@@ -88,7 +88,7 @@ def trainings(
 
 
 def changes(settings: Sequence[str]) -> list[str]:
-    """Of settings 'key=value' those that can change a result, under the names of now."""
+    """The settings 'key=value' that can change a result, under their current names."""
     settings = renamed.saved_settings(settings)
     return [setting for setting in settings if not setting.startswith(CHANGES_NOTHING)]
 
@@ -103,7 +103,7 @@ def _values(settings: Sequence[str]) -> list[str]:
 
 
 def cost(planned: Sequence[Training]) -> float:
-    """Floating-point operations that training still takes, three passes of two each a multiply."""
+    """Floating-point operations of the remaining training: three passes, two per multiply-add."""
     total = 0.0
     for one in planned:
         if one.result is None:
@@ -115,7 +115,7 @@ def cost(planned: Sequence[Training]) -> float:
 
 
 def lacking(planned: Sequence[Training]) -> list[str]:
-    """What is not there to train with, a sentence each."""
+    """Missing data, in one sentence each."""
     sentences = {}
     for one in planned:
         if one.result is not None:
@@ -132,7 +132,7 @@ def lacking(planned: Sequence[Training]) -> list[str]:
 
 
 def sustained() -> tuple[float, bool]:
-    """Operations a second of all devices, and whether that was measured."""
+    """Operations per second of all devices, and whether that was measured."""
     platform = jax.devices()[0].platform
     count = 1 if platform == "cpu" else jax.device_count()
     return count * SUSTAINED.get(platform, SUSTAINED["gpu"]), platform in MEASURED

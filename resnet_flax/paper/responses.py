@@ -17,14 +17,14 @@ from resnet_flax.models.scan import unstack
 
 
 def responses(network: Network, source: Source, *, batch_size: int = 100) -> list[float]:
-    """Of each 3x3 convolution, behind its normalisation, before the addition or ReLU.
+    """Standard deviations after each 3x3 convolution's normalisation, before addition or ReLU.
 
-    In evaluation mode, over all images, positions and channels.
+    Over all images, positions and channels, in evaluation mode.
 
     Args:
       network: with batch normalisation.
       source: images.
-      batch_size: of no influence but on rounding.
+      batch_size: affects rounding only.
 
     Returns:
       The standard deviations, from the first layer to the last.
@@ -34,7 +34,7 @@ def responses(network: Network, source: Source, *, batch_size: int = 100) -> lis
     """
     model, variables, preprocessing = network
     if model.norm != "batch":
-        raise UserError("layer responses are taken behind batch normalisation; give such a network")
+        raise UserError("layer responses need batch normalisation; give a network that has it")
     if model.scan:
         model, variables = model.clone(scan=False), unstack(variables)
 
@@ -66,12 +66,12 @@ def responses(network: Network, source: Source, *, batch_size: int = 100) -> lis
 
 
 def _is_norm(module: Any, method: str) -> bool:
-    """Whether an output is a normalisation's; its other methods return parameters."""
+    """Whether this is the call of a normalisation; its other methods return parameters."""
     return isinstance(module, BatchNorm) and method == "__call__"
 
 
 def _norms(params: Any) -> list[tuple[str, ...]]:
-    """Paths of the normalisations behind 3x3 convolutions, in the order of the network."""
+    """Paths of the normalisations after 3x3 convolutions, in the order of the network."""
     kernels = flatten_dict(params)
     convs = [
         path[:-1]

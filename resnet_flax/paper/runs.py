@@ -1,4 +1,4 @@
-"""Trains and evaluates what a target needs, and gathers what was found."""
+"""Trains and evaluates what a target needs, and collects the results."""
 
 import contextlib
 import os
@@ -39,22 +39,22 @@ def run(
     batch_size: int = 100,
     say: Callable[[str], None] = terminal.say,
 ) -> None:
-    """Trains and evaluates what is missing, and writes what is there after each.
+    """Trains and evaluates what is missing, and writes the results so far after each run.
 
     Args:
       target: the table or figure.
       planned: see `trainings`.
-      out: JSON that gets the results; what it holds of other runs stays.
-      stop: ends it with everything saved.
-      changed: settings that are not the paper's, which are written beside the results.
+      out: JSON file for the results; results of other runs in it are kept.
+      stop: its signal stops the run with everything saved.
+      changed: settings that differ from the paper's, which are written next to the results.
       data_dir: of TFDS, for published weights.
       batch_size: of evaluation.
-      say: what to do with what is to be read.
+      say: prints a message.
 
     Raises:
       Interrupted: a signal came.
     """
-    results(out)  # finds out now that it is something else
+    results(out)  # fails early if it is not a results file
     of_row = {row.name: row for row in target.rows}
     for number, one in enumerate(planned, start=1):
         seed = one.config.seed
@@ -78,13 +78,13 @@ def run(
 
 
 def _or_stop(stop: SignalHandler) -> Callable[[int, int], None]:
-    """What an evaluation calls after each batch."""
+    """A function that an evaluation calls after each batch."""
 
     def check(done: int, total: int) -> None:
         if stop.signal:
             raise Interrupted(
                 f"stopped by {stop.signal.name} after {done:,} of {total:,} images of an "
-                "evaluation; run the same command again to repeat that",
+                "evaluation; run the same command again to repeat it",
                 stop.signal,
             )
 
@@ -94,7 +94,7 @@ def _or_stop(stop: SignalHandler) -> Callable[[int, int], None]:
 def _record(
     target: Target, row: Row, members: Sequence[Training], batch_size: int, stop: SignalHandler
 ) -> dict[str, Any]:
-    """Error rates (%) and what they come from; evaluated where the training did not do that."""
+    """Error rates (%) and their provenance; evaluated if training has not done so."""
     one = members[0]
     result = one.result
     assert result is not None
@@ -114,7 +114,7 @@ def _record(
         ]
         return {**record, "members": members_of, **record["evaluated"]}
     record |= {"curve": _curve(one), **_origin(one), "versions": result["versions"]}
-    # Where the data lies on this machine is nobody's business.
+    # The data's directory on this machine does not matter to readers.
     record["config"] = {k: v for k, v in result["config"].items() if k != "data.data_dir"}
     if target.draws == "responses":
         found = load(one.workdir)
@@ -127,7 +127,7 @@ def _origin(one: Training) -> dict[str, Any]:
     assert one.result is not None
     known = ("commit", "device", "sessions")
     found: dict[str, Any] = {key: one.result[key] for key in known if key in one.result}
-    if "sittings" in one.result:  # their name before 2026-11-28
+    if "sittings" in one.result:  # the old name of sessions, before 2026-11-28
         found["sessions"] = one.result["sittings"]
     return found
 
@@ -160,7 +160,7 @@ def _published(
 
 
 def _preprocessing(found: Any) -> Any:
-    assert found.preprocessing is not None  # a checkpoint's says
+    assert found.preprocessing is not None  # every checkpoint has it
     return found.preprocessing
 
 
@@ -177,7 +177,7 @@ def _evaluated(
 ) -> dict[str, Any]:
     """Error rates under a protocol, kept in the workdir of the first member."""
     path = members[0].workdir / f"{protocol}{'_ensemble' * (len(members) > 1)}.json"
-    # What each member's training ended with, all figures of it: trained again, it ends otherwise.
+    # All figures that each member's training ended with, which differ if it is trained again.
     which = [one.result for one in members]
     known = read_json(path)
     if known and known["of"] == which:
@@ -215,10 +215,10 @@ def _curve(one: Training) -> dict[str, list[Any]]:
 
 
 def results(path: Path) -> list[dict[str, Any]]:
-    """The records of a results file; none where there is no file.
+    """The records of a results file; empty if there is no file.
 
     Raises:
-      UserError: it is something else, which is not to be overwritten.
+      UserError: it is not a results file, and must not be overwritten.
     """
     if not path.exists():
         return []
@@ -237,7 +237,7 @@ def results(path: Path) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(
         isinstance(record, dict) and keys <= set(record) for record in found
     ):
-        raise UserError(f"{path} holds no results of reproduce; give another file as --out")
+        raise UserError(f"{path} is not a results file of reproduce; give another file as --out")
     return [{**one, "changed": renamed.saved_settings(one["changed"])} for one in found]
 
 
@@ -250,7 +250,7 @@ def _merge(out: Path, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def time_limit(minutes: float) -> Iterator[None]:
-    """Stops a run as SIGTERM does, so that it can go on later; 0 for no limit."""
+    """Stops a run as SIGTERM does, so that it can continue later; 0 for no limit."""
     if not minutes:
         yield
         return

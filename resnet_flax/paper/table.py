@@ -1,4 +1,4 @@
-"""A target's figures beside the paper's, as text."""
+"""A target's results next to the paper's, as text."""
 
 import statistics
 import textwrap
@@ -21,7 +21,7 @@ def _experiment(row: Row) -> tuple[str, str]:
 
 
 def as_the_paper(target: Target, runs: Runs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A target's runs: of its own configs, and of changed ones."""
+    """A target's runs with its own configs, and those with changed ones."""
     experiments = [_experiment(row) for row in target.rows]
     fit = [
         run
@@ -34,15 +34,15 @@ def as_the_paper(target: Target, runs: Runs) -> tuple[list[dict[str, Any]], list
 
 
 def summary(errors: Sequence[float], paper: float | None) -> dict[str, Any]:
-    """Mean, standard deviation (n - 1), difference to the paper's, and whether that lies near.
+    """Mean, standard deviation (n - 1), difference from the paper's, and whether that is close.
 
     Args:
       errors: of the seeds, in percent.
-      paper: its figure, if it prints one.
+      paper: the paper's number, if it has one.
 
     Returns:
-      `n`, `mean`, `std` (None for one run), `difference`, and `inside`: whether the paper's figure
-      lies in our mean ± 2 standard deviations (None where either is not known).
+      `n`, `mean`, `std` (None for one run), `difference`, and `inside`: whether the paper's number
+      is within our mean ± 2 standard deviations (None if either is unknown).
     """
     mean = statistics.mean(errors)
     std = statistics.stdev(errors) if len(errors) > 1 else None
@@ -58,9 +58,9 @@ def summary(errors: Sequence[float], paper: float | None) -> dict[str, Any]:
 
 
 def table(target: Target, runs: Runs) -> str:
-    """The table as text of 80 columns, with where each figure comes from below it.
+    """The table as text of 80 columns, followed by the provenance of its numbers.
 
-    Rehearsals, whose configs were changed, stand in tables of their own behind it.
+    Rehearsals, whose configs were changed, follow in separate tables.
     """
     own, changed = as_the_paper(target, runs)
     texts = [_table(target, own)] if own or not changed else []

@@ -15,13 +15,13 @@ class Row:
 
     Attributes:
       name: as the paper calls it.
-      paper: its figures by column; empty where it prints none.
-      config: of the training; empty for what is only printed for comparison.
-      members: where it is an ensemble, the rows' configs and seeds.
-      weights: instead of a config, published weights.
-      data: on whose test split these are evaluated.
+      paper: its numbers by column; empty if it has none.
+      config: of the training; empty for a row that is only for comparison.
+      members: of an ensemble, as configs and seeds.
+      weights: published weights, instead of a config.
+      data: the data set on whose test split the weights are evaluated.
       settings: config keys that differ, as on the command line.
-      said: what the paper says beside or instead of a figure.
+      said: what the paper says besides or instead of a number.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Target:
     Attributes:
       title: what it shows.
       rows: its lines.
-      columns: of the figures.
+      columns: of the numbers.
       protocol: of evaluation, see `evaluation.multi_view`.
-      draws: what is drawn: 'curves', 'responses' or nothing.
-      note: what the reader must know.
+      draws: kind of figure, 'curves', 'responses' or empty.
+      note: for the reader.
     """
 
     title: str
@@ -240,7 +240,7 @@ TARGETS = {
 
 
 def find(name: str) -> Target:
-    """The target of a name.
+    """The target with this name.
 
     Raises:
       UserError: there is none.

@@ -1,1 +1,1 @@
-"""About the process and its machine: files, locks, the terminal."""
+"""The process and its machine: files, locks, signals, the terminal."""

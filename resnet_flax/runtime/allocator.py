@@ -1,4 +1,4 @@
-"""How large buffers are allocated: a program's first line re-executes it with another allocator."""
+"""Allocation of large buffers: a program's first line re-executes it with another allocator."""
 
 import contextlib
 import os
@@ -9,47 +9,47 @@ from pathlib import Path
 TUNABLE = "glibc.malloc.hugetlb"
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 DEVICES = Path("/dev")
-# In this order, as the second needs the first.
+# In this order, as the second depends on the first.
 LIBRARIES = ("libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2")
-# Bytes; such buffers and larger ones are kept until the program ends. The least that TBB takes.
+# Bytes; buffers from this size on are kept until the program ends. TBB's minimum.
 KEPT = 8 * 2**20
 THRESHOLD = "TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD"
 
 
 def reexec(keep: bool = False) -> None:
-    """Re-executes this program so that its large buffers cost less; for a program's first line.
+    """Re-executes this program with a faster allocation of large buffers; for its first line.
 
-    glibc gives every large buffer back to the kernel when it is freed and gets it again, page by
-    page, in the next step: on a CPU a quarter of a training step and more (docs/decisions.md).
-    Which allocator there is and what it does is settled when a program starts. Nothing happens
-    where the environment sets that already.
+    glibc returns every large buffer to the kernel when it is freed and gets it back page by page in
+    the next step, which takes a quarter of a training step or more on a CPU (docs/decisions.md).
+    The allocator and its settings are fixed when a program starts, hence the re-execution. If the
+    environment already sets them, nothing happens.
 
     Args:
-      keep: as `settings` has it.
+      keep: see `settings`.
     """
     preloaded = os.environ.get("LD_PRELOAD")
     if preloaded and preloaded == _libraries():
-        del os.environ["LD_PRELOAD"]  # git, and what reads images, need not have it
+        del os.environ["LD_PRELOAD"]  # git and reader processes do not need it
     changes = settings(keep)
     if not changes or not _is_the_program():
         return
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as it is where it was closed
+        if stream is not None:  # it is None if it was closed
             stream.flush()
-    # A program that cannot be started so goes on as it is.
+    # If re-execution fails, the program continues as it is.
     with contextlib.suppress(OSError):
         environment = {**os.environ, **changes}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def settings(keep: bool) -> dict[str, str]:
-    """Environment variables for a program that starts; empty where there is nothing to be had.
+    """Environment variables for a program that starts; empty if nothing can be gained.
 
     Args:
-      keep: large buffers are kept, by TBB's allocator, for when one of the size is asked for
-        again; else, or where that allocator or a CPU as the device is not there, they are given
-        back and lie in huge pages. For programs that ask for few sizes, such as training: what is
-        kept of one size serves no other.
+      keep: TBB's allocator keeps large buffers, to reuse them for allocations of the same size.
+        Otherwise, or without that allocator or with a device other than a CPU, they are freed and
+        use huge pages. For programs with few sizes, such as training: a kept buffer cannot be used
+        for another size.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if TUNABLE in tunables or THRESHOLD in os.environ:
@@ -64,20 +64,20 @@ def settings(keep: bool) -> dict[str, str]:
 
 
 def _libraries() -> str:
-    """TBB's, as LD_PRELOAD takes them; empty where they are not installed."""
+    """TBB's libraries in the form of LD_PRELOAD; empty if they are not installed."""
     try:
         files = metadata.distribution("tbb").files or []
     except metadata.PackageNotFoundError:
         return ""
     found = {file.name: os.path.realpath(file.locate()) for file in files}
     paths = [found.get(name, "") for name in LIBRARIES]
-    # A space or a colon would end a path there.
+    # LD_PRELOAD cannot have paths with a space or a colon.
     whole = all(os.path.exists(path) and not set(path) & {" ", ":"} for path in paths)
     return ":".join(paths) if whole and sys.platform == "linux" else ""
 
 
 def _accelerators() -> bool:
-    """Whether arrays may lie elsewhere than in the host's memory."""
+    """Whether arrays may be in the memory of an accelerator."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return False
     patterns = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
@@ -85,9 +85,9 @@ def _accelerators() -> bool:
 
 
 def _is_the_program() -> bool:
-    """Whether the interpreter was started for what calls this, and with these arguments.
+    """Whether the interpreter was started to run the calling program with these arguments.
 
-    Not where a notebook, a debugger or another script runs it: that would be re-executed.
+    Not if a notebook, a debugger or another script calls it, which would be re-executed.
     """
     arguments = sys.argv[1:]
     started, given = sys.orig_argv[: len(sys.orig_argv) - len(arguments)], sys.orig_argv

@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs."""
+"""The cache of compiled programs on disk."""
 
 import hashlib
 import os
@@ -15,20 +15,21 @@ SETTINGS = {
 
 
 def enable() -> None:
-    """Lets JAX keep what it compiles on the disk, and find it there; for a command's start.
+    """Turns on JAX's compilation cache on disk; for a command's start.
 
-    In `~/.cache/resnet_flax/compiled` (under XDG_CACHE_HOME where that is set), at most 4 GiB, the
-    longest unused going first. JAX's own settings go before: JAX_COMPILATION_CACHE_DIR says
-    another place, JAX_ENABLE_COMPILATION_CACHE=false says none.
+    In `~/.cache/resnet_flax/compiled` (or under XDG_CACHE_HOME if set), at most 4 GiB, least
+    recently used programs evicted first. JAX's own settings take precedence:
+    JAX_COMPILATION_CACHE_DIR sets another directory, JAX_ENABLE_COMPILATION_CACHE=false turns it
+    off.
     """
-    config: Any = jax.config  # whose attributes are not declared
+    config: Any = jax.config  # its attributes are not declared
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         place = cache / "resnet_flax" / "compiled" / _machine()
         place.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or none to write to: compiled again each time
+    except (OSError, RuntimeError):  # no writable home: nothing is cached
         return
     config.update("jax_compilation_cache_dir", str(place))
     for name, value in SETTINGS.items():
@@ -36,12 +37,12 @@ def enable() -> None:
             config.update(name, value)
 
 
-# Seconds of compilation from which on JAX keeps a program.
+# JAX's option: seconds of compilation from which a program is cached.
 KEPT_FROM = "jax_persistent_cache_min_compile_time_secs"
 
 
 def stop() -> float:
-    """Has JAX keep nothing more that this process compiles; returns what `resume` takes."""
+    """Stops caching programs that this process compiles; returns the argument of `resume`."""
     config: Any = jax.config
     before: float = getattr(config, KEPT_FROM)
     config.update(KEPT_FROM, float("inf"))
@@ -55,9 +56,9 @@ def resume(before: float) -> None:
 
 
 def _machine() -> str:
-    """A name for processors of one kind: code for another's instructions would not run here.
+    """A name for the kind of processor: code with another one's instructions would not run.
 
-    Homes are shared between unlike machines, and JAX's own key does not tell them apart.
+    Machines of different kinds may share a home, and JAX's own key does not distinguish them.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,7 +1,7 @@
-"""Many processes, one a host, on JAX's multi-controller runtime.
+"""Multiple processes, one per host, on JAX's multi-controller runtime.
 
-Every process runs the same program on its share of the data; what is written to disk and said to
-the user is the first one's.
+Every process runs the same program on its part of the data; only the first one writes files and
+prints.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from resnet_flax.errors import UserError
 
 
 def launcher(environment: Mapping[str, str] = os.environ) -> str:
-    """The program that started this process as one of several, by its environment; or nothing."""
+    """The launcher that started this process as one of several, by its environment; else empty."""
 
     def number(name: str) -> int:
         text = environment.get(name, "")
@@ -39,32 +39,32 @@ def launcher(environment: Mapping[str, str] = os.environ) -> str:
 def start(
     coordinator: str = "", num_processes: int = 0, process_id: int = -1, seconds: int = 300
 ) -> None:
-    """Joins the other processes, if there are to be any; before anything else uses JAX.
+    """Connects to the other processes, if any; must be called before anything else uses JAX.
 
     Args:
-      coordinator: HOST:PORT of the first process; empty where a launcher says (see `launcher`).
-      num_processes: of all.
-      process_id: of this one, from 0.
-      seconds: to wait for the others. Where they do not come, a sentence is printed and the process
-        ends with 2: what waits cannot be interrupted.
+      coordinator: HOST:PORT of the first process; empty if a launcher sets it (see `launcher`).
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
+      seconds: to wait for the others. After that an error is printed and the process exits with 2,
+        as the wait cannot be interrupted.
 
     Raises:
-      UserError: only some of the three are given, or they do not fit each other.
+      UserError: only some of the three are given, or they are inconsistent.
     """
     given = (bool(coordinator), num_processes > 0, process_id >= 0)
     if not any(given):
         found = launcher()
         if found:
-            _initialize(f"{found} started this as one of several, but they", seconds)
+            _initialize(f"{found} started this process as one of several, but they", seconds)
         return
     if not all(given):
         raise UserError(
             "--coordinator, --num_processes and --process_id belong together; give all three, or "
-            "none where SLURM, Open MPI, Kubernetes or Cloud TPU start the processes"
+            "none if SLURM, Open MPI, Kubernetes or Cloud TPU starts the processes"
         )
     host, colon, port = coordinator.rpartition(":")
     if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise UserError(f"--coordinator takes HOST:PORT of the first process, not {coordinator!r}")
+        raise UserError(f"--coordinator must be the first process's HOST:PORT, not {coordinator!r}")
     if process_id >= num_processes:
         raise UserError(
             f"--process_id={process_id} must be less than --num_processes={num_processes}"
@@ -83,17 +83,17 @@ def _initialize(who: str, seconds: int, **settings: Any) -> None:
     def give_up() -> None:
         print(
             f"error: {who} did not answer within {seconds} s; start all processes with the same "
-            "--coordinator and --num_processes, and see that its port is open between them",
+            "--coordinator and --num_processes, and check that they can reach its port",
             file=sys.stderr,
             flush=True,
         )
         os._exit(2)
 
-    # JAX's own limit ends the process with a trace of C++; this one comes before it.
+    # JAX's own timeout aborts with a C++ stack trace; this one comes first.
     timer = threading.Timer(seconds, give_up)
     timer.daemon = True
     timer.start()
-    # Else JAX takes SIGTERM away from `runtime.signals`, which stops all at the same step.
+    # Otherwise JAX would take SIGTERM from `runtime.signals`, which stops all at the same step.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**settings, initialization_timeout=seconds + 60)
@@ -102,17 +102,17 @@ def _initialize(who: str, seconds: int, **settings: Any) -> None:
 
 
 def is_primary() -> bool:
-    """Whether this process writes and speaks."""
+    """Whether this process writes files and prints."""
     return jax.process_index() == 0
 
 
 def all_max(number: int) -> int:
-    """The largest of what the processes say; all must ask, in the same order of things."""
+    """The maximum over all processes; a collective, which all must call in the same order."""
     return number if jax.process_count() == 1 else int(_gather(np.array(number)).max())
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Waits until all processes have called it."""
     if jax.process_count() > 1:
         _gather(np.array(0))
 
@@ -123,13 +123,13 @@ def assert_same_on_all(
     what: str = "config",
     compare: str = "what --print_config says",
 ) -> None:
-    """Raises UserError, in every process, where not all have the same values.
+    """Raises UserError in every process unless all have the same values.
 
     Args:
       values: JSON.
       besides: keys that may differ.
-      what: the values are.
-      compare: what a user can compare to see how they differ.
+      what: name of the values.
+      compare: what the user can compare to see the difference.
     """
     if jax.process_count() == 1:
         return

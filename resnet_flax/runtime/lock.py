@@ -17,24 +17,24 @@ from resnet_flax.runtime.storage import make_directory
 from resnet_flax.runtime.terminal import say
 
 NAME = ".lock"
-# Seconds between two signs of life of the run that holds a lock, and without one until another
-# host takes it to be dead.
+# Seconds between heartbeats of the run that has a lock, and without one until another host
+# considers it dead.
 BEAT = 10.0
 PATIENCE = 35.0
-# What file systems answer that have no locks.
+# Errors of file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 class Lock:
-    """A context that one process at a time can be in, for a directory.
+    """A context that only one process at a time can enter, for a directory.
 
-    The file `.lock` in it is locked by the kernel (`flock`), which ends with the process, however
-    that ends, and names the process. File systems shared by several hosts may keep such locks to
-    one host: the file's time is renewed every ten seconds, and the lock of another host counts
-    as long as that goes on.
+    The file `.lock` in it is locked by the kernel (`flock`) until the process ends, however that
+    ends, and describes the process. On shared file systems such locks may be local to a host, so
+    the file's time is also updated every ten seconds, and another host's lock is valid as long as
+    that continues.
 
     Args:
-      directory: made where it is not there.
+      directory: created if missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -53,7 +53,7 @@ class Lock:
             except BaseException:
                 os.close(self._file)
                 raise
-            os.close(self._file)  # the run before removed it at this very moment
+            os.close(self._file)  # the previous run has just removed it
         record = json.dumps(_this_process()).encode()
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, record, 0)
@@ -68,7 +68,7 @@ class Lock:
         os.close(self._file)
 
     def _take(self) -> None:
-        """Returns once the lock is this process's; raises UserError where it is another's."""
+        """Takes the lock; raises UserError if another process has it."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             kernel_locks = True
@@ -90,7 +90,7 @@ class Lock:
             raise self._refusal(holder)
 
     def _holder(self) -> dict[str, Any] | None:
-        """Who holds the lock, which may be written down only in a moment."""
+        """The process that has the lock; waits a moment if that is not written yet."""
         for _ in range(20):
             holder = _record(self._file)
             if holder is not None:
@@ -99,9 +99,9 @@ class Lock:
         return None
 
     def _is_alive(self, holder: dict[str, Any]) -> bool:
-        """Whether a run on another host still renews the file's time; takes half a minute if not.
+        """Whether a run on another host still updates the file's time; takes half a minute if not.
 
-        Two clocks are never compared: the file's time is watched.
+        It watches the file's time, so clocks of two hosts are never compared.
         """
         seen = _time(self._path)
         say(
@@ -152,7 +152,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _record(file: int) -> dict[str, Any] | None:
-    """Who holds or held a lock; None where nothing says so, as right after it was made."""
+    """The process that has or had a lock; None if that is not written, as right after creation."""
     try:
         record = json.loads(os.pread(file, 10_000, 0))
     except (OSError, ValueError):
@@ -161,7 +161,7 @@ def _record(file: int) -> dict[str, Any] | None:
 
 
 def _time(path: Path) -> int:
-    """When the file was last changed; opened for it, as NFS looks only then at the server's."""
+    """When the file was last changed; it is opened, as NFS asks the server only then."""
     try:
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
@@ -170,7 +170,7 @@ def _time(path: Path) -> int:
 
 
 def _began(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty where there is none of that number."""
+    """The start time of a process, in the kernel's ticks; empty if there is no such process."""
     stat = _read(f"/proc/{pid}/stat")
     return stat.rpartition(")")[2].split()[19] if stat else ""
 

@@ -8,12 +8,12 @@ from resnet_flax.runtime.terminal import Unfailing
 
 
 class Progress:
-    """Bars, one below the other, under what is printed; none where the output is no terminal.
+    """Progress bars below printed lines; none if the output is not a terminal.
 
-    A context that leaves the terminal as it was.
+    A context that restores the terminal.
 
     Args:
-      file: written to, standard output by default; where it cannot be, what is written is lost.
+      file: output, by default standard output; failed writes are dropped.
       wanted: whether to show bars on a terminal.
       log: a file that notes the first failure to write; None for none.
 
@@ -48,13 +48,13 @@ class Progress:
         self.close()
 
     def add(self, name: str, total: int | None = None, done: int = 0, text: str = "") -> "Bar":
-        """A new bar, which is hidden as long as its total is not known.
+        """Adds a bar, which is hidden until its total is known.
 
         Args:
-          name: stands before it.
-          total: of what it counts.
-          done: how much of that is done.
-          text: stands after it.
+          name: shown before it.
+          total: of the count.
+          done: initial count.
+          text: shown after it.
         """
         if self._bars is None:
             return Bar(None, None)
@@ -70,19 +70,19 @@ class Progress:
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Takes the bars away."""
+        """Removes the bars."""
         if self._bars is not None:
             self._bars.stop()
 
 
 class Bar:
-    """One bar of `Progress`, which makes it."""
+    """One bar; see `Progress.add`."""
 
     def __init__(self, bars: Any, task: Any) -> None:
         self._bars, self._task = bars, task
 
     def update(self, done: int, total: int | None = None, text: str | None = None) -> None:
-        """Shows the bar with what is done; `total` and `text` stay as they are where not given."""
+        """Updates and shows the bar; `total` and `text` are kept if None."""
         if self._bars is None:
             return
         fields: dict[str, Any] = {"completed": done, "visible": True}
@@ -91,6 +91,6 @@ class Bar:
         self._bars.update(self._task, **fields)
 
     def hide(self) -> None:
-        """Takes the bar away until it is updated."""
+        """Hides the bar until it is updated."""
         if self._bars is not None:
             self._bars.update(self._task, visible=False)

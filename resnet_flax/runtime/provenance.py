@@ -1,4 +1,4 @@
-"""Where a measured number comes from, beside it in its file."""
+"""Provenance of measured numbers, for their files."""
 
 import importlib.metadata
 import platform
@@ -12,9 +12,9 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def provenance() -> dict[str, Any]:
-    """Commit (with '+' where the tree differs from it, results/ aside), device and versions."""
+    """Commit (with '+' if the tree differs from it, except in results/), device and versions."""
     device = jax.devices()[0]
-    # What was measured before is no part of the program.
+    # Earlier results are not part of the program.
     changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
     return {
         "commit": _git("rev-parse", "HEAD") + "+" * bool(changed),
@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    """Git's answer about the tree this package lies in; empty outside one."""
+    """Git's output for the tree that contains this package; empty outside one."""
     here = Path(__file__)
 
     def ask(*arguments: str) -> str | None:
@@ -39,7 +39,7 @@ def _git(*arguments: str) -> str:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    # Installed in an environment within some other repository, it is not of that one's commit.
+    # If it is installed in an environment inside another repository, that commit is not its own.
     if ask("ls-files", "--error-unmatch", here.name) is None:
         return ""
     return ask(*arguments) or ""

@@ -1,20 +1,20 @@
-"""Signals that ask a run to end, turned into a wish that the loop grants at its next step."""
+"""Signals that ask a run to stop, recorded for the loop to act on at its next step."""
 
 import signal
 import threading
 from types import FrameType
 
-# SIGHUP comes when a terminal is closed, SIGUSR1 from SLURM's `--signal` before the time is up.
+# SIGHUP is sent when a terminal closes, SIGUSR1 by SLURM's `--signal` before the time limit.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in NAMES if hasattr(signal, name))
 
 
 class SignalHandler:
-    """A context in which `SIGNALS` only set `signal`; a second Ctrl-C acts as always.
+    """A context in which `SIGNALS` only set `signal`; a second Ctrl-C has its usual effect.
 
-    Not a second one of the others: a terminal that is closed sends SIGHUP more than once, and
-    SLURM's SIGTERM follows its SIGUSR1. SIGHUP stays ignored where it is, as `nohup` has it. In a
-    thread other than the main one, where Python allows no handlers, nothing changes.
+    A second one of the others does not: a closing terminal sends SIGHUP more than once, and SLURM's
+    SIGTERM follows its SIGUSR1. If SIGHUP is ignored, as under `nohup`, it stays ignored. In
+    threads other than the main one, where Python allows no handlers, the context does nothing.
 
     Attributes:
       signal: the first signal received, or None.

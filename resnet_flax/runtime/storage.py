@@ -1,7 +1,7 @@
-"""Files that a power failure does not lose.
+"""Files that survive a power failure.
 
-A file's bytes, and its name in a directory, stay in the kernel's memory until they are synced: for
-up to half a minute on Linux. What is written to a workdir goes through this module.
+A file's bytes, and its name in a directory, are only in the kernel's memory until they are synced,
+for up to half a minute on Linux. Everything in a workdir is written through this module.
 """
 
 import errno
@@ -25,12 +25,12 @@ OF_THE_MACHINE = {
     errno.EROFS,
 }
 
-# What file systems answer that cannot sync a directory.
+# Errors of file systems that cannot sync a directory.
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES}
 
 
 def make_directory(path: Path) -> None:
-    """Makes a directory and its parents, their names synced."""
+    """Creates a directory and its parents, and syncs their names."""
     missing = [parent for parent in (path, *path.parents) if not parent.is_dir()]
     path.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
@@ -38,7 +38,7 @@ def make_directory(path: Path) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file so that at any time, power failures included, it is the old or the new one."""
+    """Writes a file atomically: even after a power failure it is the old or the new one."""
     make_directory(path.parent)
     new = path.with_name(f".{path.name}.new")
     try:
@@ -59,7 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote; None where there is no file, or none that can be read."""
+    """What `write_json` wrote; None if the file is missing or cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -85,7 +85,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Returns when all below a directory is on the disk: files first, then directories upwards."""
+    """Returns when all files below a directory, then the directories upwards, are on the disk."""
     for directory, _, files in os.walk(path, topdown=False):
         for name in files:
             sync_file(Path(directory, name))

@@ -1,6 +1,6 @@
-"""Output that may fail: a pipe whose reader is gone or asleep, a closed terminal, a full disk.
+"""Output that may fail: a pipe whose reader is gone or stopped, a closed terminal, a full disk.
 
-Whether something can be printed never decides about what was trained.
+A failure to print never affects what was trained.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-# A closed file raises ValueError, and what is no whole file lacks methods.
+# A closed file raises ValueError, and a file-like object may lack methods.
 _FAILURES = (OSError, ValueError, AttributeError)
-# Seconds that a write may take, once, until what follows is dropped.
+# Seconds that one write may take before later ones are dropped.
 PATIENCE = 2.0
-# Of writes, what is set when they are done.
+# Events that are set when writes have finished.
 _writes: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
 
 class Unfailing:
-    """A text file whose writes are lost where they fail, or where nobody reads what is written.
+    """A text file whose writes are dropped if they fail, or if nobody reads them.
 
     Args:
-      file: written to; None as `sys.stdout` is where it was closed.
+      file: to write to; None, as `sys.stdout` is if it was closed, drops everything.
       log: a file that notes the first failure; None for none.
     """
 
@@ -36,12 +36,12 @@ class Unfailing:
         self._done.set()
 
     def write(self, text: str) -> int:
-        """Keeps the text for `flush`."""
+        """Buffers the text for `flush`."""
         self._text.append(text)
         return len(text)
 
     def flush(self) -> None:
-        """Writes what was kept, in a thread, as a pipe that nobody reads would never return."""
+        """Writes the buffer in a thread, as a write to a pipe that nobody reads never returns."""
         text, self._text = "".join(self._text), []
         if not self._done.is_set():
             return  # dropped
@@ -91,14 +91,14 @@ def say(text: object, file: Any = None) -> None:
 
 
 def stuck() -> bool:
-    """Whether a thread is left in a write that does not end: Python would wait for it to exit."""
+    """Whether a thread hangs in a write; Python would wait for it at exit."""
     return any(not done.is_set() for done in _writes)
 
 
 def leave_quietly() -> None:
-    """Drops what standard output and error still hold and cannot write; for a program's end.
+    """Drops what standard output and error have buffered and cannot write; for a program's end.
 
-    Python would try once more, complain of it, and end with 120.
+    Python would try once more, print an error, and exit with 120.
     """
     if stuck():
         return

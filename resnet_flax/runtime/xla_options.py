@@ -1,4 +1,4 @@
-"""What XLA's compiler is told beyond its defaults, by device and by what is computed."""
+"""Compiler options for XLA other than its defaults, by device and program."""
 
 import functools
 import math
@@ -13,8 +13,8 @@ from resnet_flax.runtime import compilation_cache
 
 Flags = dict[str, bool | str]
 
-# On x86 JAX's wheels hold oneDNN, Intel's library of convolutions and products. XLA leaves to it
-# what its other library, YNNPACK, does not take, which is to be sums alone.
+# On x86, JAX's wheels contain oneDNN, Intel's library of convolutions and products. XLA uses it for
+# what its other library, YNNPACK, does not compute; that is set to sums only.
 CUSTOM_CALL = "xla_cpu_experimental_onednn_custom_call"
 ONEDNN: Flags = {
     CUSTOM_CALL: True,
@@ -23,13 +23,14 @@ ONEDNN: Flags = {
 
 
 class Options(NamedTuple):
-    """What a program is compiled with beyond XLA's defaults.
+    """Options of a compiled program other than XLA's defaults.
 
     Attributes:
       flags: `compiler_options` of `jax.jit`.
-      onednn: whether they are those for oneDNN. JAX cannot keep such programs between runs, and
-        warns when it tries: whoever compiles calls `compilation_cache.stop` first.
-      single_gpu: whether all of it runs on one GPU that `ops.gpu_kernels` were measured on.
+      onednn: whether they turn on oneDNN. JAX cannot cache such programs on disk, and warns when it
+        tries: call `compilation_cache.stop` before compiling.
+      single_gpu: whether the program runs on one GPU, of a kind that `ops.gpu_kernels` were
+        measured on.
     """
 
     flags: Flags
@@ -37,12 +38,12 @@ class Options(NamedTuple):
     single_gpu: bool = False
 
 
-# GPUs with as much shared memory as `ops.gpu_kernels` take.
+# GPUs with enough shared memory for `ops.gpu_kernels`.
 HOPPER = ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200")
 
-# Programs on smaller images take about as long to compile, each time, as is saved by them.
+# For smaller images, compiling takes about as much time on each start as it saves.
 LEAST = 32 * 32
-# From here on inference gains nothing.
+# For larger images inference gains nothing.
 MOST = 64 * 64
 
 
@@ -54,21 +55,20 @@ def options(
     training: bool = True,
     devices: Sequence[Any] = (),
 ) -> Options | None:
-    """What a program is to be compiled with beyond XLA's defaults.
+    """The options to compile a program with, other than XLA's defaults.
 
-    On a CPU convolutions and products by oneDNN, with which networks train by a tenth (ResNet-18)
-    to two fifths (ResNet-20) faster; docs/decisions.md. Where XLA_FLAGS sets those options they
-    are left as they are.
+    On a CPU they use oneDNN for convolutions and products, which makes training 10 % (ResNet-18) to
+    40 % (ResNet-20) faster; docs/decisions.md. Options that XLA_FLAGS sets are not changed.
 
     Args:
-      platform: that the program is for, see `jax.default_backend`.
+      platform: of the program, see `jax.default_backend`.
       image_shape: height and width first.
       dtype: of the computation.
-      training: whether the program is one of training (its evaluation too), or inference alone.
-      devices: `jax.Device`s that the program runs on, where they are known.
+      training: whether the program is part of training (its evaluation too), or inference only.
+      devices: `jax.Device`s that the program runs on, if known.
 
     Returns:
-      None where XLA's defaults are as good, or oneDNN or what it does is not there.
+      None if XLA's defaults are as good, or oneDNN is unavailable or lacks the operations.
     """
     if len(devices) == 1 and devices[0].device_kind.startswith(HOPPER):
         return Options({}, single_gpu=True)
@@ -82,10 +82,10 @@ def options(
 
 @functools.cache
 def has_onednn(dtype: str) -> bool:
-    """Whether XLA takes the options, and convolutions of this type are oneDNN's then.
+    """Whether XLA accepts the options, and then uses oneDNN for convolutions of this type.
 
-    In bfloat16 they are only on processors that multiply it. Asked once a process: a small program
-    is compiled.
+    For bfloat16 this depends on the processor. Checked once per process, by compiling a small
+    program.
 
     Args:
       dtype: name of the type of the computation.

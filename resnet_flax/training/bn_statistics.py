@@ -13,12 +13,13 @@ from resnet_flax.training.state import TrainState
 
 
 def recompute_statistics(run: Run, state: TrainState) -> TrainState:
-    """The state with batch normalisation's statistics as a strict average over training batches.
+    """Replaces batch normalisation's running statistics by an average over training batches.
 
-    Of the batches that would come next. He et al. evaluate so: the notes of their released models.
+    The batches are those that would come next. He et al. evaluate in this way, according to the
+    notes of their released models.
 
     Args:
-      run: whose `eval.recompute_bn` says of how many batches.
+      run: its config's `eval.recompute_bn` is the number of batches.
       state: after the last step.
     """
     steps, number = run.config.steps, run.config.eval.recompute_bn
@@ -28,6 +29,6 @@ def recompute_statistics(run: Run, state: TrainState) -> TrainState:
             step = np.int32(steps + i)
             before, put = total, sharding.put_batch(batch, run.mesh)
             total = run.programs.statistics_step(state.params, put, step, total)
-            jax.block_until_ready(before)  # no more than two are under way, as in `evaluate`
+            jax.block_until_ready(before)  # at most two are in flight, as in `evaluate`
     statistics = jax.tree.map(lambda leaf: leaf / number, total)
     return dataclasses.replace(state, batch_stats=statistics)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, on the disk before the older ones go."""
+"""The checkpoints of a run: saved in the background, synced before older ones are deleted."""
 
 import errno
 import os
@@ -25,17 +25,17 @@ from resnet_flax.training.checkpoint_files import (
 from resnet_flax.training.digests import digests, sha256_of
 from resnet_flax.training.quiet import silence_stores
 
-# Orbax's name of a directory that it still writes into ends so.
+# The suffix of directories that Orbax is still writing.
 _UNFINISHED = ocp.path.atomicity.TMP_DIR_SUFFIX
-# Of a checkpoint that is saved once more, until that is on the disk.
+# The suffix of a checkpoint that is being replaced, until the new one is on the disk.
 _REPLACED = ".replaced"
 
 
 class SaveError(UserError):
-    """A checkpoint could not be saved; the message says why and which one is left.
+    """A checkpoint could not be saved; the message says why, and which is the newest.
 
     Attributes:
-      what: the message without the one that is left.
+      what: the message without the newest checkpoint.
     """
 
     def __init__(self, what: str, left: str) -> None:
@@ -44,16 +44,16 @@ class SaveError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous saves, the newest `keep` kept.
+    """The checkpoints of one run: saved asynchronously, the newest `keep` kept.
 
-    A power failure at any time leaves the newest checkpoint that was finished, or the one before:
-    every file is synced, then every directory upwards, then the checkpoint gets its name, that is
-    synced too, and only then is an older one deleted.
+    After a power failure at any time there is the newest finished checkpoint, or the one before:
+    every file is synced, then every directory upwards, then the checkpoint is renamed and the name
+    synced, and only then is an older one deleted.
 
-    Use as a context; leaving it waits for the save under way.
+    Use it as a context; leaving it waits for the save in progress.
 
     Args:
-      directory: made when first saved into.
+      directory: created by the first save.
       keep: number of checkpoints kept.
     """
 
@@ -70,7 +70,7 @@ class Checkpoints:
         try:
             self.wait()
         except SaveError:
-            if kind is None:  # the error under way matters more than this one
+            if kind is None:  # the current error matters more than this one
                 raise
         finally:
             manager, self._manager = self._manager, None
@@ -82,15 +82,15 @@ class Checkpoints:
         return steps_in(self.directory)
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
-        """Saves in the background; returns when the state's buffers may change.
+        """Saves in the background; when it returns, the state's buffers may change.
 
         Args:
-          step: names the checkpoint; one of that name is replaced.
+          step: names the checkpoint; an existing one is replaced.
           state: arrays.
-          about: JSON that is saved beside it.
+          about: JSON that is saved with it.
 
         Raises:
-          SaveError: this save or the one before failed; its leavings are removed.
+          SaveError: this save or the one before failed; its incomplete files are removed.
         """
         self.wait()
         self._check_room(step, state)
@@ -105,19 +105,20 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def poll(self) -> None:
-        """Finishes the save under way if nothing of it is left to wait for; cheap."""
+        """Finishes the save in progress if that needs no waiting; cheap."""
         waiting = self._manager is not None and self._saving is not None
         if waiting and not self._manager.is_saving_in_progress():  # type: ignore[union-attr]
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the save under way is on the disk; raises SaveError where it failed."""
+        """Returns when the save in progress is on the disk; raises SaveError if it failed."""
         if self._manager is None or self._saving is None:
             return
         try:
             self._manager.wait_until_finished()
             if distributed.is_primary():
-                # Its files are synced; now its name, and what Orbax wrote after `_before_its_name`.
+                # Its files are synced; now sync its name, and what Orbax wrote after
+                # `_before_its_name`.
                 path = self.directory / str(self._saving)
                 for entry in path.iterdir():
                     if entry.is_file():
@@ -134,18 +135,18 @@ class Checkpoints:
     def restore_newest(
         self, target: Any, accept: Callable[[dict[str, Any]], None]
     ) -> tuple[Any, dict[str, Any], list[str]] | None:
-        """Restores the newest checkpoint that is whole, or None where there is none at all.
+        """Restores the newest undamaged checkpoint; returns None if there are no checkpoints.
 
-        Damaged ones are moved to a directory `damaged` beside this one, so that their steps can
-        be saved again.
+        Damaged ones are moved to a directory `damaged` next to this one, so that their steps can be
+        saved again.
 
         Args:
           target: shapes, types and shardings of the state.
-          accept: called with the metadata before anything is restored or moved; raises where it
+          accept: called with the metadata before anything is restored or moved; raises if it
             belongs to another experiment.
 
         Returns:
-          The state, the metadata, and a sentence on each damaged checkpoint passed over.
+          The state, the metadata, and a sentence on each damaged checkpoint that was skipped.
 
         Raises:
           UserError: every checkpoint is damaged, or one is of another network.
@@ -170,13 +171,13 @@ class Checkpoints:
         if damaged:
             raise UserError(
                 "; ".join(damaged.values())
-                + "; no whole one is left: bring one back or start again in another --workdir"
+                + "; no undamaged one is left: restore one or start again in another --workdir"
             )
         return None
 
     def _open(self) -> ocp.CheckpointManager:
-        # Not before the first save: opening reads every checkpoint, damaged ones too, and makes
-        # the directory.
+        # Only at the first save: opening reads every checkpoint, damaged ones too, and creates the
+        # directory.
         if self._manager is None:
             silence_stores()
             storage.make_directory(self.directory)
@@ -193,13 +194,13 @@ class Checkpoints:
         return self._manager
 
     def _before_its_name(self) -> None:
-        """What is done to a checkpoint, by the first process, before Orbax renames it."""
+        """What the first process does to a checkpoint before Orbax renames it."""
         path = self.directory / f"{self._saving}{_UNFINISHED}"
         write_sums(path)
         storage.sync_tree(path)
 
     def _check_room(self, step: int, state: Any) -> None:
-        # Not all full disks are seen here (quotas are not), but those that are end in peace.
+        # Some full disks, such as by quotas, are not detected here; the others fail cleanly.
         storage.make_directory(self.directory)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 1_000_000
         if shutil.disk_usage(self.directory).free < needed:
@@ -207,22 +208,22 @@ class Checkpoints:
             raise self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _failed(self, error: Exception) -> SaveError:
-        """Removes what a failed save left behind, and says what happened."""
+        """Removes the files of a failed save, and returns the error."""
         step, self._saving = self._saving, None
         for entry in self.directory.glob(f"{step}.*"):
             if entry.name != f"{step}{_REPLACED}":
                 shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
         self._bring_back()
         left = [n for n in self.steps() if n != step]
-        on = f"the newest whole one is of step {left[0]}" if left else "there is none yet"
+        on = f"the newest one is of step {left[0]}" if left else "there is none yet"
         return SaveError(
             f"cannot save the checkpoint of step {step} in {self.directory}: {reason(error)}; "
-            "make room or mend it and run the same command again",
+            "free space or fix the cause, and run the same command again",
             on,
         )
 
     def _lay_aside(self, step: int) -> None:
-        """Gives the checkpoint of a step that is saved once more another name for that time."""
+        """Renames an existing checkpoint while its step is saved again."""
         path = self.directory / str(step)
         if distributed.is_primary() and path.is_dir():
             os.replace(path, self.directory / f"{step}{_REPLACED}")
@@ -231,7 +232,7 @@ class Checkpoints:
             self._manager.reload()
 
     def _bring_back(self) -> None:
-        """Undoes `_lay_aside` where the save that was to replace a checkpoint did not finish."""
+        """Undoes `_lay_aside` if the save that was to replace the checkpoint did not finish."""
         for entry in self.directory.glob(f"*{_REPLACED}"):
             path = self.directory / entry.name.removesuffix(_REPLACED)
             if path.is_dir():
@@ -252,10 +253,10 @@ class Checkpoints:
 
 
 def _whole_arrays() -> ocp.PyTreeCheckpointHandler:
-    """Writes of each array what one replica holds.
+    """A handler that writes one replica of each array.
 
-    Orbax's default cuts the replicated ones over all devices that hold them, for which it compiles
-    a program for each shape: twenty seconds in the first save of a small network.
+    By default Orbax splits replicated arrays over their devices, and compiles a program for each
+    shape to do so, which takes twenty seconds in the first save of a small network.
     """
     arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry(

@@ -1,9 +1,9 @@
-"""What lies in a checkpoint's directory, and reading it: every byte verified.
+"""The files of a checkpoint, and reading them with every byte verified.
 
-It holds Orbax's `state` (the train state), `meta` (JSON: format version, config, class names,
-preprocessing, a fingerprint of the data, a digest of every leaf) and `sha256.json` (a digest of
-every file). Orbax and its stores detect hardly any damage by themselves: of 100 single flipped
-bits they restored 94 without a word, 90 of them to wrong numbers.
+The directory has Orbax's `state` (the train state), `meta` (JSON: format version, config, class
+names, preprocessing, a fingerprint of the data, a digest of every leaf) and `sha256.json` (a digest
+of every file). Orbax and its stores hardly detect damage themselves: of 100 single flipped bits
+they restored 94 without an error, 90 of them to wrong numbers.
 """
 
 import json
@@ -22,7 +22,7 @@ from resnet_flax.training.quiet import silence_stores
 
 FORMAT = 1
 SUMS = "sha256.json"
-# Orbax's own, written when all else is; nothing here reads them.
+# Orbax writes these last; nothing here reads them.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt", SUMS)
 
 
@@ -35,7 +35,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 
     Raises:
       DamagedError: its bytes are not those that were saved.
-      UserError: a later version of this package wrote it.
+      UserError: it was written by a later version of this package.
     """
     try:
         meta = json.loads((path / "meta" / "metadata").read_bytes())
@@ -46,7 +46,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise DamagedError("its metadata does not match its digest")
     if meta["format"] > FORMAT:
         raise UserError(
-            f"checkpoint {path} is of format {meta['format']}, this version of resnet_flax reads "
+            f"checkpoint {path} has format {meta['format']}, but this version of resnet_flax reads "
             f"up to {FORMAT}; use a newer version"
         )
     return {**meta, "config": renamed.saved_config(meta["config"])}
@@ -61,11 +61,11 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
       meta: see `read_meta`.
 
     Raises:
-      DamagedError: naming the first file that differs or, where the files are as they were
-        written or a crash came before their digests, the first leaf.
-      UserError: it is whole, but of another network or optimiser than the target.
+      DamagedError: names the first file that differs or, if no file differs or there are no digests
+        of files because of a crash, the first leaf.
+      UserError: it is undamaged, but of another network or optimiser than the target.
     """
-    # First, since the stores are not made for damaged bytes and may say a great deal.
+    # Files first, as the stores cannot handle damaged bytes and may print a lot.
     try:
         wrong = next(_wrong_files(path), None)
     except OSError as error:
@@ -78,7 +78,7 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
             state = reader.restore((path / "state").absolute(), target)
     except (UserError, DamagedError):
         raise
-    except Exception as error:  # of all kinds
+    except Exception as error:  # errors of all types
         raise DamagedError(f"its state cannot be read ({reason(error)})") from error
     for leaf, digest in digests(state).items():
         if meta["digests"].get(leaf) != digest:
@@ -94,7 +94,7 @@ def newest(directory: Path) -> Path:
     """
     steps = steps_in(directory)
     if not steps:
-        raise UserError(f"{directory} holds no finished checkpoint yet")
+        raise UserError(f"{directory} has no finished checkpoint yet")
     return directory / str(steps[0])
 
 
@@ -117,17 +117,17 @@ def read_variables(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _saved_tree(path: Path) -> Any:
-    """Shapes and types of a checkpoint's leaves, by what Orbax says of them."""
+    """Shapes and types of a checkpoint's leaves, from Orbax's metadata."""
     silence_stores()
     try:
         with ocp.StandardCheckpointer() as reader:
             return reader.metadata((path / "state").absolute()).item_metadata.tree
-    except Exception as error:  # of all kinds
+    except Exception as error:  # errors of all types
         raise DamagedError(f"its state cannot be read ({reason(error)})") from error
 
 
 def _check_shapes(path: Path, saved: Any, target: Any) -> None:
-    """Raises UserError where leaves differ: such a checkpoint is not damaged."""
+    """Raises UserError if leaves differ; such a checkpoint is not damaged."""
 
     def shapes(tree: Any) -> dict[str, list[int]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -138,15 +138,15 @@ def _check_shapes(path: Path, saved: Any, target: Any) -> None:
     for name in sorted(there.keys() | wanted.keys()):
         if there.get(name) != wanted.get(name):
             raise UserError(
-                f"checkpoint {path} is whole, but of another network or optimiser: {name} is "
+                f"checkpoint {path} is of another network or optimiser: {name} is "
                 f"{there.get(name, 'not there')}, and {wanted.get(name, 'not there')} in what "
-                "the config makes; give the config and version that it was saved with, or another "
+                "this config; give the config and version that it was saved with, or another "
                 "--workdir"
             )
 
 
 def write_sums(path: Path) -> None:
-    """Writes the digests of all files of a checkpoint into it; before it gets its name."""
+    """Writes the digests of all files of a checkpoint into it, before it is renamed."""
     sums = {name: sha256_of_file(path / name) for name in _files(path)}
     (path / SUMS).write_text(json.dumps(sums))
 
@@ -161,9 +161,9 @@ def steps_in(directory: Path) -> list[int]:
 
 
 def _wrong_files(path: Path) -> Iterator[str]:
-    """Files that differ from the sums; none where there are none.
+    """Files that differ from their digests; none if there are no digests.
 
-    Up to version 0.1 the sums were written when the checkpoint had its name already.
+    Up to version 0.1, digests were written after the checkpoint was renamed.
     """
     if not (path / SUMS).exists():
         return
@@ -175,7 +175,7 @@ def _wrong_files(path: Path) -> Iterator[str]:
     if not isinstance(sums, dict) or "meta/metadata" not in sums:
         yield SUMS
         return
-    # What else lies there (a file manager's, say) is nobody's harm.
+    # Other files there (such as a file manager's) do no harm.
     for name, digest in sums.items():
         if not (path / name).is_file() or sha256_of_file(path / name) != digest:
             yield name
@@ -187,7 +187,7 @@ def _files(path: Path) -> list[str]:
 
 
 def reason(error: BaseException) -> str:
-    """One line of an error, or of what caused it: the stores' own run over many."""
+    """One line of an error or of its cause, as the stores' own messages have many."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)

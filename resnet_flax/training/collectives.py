@@ -1,4 +1,4 @@
-"""What a compiled program communicates, read from its HLO."""
+"""The collective operations of a compiled program, read from its HLO."""
 
 import math
 import re
@@ -19,8 +19,8 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of `KINDS`.
-      shapes: of the arrays that a device gets by it.
-      bytes: of these.
+      shapes: of the arrays that a device receives.
+      bytes: of these arrays.
     """
 
     kind: str
@@ -36,11 +36,11 @@ class Collective(NamedTuple):
 def collectives(hlo: str) -> list[Collective]:
     """All collectives in the text of a compiled program (`compiled.as_text()`).
 
-    One in a loop's body is listed once, however often the loop turns.
+    One in a loop's body is listed once, however many iterations there are.
     """
     found = []
-    known = set()  # one that is started in one fusion and ends in another is written in each
-    scattered = ""  # TPU's compiler writes a reduce-scatter as a fusion of that name
+    known = set()  # one that starts in one fusion and ends in another is listed in both
+    scattered = ""  # TPU's compiler represents a reduce-scatter as a fusion of that name
     for line in re.sub(r"/\*.*?\*/", "", hlo).splitlines():
         header = _COMPUTATION.match(line)
         if header is not None:
@@ -60,7 +60,7 @@ def collectives(hlo: str) -> list[Collective]:
         size = sum(math.prod(shape) * _itemsize(name) for name, shape in arrays)
         channel = _CHANNEL.search(line)
         if channel is not None:
-            # Several that were merged may share a channel, but not the arrays.
+            # Merged ones may share a channel, but not the arrays.
             if (channel[1], *arrays) in known:
                 continue
             known.add((channel[1], *arrays))
@@ -73,7 +73,7 @@ def _itemsize(name: str) -> int:
 
 
 def _last_of_pair(result: str) -> str:
-    """Of the type `(operand, result, ...)` of an operation's start, the result's."""
+    """The result's type, from the type `(operand, result, ...)` of an operation's start."""
     depth, parts, part = 0, [], ""
     for letter in result.strip().removeprefix("(").removesuffix(")"):
         depth += (letter in "([{") - (letter in ")]}")
@@ -87,7 +87,7 @@ def _last_of_pair(result: str) -> str:
 
 
 def totals(found: Iterable[Collective]) -> dict[str, dict[str, Any]]:
-    """Of each kind: how many, their bytes, and the elements of the largest array."""
+    """For each kind: the number, their bytes, and the elements of the largest array."""
     table: dict[str, dict[str, Any]] = {}
     for one in found:
         row = table.setdefault(one.kind, {"count": 0, "bytes": 0, "largest": 0})

@@ -26,21 +26,21 @@ def compile_steps(
 ) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
     """`train_step` and `eval_step` (their keywords bound) as programs over the mesh.
 
-    The state is donated to the training step: its buffers hold the new state.
+    The state is donated to the training step, which reuses its buffers for the new state.
 
     Args:
       mesh: of the devices.
       state_shardings: of the state.
       train: the training step.
       evaluate: the evaluation step.
-      options: see `xla_options.options`; programs that have some cannot be part of others.
+      options: see `xla_options.options`; programs with options cannot be part of others.
     """
-    whole, cut = sharding.replicated(mesh), sharding.over_batch(mesh)
+    replicated, sharded = sharding.replicated(mesh), sharding.over_batch(mesh)
     compiled_train = jit(
         train,
         options,
-        in_shardings=(state_shardings, cut),
-        out_shardings=(state_shardings, whole),
+        in_shardings=(state_shardings, sharded),
+        out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
     return compiled_train, compile_eval(mesh, state_shardings.variables, evaluate, options)
@@ -53,11 +53,11 @@ def compile_statistics(
     options: Options | None = None,
 ) -> Callable[..., Any]:
     """`statistics_step` (its keywords bound) as a program over the mesh."""
-    whole, stats = sharding.replicated(mesh), state_shardings.batch_stats
+    replicated, stats = sharding.replicated(mesh), state_shardings.batch_stats
     return jit(
         function,
         options,
-        in_shardings=(state_shardings.params, sharding.over_batch(mesh), whole, stats),
+        in_shardings=(state_shardings.params, sharding.over_batch(mesh), replicated, stats),
         out_shardings=stats,
     )
 
@@ -67,8 +67,9 @@ class ResidentSteps(NamedTuple):
 
     Attributes:
       some: takes `n` of `k` steps. `(state, data, indices, n)`.
-      every: takes all, in a loop whose length the compiler knows, so that a GPU does not ask the
-        host before each step whether there is one more; None elsewhere. `(state, data, indices)`.
+      every: takes all steps, in a loop of a length known at compile time, so that a GPU does not
+        ask the host before each step whether to continue; None on other devices. `(state, data,
+        indices)`.
     """
 
     some: Any
@@ -96,14 +97,14 @@ def compile_resident(
       mesh: of the devices.
       state_shardings: of the state.
       train: the step.
-      known_length: make a program for all steps besides; by default on a GPU.
+      known_length: also compile `every`; by default on a GPU.
       options: see `xla_options.options`.
     """
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     steps = partial(resident_steps, train=train, batch_sharding=sharding.over_batch(mesh))
-    inputs = (state_shardings, whole, sharding.over_batch(mesh, axis=1))
+    inputs = (state_shardings, replicated, sharding.over_batch(mesh, axis=1))
     compiled = partial(
-        jit, options=options, out_shardings=(state_shardings, whole), donate_argnums=0
+        jit, options=options, out_shardings=(state_shardings, replicated), donate_argnums=0
     )
 
     def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:
@@ -112,7 +113,7 @@ def compile_resident(
     if known_length is None:
         known_length = mesh.devices.flat[0].platform not in ("cpu", "tpu")
     return ResidentSteps(
-        compiled(steps, in_shardings=(*inputs, whole)),
+        compiled(steps, in_shardings=(*inputs, replicated)),
         compiled(every, in_shardings=inputs) if known_length else None,
     )
 
@@ -120,14 +121,14 @@ def compile_resident(
 def compile_init(
     init: Callable[..., TrainState], mesh: Mesh
 ) -> tuple[Callable[..., TrainState], Any]:
-    """`init_state` (its keywords bound) as a program that makes every leaf where it belongs.
+    """`init_state` (its keywords bound) as a program whose outputs are sharded.
 
     Returns:
       The program, and the shardings of the state.
     """
     shardings = sharding.for_state(jax.eval_shape(partial(init, 0)), mesh)
-    # XLA's CPU backend takes seconds to optimise what runs once: for ResNet-20 2.3 s on JAX 0.10
-    # and 8.2 s on 0.12, against 0.6 s.
+    # XLA's CPU backend takes seconds to optimise this program, which runs once: for ResNet-20 2.3 s
+    # on JAX 0.10 and 8.2 s on 0.12, instead of 0.6 s.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options), shardings

@@ -1,4 +1,4 @@
-"""The learning curves of a run, as a picture."""
+"""A plot of a run's learning curves."""
 
 from pathlib import Path
 
@@ -6,19 +6,19 @@ from resnet_flax.training.writers import read_metrics
 
 
 def draw_curves(metrics: Path, target: Path, title: str) -> None:
-    """Draws error over steps: training thin and dashed, evaluation bold, as the paper does.
+    """Draws error over steps: training thin and dashed, evaluation bold, as in the paper.
 
     Args:
-      metrics: a metrics.jsonl.
+      metrics: a metrics.jsonl file.
       target: the PNG to write.
-      title: above the picture.
+      title: of the plot.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     records = read_metrics(metrics)
-    # Not pyplot: that has global state, and picks a backend which may want a display.
+    # Not pyplot, which has global state and may choose a backend that needs a display.
     figure = Figure(figsize=(7, 4.2), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -32,7 +32,7 @@ def draw_curves(metrics: Path, target: Path, title: str) -> None:
             label = f"{split}, {errors[-1]:.2f} % at the end"
             (line,) = axes.plot(steps, errors, color="tab:red", linewidth=2, label=label)
             line.set(marker="o" if len(points) < 30 else "", markersize=4, clip_on=False)
-    # Logarithmic down to 1 %, since late differences are far below the first errors; then to 0.
+    # Logarithmic down to 1 %, as late differences are much smaller than early errors; then linear.
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     top = max((100 * r["error"] for r in records), default=100)
     ticks = [t for t in (0, 0.5, 1, 2, 5, 10, 20, 50, 100) if t <= _next_tick(top)]

@@ -11,15 +11,15 @@ from jaxtyping import Array, UInt32
 
 
 def digests(tree: Any) -> dict[str, int]:
-    """An integer checksum of every leaf, by path: computed on the devices, however it is cut.
+    """An integer checksum of every leaf, by path, computed on the devices whatever the sharding.
 
     Each 32 bits of a leaf are hashed together with their position, and the hashes are summed
-    modulo 2**32. The sum does not depend on its order, so neither on the sharding. Since the
-    hash is a bijection for every position, a change of any one element changes the sum.
+    modulo 2**32. The sum does not depend on the order, and so not on the sharding. As the hash is a
+    bijection for every position, a change of any one element changes the sum.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    # One after another: a hundred programs with collectives under way at once can starve each
-    # other of threads on XLA's CPU backend, which then aborts.
+    # One after another: a hundred programs with collectives in flight can starve each other of
+    # threads on XLA's CPU backend, which then aborts.
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(_digest(leaf))
         for path, leaf in leaves
@@ -41,7 +41,7 @@ def _digest(leaf: Array) -> UInt32[Array, ""]:
 
 
 def _mix(x: Array) -> Array:
-    """A bijection of 32 bits whose every output bit depends on every input bit.
+    """A bijection of 32 bits in which every output bit depends on every input bit.
 
     Constants: C. Wellons, "Prospecting for hash functions", lowbias32.
     """
@@ -51,11 +51,11 @@ def _mix(x: Array) -> Array:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(value: Any) -> str:
-    """Of a value as JSON with sorted keys, in hexadecimal."""
+    """The SHA-256 of a value as JSON with sorted keys, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

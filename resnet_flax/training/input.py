@@ -1,4 +1,4 @@
-"""What the loop takes its steps by: batches that stream in, or data that lies on the devices."""
+"""The input of the training loop: batches from the host, or data resident on the devices."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from resnet_flax.training.state import TrainState
 
 @contextmanager
 def open_input(run: Run, start: int) -> Iterator["Input"]:
-    """What takes the steps of a run, from the step `start`."""
+    """The input of a run, from the step `start`."""
     config = run.config
     if config.data.resident:
         sampler = Sampler(len(run.train_source), config.seed, config.data.repeats)
@@ -41,9 +41,9 @@ class Input(Protocol):
     """Takes training steps.
 
     Attributes:
-      most: steps that it can take at a time.
-      waited: seconds that it has waited for batches from the host so far.
-      error: why this process, one of several, hands in shares of batches that do not count.
+      most: largest number of steps at a time.
+      waited: seconds spent waiting for batches from the host so far.
+      error: why this process, one of several, contributes parts of batches that do not count.
     """
 
     most: int
@@ -56,7 +56,7 @@ class Input(Protocol):
 
 
 class Streaming:
-    """A step for each batch that comes from the host."""
+    """Takes one step for each batch from the host."""
 
     most = 1
 
@@ -78,7 +78,7 @@ class Streaming:
     def _next(self) -> Batch:
         if jax.process_count() == 1:
             return next(self._batches)
-        # The others wait for this process's share, see `steps.unless_incomplete`.
+        # The other processes wait for this one's part, see `steps.unless_incomplete`.
         if self.error is None:
             try:
                 self._newest = next(self._batches)
@@ -92,14 +92,14 @@ class Streaming:
 
 
 class Resident:
-    """Several steps at a time on images that every device holds: only indices travel.
+    """Takes several steps at a time on images resident on every device; only indices are sent.
 
     Args:
       steps: compiled, see `compile.compile_resident`.
       source: the training images, an `ArraySource`.
       sampler: the order of examples.
       batch_size: of the global batch.
-      most: steps at a time.
+      most: largest number of steps at a time.
       mesh: of the devices.
     """
 

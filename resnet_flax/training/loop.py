@@ -27,29 +27,29 @@ from resnet_flax.training.session import Interrupted, Position, Session, rescue,
 from resnet_flax.training.state import TrainState
 from resnet_flax.training.writers import Record, Writers
 
-# Steps between two times at which several processes ask each other whether one has got a signal.
+# Steps between checks of several processes whether one has received a signal.
 AGREE_EVERY = 20
 
 
 def train(
     config: ml_collections.ConfigDict, workdir: str | Path, stop: SignalHandler | None = None
 ) -> Result:
-    """Trains, or goes on training, or finds the run finished; evaluates at the end in any case.
+    """Trains, or continues training; evaluates at the end, also if the run was finished already.
 
     Args:
       config: an experiment, see `resnet_flax.config`.
-      workdir: made where it is not there; one run at a time can be in it. Gets checkpoints/,
+      workdir: created if missing; only one run at a time can use it. Gets checkpoints/,
         metrics.jsonl, tensorboard/, config.json, sessions.json, curves.png and, at the end,
         result.json.
-      stop: a context already entered, for who wants signals of before this call heard too.
+      stop: a context that was already entered, to handle signals before this call too.
 
     Returns:
       The result on `data.eval_split` after the last step.
 
     Raises:
-      UserError: the config, the data, the workdir or the devices do not fit, the disk is full,
-        an image cannot be read, or the loss is not finite. What was trained is saved, unless it is
-        that which is not finite.
+      UserError: the config, the data, the workdir or the devices do not fit, the disk is full, an
+        image cannot be read, or the loss is not finite. The state is saved, unless it is not
+        finite.
       Interrupted: a signal came (`runtime.signals`); the state is saved.
     """
     config, workdir = resolve(config), Path(workdir)
@@ -73,7 +73,7 @@ def train(
 
 
 def _train(run: Run, workdir: Path, stop: SignalHandler) -> tuple[Result, bool]:
-    """What `train` does in a workdir that is its own; also, whether there was anything to train."""
+    """`train` once it has the workdir; also returns whether there was anything to train."""
     config = run.config
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -97,7 +97,7 @@ def _train(run: Run, workdir: Path, stop: SignalHandler) -> tuple[Result, bool]:
         input_ = stack.enter_context(open_input(run, begin.step))
         metrics_logger = MetricsLogger(config, run.programs.schedule, writers, input_)
         session = Session(run, workdir, checkpoints, writers, input_, metrics_logger, stop)
-        # Step 0 is made again faster than it is read.
+        # Initialising step 0 is faster than restoring it.
         at = Position(begin.state, begin.step, begin.step, begin.averaged)
         try:
             return _loop(session, at), begin.step < config.steps
@@ -106,11 +106,11 @@ def _train(run: Run, workdir: Path, stop: SignalHandler) -> tuple[Result, bool]:
 
 
 def _loop(session: Session, at: Position) -> Result:
-    """Takes the steps that are left.
+    """Takes the remaining steps.
 
-    Always in this order: save, evaluate, next batch, step, log. So a run that goes on from a
-    checkpoint does what the uninterrupted one does after saving it; nothing that was trained waits
-    for an evaluation, which may fail; and an evaluation that was broken off is made again.
+    Always in this order: save, evaluate, next batch, step, log. So a run that continues from a
+    checkpoint does the same as the uninterrupted one after saving it; saving does not wait for an
+    evaluation, which may fail; and an interrupted evaluation is repeated.
     """
     run, checkpoints, stop = session.run, session.checkpoints, session.stop
     config = run.config
@@ -141,7 +141,7 @@ def _loop(session: Session, at: Position) -> Result:
             before, at.step = at.step, at.step + n
             session.metrics_logger.add(before, n, sums)
         except WaitInterrupted:
-            continue  # a signal came while we waited for data: save and stop
+            continue  # a signal came while waiting for data: save and stop
 
 
 def _introduction(run: Run, state: TrainState) -> str:
@@ -162,12 +162,12 @@ def _due(step: int, every: int) -> bool:
 
 
 def _asked(stop: SignalHandler) -> Any:
-    """Whether to stop waiting for data; never one of several processes alone."""
+    """Whether to stop waiting for data; never with several processes, which stop together."""
     return lambda: stop.signal is not None and jax.process_count() == 1
 
 
 def _agreed(stop: SignalHandler, before: int, step: int) -> Signals | None:
-    """The signal to follow: all processes at the same step, so every now and then."""
+    """The signal to act on; several processes agree on it at certain steps only."""
     if jax.process_count() == 1:
         return stop.signal
     if step // AGREE_EVERY == before // AGREE_EVERY:
@@ -177,13 +177,13 @@ def _agreed(stop: SignalHandler, before: int, step: int) -> Signals | None:
 
 
 def _until_due(step: int, config: ml_collections.ConfigDict) -> int:
-    """Steps from `step` to the next one at which the loop has something to do."""
+    """Steps from `step` to the next one at which the loop has something else to do."""
     every = [n for n in (config.eval.every, config.checkpoint.every) if n > 0]
     return min([config.steps - step, *(n - step % n for n in every)])
 
 
 def _record_name(config: ml_collections.ConfigDict) -> str:
-    """What records of evaluations are of: those of training are of "train"."""
+    """The split in records of evaluations; "train" is that of records of training."""
     split = config.data.eval_split
     return "train (evaluated)" if split == "train" else split
 
@@ -215,9 +215,9 @@ def _evaluate(session: Session, at: Position) -> Result:
     if not math.isfinite(result.loss):
         raise UserError(
             f"the evaluation at step {at.step} gave a loss of {result.loss}, though training's is "
-            "finite: the running statistics of batch normalisation are of no use; begin again in "
+            "finite: the running statistics of batch normalisation are unusable; start again in "
             "another --workdir with a lower optim.learning_rate or a longer optim.warmup_steps, or "
-            "train on without evaluations by --config.eval.every=0"
+            "continue without evaluations by --config.eval.every=0"
         )
     record: Record = {
         "split": _record_name(run.config),
@@ -227,7 +227,7 @@ def _evaluate(session: Session, at: Position) -> Result:
         "top5_error": result.top5_error,
         "count": result.count,
     }
-    if not writers.has(record["split"], at.step):  # as it is when the run was finished
+    if not writers.has(record["split"], at.step):  # there is one if the run was finished
         writers.write(record)
     writers.terminal.evaluated(at.step, record)
     return result

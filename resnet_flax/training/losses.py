@@ -15,7 +15,7 @@ def cross_entropy(
     Args:
       logits: unnormalised log-probabilities.
       targets: indices of the true classes, or probabilities of all.
-      smoothing: share of the target spread evenly over all classes (Szegedy et al. 2016,
+      smoothing: fraction of the target spread evenly over all classes (Szegedy et al. 2016,
         section 7).
     """
     if targets.ndim == 1:

@@ -1,4 +1,4 @@
-"""From a step's sums on the device to records on the host."""
+"""Reads the sums of steps from the device and writes records."""
 
 import contextlib
 import math
@@ -20,14 +20,14 @@ class DivergedError(UserError):
 
 
 class IncompleteError(Exception):
-    """A process, of several, could not read its share of a batch.
+    """One of several processes could not read its part of a batch.
 
     Attributes:
-      step: the state is that after so many steps, see `steps.unless_incomplete`.
+      step: of the state, see `steps.unless_incomplete`.
     """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"no whole batch for step {step + 1}")
+        super().__init__(f"no complete batch for step {step + 1}")
         self.step = step
 
 
@@ -35,13 +35,13 @@ RATES = 1000  # learning rates that are computed at a time
 
 
 class MetricsLogger:
-    """Reads steps' sums when the next ones are under way, so that the device never waits.
+    """Reads the sums of steps while the next ones run, so that the device never waits.
 
     Args:
       config: for the intervals.
-      schedule: the learning rate, recorded beside the sums.
+      schedule: the learning rate, recorded with the sums.
       writers: get a record every `log.every` steps.
-      input_: which says how long it has waited.
+      input_: for the time spent waiting for data.
     """
 
     def __init__(
@@ -57,29 +57,29 @@ class MetricsLogger:
         self._rates: dict[int, float] = {}
 
     def add(self, step: int, n: int, sums: Any) -> None:
-        """Takes the sums of `n` steps just dispatched from `step`; reads those of before."""
+        """Adds the sums of `n` steps just dispatched from `step`; reads the previous ones."""
         earlier, self._pending = self._pending, (step, n, sums)
         if earlier is not None:
             self._take(*earlier)
 
     def read(self) -> None:
-        """Waits for the newest steps and reads their sums; records follow where they are due.
+        """Waits for the newest steps and reads their sums; writes records that are due.
 
         Raises:
           DivergedError: loss, gradients, parameters or running statistics are not finite.
-          IncompleteError: see there.
+          IncompleteError: a batch was incomplete.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._take(*pending)
 
     def forget(self) -> None:
-        """Leaves unread what was not read yet."""
+        """Discards sums that were not read yet."""
         self._pending = None
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Reads, and keeps what the context takes out of the speed."""
+        """Reads, and excludes the time spent in the context from the speed."""
         self.read()
         began = time.monotonic()
         yield
@@ -88,7 +88,7 @@ class MetricsLogger:
 
     def _take(self, start: int, n: int, sums: Any) -> None:
         rows = {name: np.atleast_1d(values) for name, values in jax.device_get(sums).items()}
-        # The clock of the speed begins after what this process compiled first.
+        # The speed is measured from after the first compilation.
         now = time.monotonic()
         timed = self._clock is not None
         if self._clock is None:
@@ -103,12 +103,12 @@ class MetricsLogger:
                 waited = (self._input.waited - self._waited) / elapsed
                 self._step(step, row, self._images / elapsed, waited)
         finally:
-            # Though a record before may not be writable: who saves the state has to hear this.
+            # Raised even if an earlier record could not be written: it decides whether to save.
             if good < n:
                 raise faults[good]  # type: ignore[misc]
 
     def _fault(self, step: int, sums: dict[str, float]) -> Exception | None:
-        """Why the state after a step is not to be saved."""
+        """Why the state after a step must not be saved; None if it may."""
         if sums["count"] < self._batch_size:
             return IncompleteError(step - 1)
         if not all(map(math.isfinite, sums.values())):
@@ -131,7 +131,7 @@ class MetricsLogger:
                 "param_norm": sums["param_norm"],
                 "learning_rate": self._learning_rate(step),
                 "images_per_second": round(speed, 1),
-                # Of the time, so much for batches: the devices may have been at work all the same.
+                # Fraction of the time spent waiting for batches; the devices may have been busy.
                 "data_wait": round(min(waited, 1.0), 4),
             }
             self._writers.write(record)
@@ -140,10 +140,9 @@ class MetricsLogger:
         self._writers.terminal.trained(step, record, left)
 
     def _learning_rate(self, step: int) -> float:
-        """Of a step, looked up.
+        """The learning rate of a step, from a table.
 
-        Computed there and then, it would wait on the device for the steps that are under way, and
-        the next would not follow them at once.
+        Computing it now would wait on the device for the steps in flight, and delay the next one.
         """
         if step not in self._rates:
             ahead = range(step, step + RATES * self._every, self._every)
@@ -154,9 +153,9 @@ class MetricsLogger:
 
 
 def diverged(step: int, figures: str) -> DivergedError:
-    """What is said where a step gave something that is not finite."""
+    """The error for a step whose results are not finite."""
     return DivergedError(
-        f"training diverged at step {step} ({figures}); no checkpoint holds that step or a later "
+        f"training diverged at step {step} ({figures}); no checkpoint has that step or a later "
         "one; start again in another --workdir with a lower optim.learning_rate or a longer "
         "optim.warmup_steps"
     )

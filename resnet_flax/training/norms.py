@@ -15,16 +15,16 @@ from resnet_flax.ops.dispatch import ByDevice
 
 
 def tree_norm(tree: Any) -> Float[Array, ""]:
-    """The Euclidean norm of all numbers of a tree, leaf by leaf."""
+    """The Euclidean norm of all elements of a tree, computed leaf by leaf."""
     return jnp.asarray(optax.tree.norm(tree))
 
 
 def norm_over(mesh: Mesh) -> Callable[[Any], Float[Array, ""]]:
-    """`tree_norm` as it is fastest where parameters lie on this mesh.
+    """The fastest implementation of `tree_norm` for parameters on this mesh.
 
-    On a GPU that is over all leaves laid end to end: leaf by leaf XLA makes kernels of each leaf's
-    sum, hundreds that run for microseconds, and puts the sums into those of the optimiser, which
-    then take longer too. Where leaves are cut over devices it would gather them.
+    On a GPU that is over all leaves concatenated: leaf by leaf, XLA makes a kernel for each leaf's
+    sum, hundreds that run for microseconds, and fuses sums into the optimiser's kernels, which then
+    take longer too. It is not used if leaves are sharded, as it would gather them.
     """
     if mesh.shape[sharding.FSDP] > 1:
         return tree_norm

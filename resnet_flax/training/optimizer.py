@@ -12,8 +12,8 @@ def make_schedule(optim: ml_collections.ConfigDict, steps: int) -> optax.Schedul
 
     Args:
       optim: the config's `optim`.
-      steps: training steps in all; a cosine, or one cycle (linear up over the warm-up and down
-        after it), reaches 0 there.
+      steps: total training steps; a cosine, or one cycle (linear up over the warm-up and down after
+        it), reaches 0 at the end.
     """
     rate, warmup = optim.learning_rate, optim.warmup_steps
     if optim.schedule == "cosine":
@@ -42,7 +42,7 @@ def decay_mask(params: Any) -> Any:
 def make_optimizer(
     optim: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """SGD with momentum and coupled L2, as in the paper: decay enters before the momentum.
+    """SGD with momentum and coupled L2 weight decay, as in the paper: added before the momentum.
 
     Args:
       optim: the config's `optim`.

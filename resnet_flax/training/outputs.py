@@ -1,4 +1,4 @@
-"""What a run writes into its workdir beside checkpoints and metrics."""
+"""What a run writes into its workdir besides checkpoints and metrics."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -15,23 +15,22 @@ from resnet_flax.runtime.terminal import say
 from resnet_flax.training.curves import draw_curves
 from resnet_flax.training.digests import sha256_of
 
-# In a workdir: what each part of the run was trained with; and the name of before 2026-11-28.
+# In a workdir: what each session of the run was trained with; and its name before 2026-11-28.
 SESSIONS, OLD_SESSIONS = "sessions.json", "sittings.json"
 
 
 @contextlib.contextmanager
 def claimed(workdir: Path, *inside: str) -> Iterator[None]:
-    """A context in which the workdir is this run's alone and can be written.
+    """A context in which the workdir is writable, and used by this run only.
 
-    The first process asks for all.
+    The first process checks for all.
 
     Args:
-      workdir: made where it is not there.
-      inside: directories in it, the same.
+      workdir: created if missing.
+      inside: subdirectories, created too.
 
     Raises:
-      UserError: another run is in it, or it cannot be written, which is found out now and not
-        after hours.
+      UserError: another run uses it, or it cannot be written; this is checked now, not after hours.
     """
     with contextlib.ExitStack() as stack:
         failed: UserError | None = None
@@ -51,17 +50,17 @@ def claimed(workdir: Path, *inside: str) -> Iterator[None]:
                     "give one that can be written as --workdir"
                 )
         if distributed.all_max(int(failed is not None)):
-            raise failed or UserError(f"process 0 cannot use the workdir {workdir}; it says why")
+            raise failed or UserError(f"process 0 cannot use the workdir {workdir}; see its error")
         yield
 
 
 def note_session(workdir: Path, start: int, steps: int, changes: Sequence[str]) -> None:
-    """Notes with what this part of the run is trained, before anything of that can change.
+    """Records what this session is trained with, before any of that can change.
 
     Args:
       workdir: of the run.
-      start: the step that it goes on from.
-      steps: of the whole run.
+      start: the step that it continues from.
+      steps: of the complete run.
       changes: in the data, accepted by `data.accept_changes`.
     """
     if start < steps or changes:
@@ -75,14 +74,14 @@ def _sessions(workdir: Path) -> list[dict[str, Any]]:
 
 
 def report(about: dict[str, Any], title: str, workdir: Path, result: Result, *, new: bool) -> None:
-    """Writes result.json and curves.png and says where things are.
+    """Writes result.json and curves.png, and prints where the results are.
 
     Args:
-      about: what the run's checkpoints carry.
+      about: the metadata of the run's checkpoints.
       title: of the curves.
       workdir: of the run.
       result: of the evaluation after the last step.
-      new: the run was trained since result.json was written.
+      new: whether the run was trained since result.json was written.
     """
     config = about["config"]
     split = config["data.eval_split"]
@@ -97,8 +96,8 @@ def report(about: dict[str, Any], title: str, workdir: Path, result: Result, *, 
     }
     path = workdir / "result.json"
     known = read_json(path) or {}
-    # What a finished run left says with which commit and device it was trained: that stays, though
-    # an evaluation elsewhere may differ by a rounding. On other data it is another result.
+    # The result of a finished run records the commit and device that trained it, and is kept,
+    # though an evaluation elsewhere may differ by rounding. On other data it is a new result.
     same = all(known.get(key) == finished[key] for key in ("split", "step", "count"))
     if new or not same or known.get("data", finished["data"]) != finished["data"]:
         sessions = _sessions(workdir) or [provenance()]
@@ -110,7 +109,7 @@ def report(about: dict[str, Any], title: str, workdir: Path, result: Result, *, 
         draw_curves(workdir / "metrics.jsonl", curves, title)
     except OSError as error:
         raise UserError(
-            f"{curves} cannot be written: {error.strerror}; all else of the run is in {workdir}"
+            f"{curves} cannot be written: {error.strerror}; everything else is in {workdir}"
         ) from error
     say(f"curves: {curves}")
     say(f"checkpoints: {workdir / 'checkpoints'}")

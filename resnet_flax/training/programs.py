@@ -1,4 +1,4 @@
-"""The programs of a config: what is compiled, and nothing of its data."""
+"""The compiled programs of a config, without its data."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from resnet_flax.training.steps import statistics_step, train_step, unless_incom
 
 
 class Programs(NamedTuple):
-    """What a config computes, compiled at the first call.
+    """The functions of a config, compiled at the first call.
 
     Attributes:
       model: the network.
@@ -34,7 +34,7 @@ class Programs(NamedTuple):
       init: `init_state`.
       shardings: of the state.
       train_step: on a batch.
-      resident_steps: on data that lies on the devices.
+      resident_steps: on data that is resident on the devices.
       eval_step: on a batch.
       statistics_step: on a batch.
     """
@@ -60,10 +60,10 @@ def compile_programs(
 
     Args:
       config: resolved.
-      mesh: of the devices, which need not be there.
-      classes: of the labels.
+      mesh: of the devices, which need not be attached.
+      classes: number of classes.
       image_shape: `(height, width, channels)` of a training image.
-      preprocessing: what the config says by default, without a mean image.
+      preprocessing: by default that of the config, without a mean image.
     """
     check_batches(config, mesh.size)
     span = config.model.bn_group_size
@@ -111,12 +111,12 @@ def compile_programs(
 
 
 def ghost_batches(span: str, batch_size: int, devices: int) -> int:
-    """The groups of examples that batch normalisation treats by themselves.
+    """The number of groups of examples that batch normalisation treats separately.
 
     Args:
-      span: 'global' for one group, 'device' for each device's share, or a number of examples.
+      span: 'global' for one group, 'device' for each device's part, or a number of examples.
       batch_size: of the global batch.
-      devices: that share it.
+      devices: number of devices.
     """
     if span == "global":
         return 1
@@ -124,7 +124,7 @@ def ghost_batches(span: str, batch_size: int, devices: int) -> int:
 
 
 def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Raises UserError where a batch of the config cannot be divided over the devices."""
+    """Raises UserError if a batch of the config cannot be divided over the devices."""
     eval_batch_size = config.data.eval_batch_size or config.batch_size
     part = config.batch_size // config.accumulation
     for name, size in (
@@ -134,6 +134,6 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
     ):
         if size % devices:
             raise UserError(
-                f"{name} {size} does not divide over {devices} devices; it must be a multiple "
+                f"{name} {size} cannot be divided over {devices} devices; it must be a multiple "
                 f"of {devices}, such as {max(1, round(size / devices)) * devices}"
             )

@@ -1,4 +1,4 @@
-"""Keeps Orbax, and the stores that it writes to, from repeating what is raised as well."""
+"""Silences repeated messages of Orbax and its stores about errors that are raised anyway."""
 
 import functools
 import logging
@@ -7,12 +7,12 @@ import sys
 import warnings
 from typing import Any
 
-# Parts of the stores' work that are left, or have not begun, when another part has failed.
+# Tasks of the stores that are unfinished, or have not begun, when another task has failed.
 _LEFT = ("_read_array_index_and_device_put", "async_serialize_from_host.<locals>.write_fragment")
 
 
 def silence_stores() -> None:
-    """Keeps what fails from saying so a hundred times over: it is raised, once, as well."""
+    """Keeps a failure from being printed a hundred times; it is also raised, once."""
     left = "|".join(map(re.escape, _LEFT))
     warnings.filterwarnings("ignore", f"coroutine '({left})' was never awaited", RuntimeWarning)
     _silence_once()

@@ -1,4 +1,4 @@
-"""Where a run begins: at its newest checkpoint, if that is of the same experiment and data."""
+"""Where a run starts: its newest checkpoint, if that is of the same experiment and data."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +14,19 @@ from resnet_flax.training.checkpoint import Checkpoints
 from resnet_flax.training.run import Run
 from resnet_flax.training.state import TrainState
 
-# In a workdir: the names and sizes of the images of a folder.
+# In a workdir: the names and sizes of a folder's images.
 LISTINGS = "data_files.json.gz"
 
 
 class Start(NamedTuple):
-    """Where a run begins.
+    """Where a run starts.
 
     Attributes:
-      state: to go on from.
-      step: of it.
-      averaged: whether `eval.recompute_bn` is done, or not asked for.
-      changes: in the data since, which the user accepts.
-      notes: what the user should know.
+      state: to continue from.
+      step: of the state.
+      averaged: whether `eval.recompute_bn` is done or off.
+      changes: in the data since then, which the user accepts.
+      notes: to print.
     """
 
     state: TrainState
@@ -37,11 +37,11 @@ class Start(NamedTuple):
 
 
 def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
-    """Restores the newest whole checkpoint, or makes the state before the first step.
+    """Restores the newest undamaged checkpoint, or initialises the state.
 
     Raises:
-      UserError: the workdir holds a run of another config or, unless `data.accept_changes`, of
-        other data.
+      UserError: the workdir has a run of another config or, unless `data.accept_changes`, of other
+        data.
     """
     config, changes = run.config, list[str]()
 
@@ -75,30 +75,30 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
 
 
 def _check_config(config: ml_collections.ConfigDict, meta: dict[str, Any], workdir: Path) -> None:
-    # What the data is, its fingerprint says; where it lies, may differ.
+    # The fingerprint identifies the data; its directory may differ.
     different = conflicts(config, meta["config"], ("data.source",) if "data" in meta else ())
     if different:
         listed = ", ".join(f"{k} is {b!r} but was {a!r}" for k, (a, b) in different.items())
         raise UserError(
-            f"{workdir} holds a run of another config: {listed}; "
-            "give another --workdir, or the config that the run began with"
+            f"{workdir} has a run of another config: {listed}; "
+            "give another --workdir, or the config that the run started with"
         )
     if meta["step"] > config.steps:
         raise UserError(
-            f"{workdir} holds a run of {meta['step']} steps, more than steps={config.steps}; "
-            "give another --workdir, or as many steps"
+            f"{workdir} has a run of {meta['step']} steps, more than steps={config.steps}; "
+            "give another --workdir, or at least as many steps"
         )
 
 
 def _changes(run: Run, meta: dict[str, Any], workdir: Path) -> list[str]:
-    """What differs between the data of a checkpoint and that of now."""
+    """The differences between the data of a checkpoint and the current data."""
     now = run.about["data"]
-    # Before there were fingerprints, checkpoints had the names of the classes.
+    # Older checkpoints have no fingerprints, only the names of the classes.
     names = {"kind": now["train"]["kind"], "class_names": meta["class_names"]}
     saved = meta.get("data") or {"train": {**now["train"], **names}}
     listed = fingerprint.read_listings(workdir / LISTINGS)
     same_split = flatten(meta["config"]).get("data.eval_split") == run.config.data.eval_split
-    found: dict[str, None] = {}  # in order, each once: both splits may be of one source
+    found: dict[str, None] = {}  # in order, each once, as both splits may have one source
     for split, described in (("train", "training"), ("eval", "evaluation")):
         if split in saved and (split == "train" or same_split):
             before = listed.get(split, {})
@@ -114,13 +114,13 @@ def _check_data(run: Run, meta: dict[str, Any], workdir: Path, changes: list[str
     was, classes = len(meta["class_names"]), len(run.about["class_names"])
     if was != classes:
         raise UserError(
-            f"{workdir} was trained on other data: {listed}; its network tells {was} classes "
-            f"apart and there are {classes} now: bring back the data that the run began with, or "
+            f"{workdir} was trained on other data: {listed}; its network has {was} classes "
+            f"and the data has {classes} now: restore the data that the run started with, or "
             "give another --workdir"
         )
     if not run.config.data.accept_changes:
         raise UserError(
-            f"{workdir} was trained on other data: {listed}; bring back the data that the run "
-            "began with, give another --workdir, or go on with what is there now by "
+            f"{workdir} was trained on other data: {listed}; restore the data that the run "
+            "started with, give another --workdir, or continue with the current data by "
             "--config.data.accept_changes=true"
         )

@@ -1,4 +1,4 @@
-"""From a config to a run: its data and programs, with all that the loop asks of them."""
+"""From a config to a run: its data and programs, for the loop."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from resnet_flax.training.programs import Programs, check_batches, compile_progr
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config made into things that work: what the loop goes over. Nothing travels beside it.
+    """Everything that the training loop needs from a config.
 
     Attributes:
       config: resolved.
@@ -34,10 +34,10 @@ class Run:
       train_transform: of an image, on the host.
       eval_transform: of an image, on the host.
       programs: on the devices.
-      about: what checkpoints carry beside the state.
-      files: of a folder, names and sizes of the images of "train" and "eval".
-      notes: what the user should know about the config.
-      patience: with which data is waited for.
+      about: metadata that checkpoints have besides the state.
+      files: names and sizes of a folder's images, for "train" and "eval".
+      notes: to print about the config.
+      patience: how long to wait for data.
     """
 
     config: ml_collections.ConfigDict
@@ -54,16 +54,16 @@ class Run:
 
     @property
     def num_classes(self) -> int:
-        """Of the labels."""
+        """The number of classes."""
         return len(self.about["class_names"])
 
     @property
     def eval_batch_size(self) -> int:
-        """Of the global batches of an evaluation."""
+        """The global batch size of an evaluation."""
         return int(self.config.data.eval_batch_size or self.config.batch_size)
 
     def train_batches(self, start: int) -> AbstractContextManager[Iterator[Batch]]:
-        """This process's shares of the training batches from number `start`, without end."""
+        """This process's parts of the training batches from number `start`, endlessly."""
         return train_batches(
             self.train_source,
             seed=self.config.seed,
@@ -78,7 +78,7 @@ class Run:
         )
 
     def eval_batches(self) -> AbstractContextManager[Iterator[Batch]]:
-        """This process's shares of the batches that hold every evaluation example once."""
+        """This process's parts of the batches that contain every evaluation example once."""
         return eval_batches(
             self.eval_source,
             batch_size=self.eval_batch_size,
@@ -91,18 +91,18 @@ class Run:
 
 
 def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Run:
-    """Opens the data and compiles nothing yet.
+    """Opens the data; compiles nothing yet.
 
     Args:
       config: resolved.
-      patience: for what is read, see `readers.reading`.
+      patience: see `readers.reading`.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batches(config, mesh.size)
     data = config.data
     opened = dict(zip(("train", "eval"), open_splits(data), strict=True))
     if not len(opened["train"]):
-        raise UserError(f"the split {data.train_split!r} of {data.source} has no example")
+        raise UserError(f"the split {data.train_split!r} of {data.source} has no examples")
     train_transform, eval_transform = make_transforms(data)
     with reading(opened["train"], 0, patience) as examples:
         image_shape = eval_transform(next(examples)["image"]).shape
@@ -153,8 +153,8 @@ def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:
         part = config.batch_size // config.accumulation
         return [
             f"warning: with accumulation={config.accumulation} batch normalisation averages over "
-            f"each part of {part} examples, not over the batch of {config.batch_size}; "
-            f"model.bn_group_size={part} or a divisor of it says the same with any accumulation"
+            f"each microbatch of {part} examples, not over the batch of {config.batch_size}; "
+            f"model.bn_group_size={part} or a divisor does the same with any accumulation"
         ]
     return []
 
@@ -166,14 +166,15 @@ def _check_evaluation(
     image_shape: tuple[int, ...],
     patience: Patience,
 ) -> None:
-    """Raises UserError where an evaluation would fail, which may be hours from now."""
+    """Raises UserError if an evaluation, which may be hours from now, would fail."""
     split = config.data.eval_split
     shape = check_examples(source, transform, split, patience)
     whole = 3 if config.data.pixel_mean else 1
     if shape[-whole:] != image_shape[-whole:]:
         raise UserError(
-            f"the images of the split {split!r} are of {list(shape)} (height, width, channels), "
-            f"those of {config.data.train_split!r} of {list(image_shape)}; give a split that fits"
+            f"the images of the split {split!r} have shape {list(shape)} (height, width, "
+            f"channels), those of {config.data.train_split!r} {list(image_shape)}; give a split "
+            "that fits"
         )
 
 
@@ -183,7 +184,7 @@ def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
         if given not in (1, channels):
             raise UserError(
                 f"data.{name} has {given} numbers, but the images of {config.data.source} have "
-                f"{channels} channel{'s' * (channels > 1)}; give one number or one a channel"
+                f"{channels} channel{'s' * (channels > 1)}; give one number or one per channel"
             )
     if config.data.pca_lighting and channels != 3:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What the loop works with, and how what was trained is saved, whatever happens."""
+"""The session of a training loop, and saving its state whatever happens."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from resnet_flax.training.state import TrainState
 from resnet_flax.training.writers import Writers
 
 
-class Interrupted(Exception):  # noqa: N818  no error
-    """A signal ended the run; what is needed to go on is saved.
+class Interrupted(Exception):  # noqa: N818  not an error
+    """A signal stopped the run; everything needed to continue is saved.
 
     Attributes:
       signal: its number.
@@ -31,13 +31,13 @@ class Interrupted(Exception):  # noqa: N818  no error
 
 @dataclasses.dataclass
 class Position:
-    """Where a run is.
+    """The progress of a run.
 
     Attributes:
       state: after `step` steps.
-      step: see there.
-      saved: the step of the newest checkpoint that is, or is being, written.
-      averaged: whether `eval.recompute_bn` is done, or not asked for.
+      step: number of steps taken.
+      saved: the step of the newest checkpoint that is written or being written.
+      averaged: whether `eval.recompute_bn` is done or off.
     """
 
     state: TrainState
@@ -48,16 +48,16 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What the loop works with, from its first step to its last.
+    """The objects that the loop uses from its first step to its last.
 
     Attributes:
-      run: what the config was made into.
+      run: data and programs of the config.
       workdir: of the run.
-      checkpoints: saves.
-      writers: of records and to the terminal.
+      checkpoints: saves the state.
+      writers: for records and the terminal.
       input: takes the steps.
-      metrics_logger: reads what they gave.
-      stop: hears signals.
+      metrics_logger: reads their results.
+      stop: receives signals.
     """
 
     run: Run
@@ -70,11 +70,11 @@ class Session:
 
 
 def save(session: Session, at: Position) -> None:
-    """Saves the state where that is not done; raises DivergedError where it is not finite."""
+    """Saves the state unless it is saved; raises DivergedError if it is not finite."""
     if at.step == at.saved:
         return
     with session.metrics_logger.paused():
-        # The records first: after a power failure none may be missing of before the checkpoint.
+        # Records first: after a power failure none from before the checkpoint may be missing.
         session.writers.sync()
         about = {**session.run.about, "averaged": at.averaged}
         session.checkpoints.save(at.step, at.state, about)
@@ -82,16 +82,16 @@ def save(session: Session, at: Position) -> None:
 
 
 def rescue(session: Session, at: Position, error: Exception) -> Exception:
-    """What to raise where the loop raised `error`: it, and where that which was trained is.
+    """The error to raise after the loop raised `error`, which also says where the state is saved.
 
-    An image that cannot be read, a reader that was killed, a full disk, a fault of this program:
-    the state of the steps so far is as good as before.
+    After an unreadable image, a killed reader, a full disk or a bug in this program, the state of
+    the steps so far is still valid.
     """
     if isinstance(error, IncompleteError):  # in all processes, at the same step
         at.step = error.step
         session.metrics_logger.forget()
         error = session.input.error or UserError(
-            f"another process could not read its share of the batch of step {at.step + 1} and says "
+            f"another process could not read its part of the batch of step {at.step + 1}; see its "
             "why"
         )
     elif isinstance(error, Interrupted | DivergedError) or jax.process_count() > 1:
@@ -100,19 +100,19 @@ def rescue(session: Session, at: Position, error: Exception) -> Exception:
         name = error.filename or f"a file in {session.workdir}"
         error = UserError(f"{name} cannot be used: {error.strerror or error}")
     if isinstance(error, SaveError):
-        at.saved = -1  # it is not; once more
+        at.saved = -1  # not saved; try again
     before = session.checkpoints.steps()[:1]
     try:
         _save_whatever_happened(session, at)
     except DivergedError:
         return error
     except SaveError as failed:
-        known = isinstance(error, SaveError)  # the disk is as full as before
+        known = isinstance(error, SaveError)  # saving would fail again
         return error if known else UserError(f"{error}; besides, {failed}")
     saved = session.checkpoints.steps()
     if not saved:
         return error
-    where = f"step {saved[0]} is saved in {session.workdir}, the same command continues from there"
+    where = f"step {saved[0]} is saved in {session.workdir}; the same command continues from there"
     if isinstance(error, SaveError):
         return error if saved[:1] == before else UserError(f"{error.what} ({where})")
     if isinstance(error, UserError):
@@ -122,7 +122,7 @@ def rescue(session: Session, at: Position, error: Exception) -> Exception:
 
 
 def _save_whatever_happened(session: Session, at: Position) -> None:
-    """Saves the state, though records may not be writable or a step may have broken off."""
+    """Saves the state even if records cannot be written or a step was interrupted."""
     with contextlib.suppress(OSError):
         session.metrics_logger.read()
         session.writers.sync()

@@ -1,4 +1,4 @@
-"""What training changes: arrays and nothing else."""
+"""The state of training: arrays only."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ from jaxtyping import Array, Int
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step reads and writes, and that a checkpoint holds.
+    """Everything that a step reads and writes, and that is saved in a checkpoint.
 
-    A tree: `jax.tree.map` makes others of its form, of shapes or of shardings.
+    A pytree, so `jax.tree.map` makes trees of shapes or shardings from it.
 
     Attributes:
       step: steps taken, int32 `[]`; with the seed it determines the position in the data and
         all randomness.
       params: the network's parameters.
       batch_stats: running statistics of batch normalisation.
-      opt_state: the optimiser's.
+      opt_state: state of the optimiser.
     """
 
     step: Any
@@ -31,7 +31,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 

@@ -1,4 +1,4 @@
-"""One step of training as a pure function; nothing here knows how many devices there are."""
+"""One step of training as a pure function, independent of the number of devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -41,15 +41,16 @@ def train_step(
       prepare: `(images, labels, step) -> x, targets`, augmentation and normalisation on the
         device; targets as `losses.cross_entropy` takes them.
       label_smoothing: see `losses.cross_entropy`.
-      num_microbatches: that the batch is cut into, whose gradients are computed one after another
-        and added; the model's groups of batch normalisation are those of one microbatch.
-      bn_group_size: so many examples in a row, which batch normalisation averages over, are all
-        of one microbatch.
-      gather: makes parameters that are cut over devices whole, see `sharding.gather`.
-      norm: `norms.tree_norm`, or what is faster for parameters that are not cut.
+      num_microbatches: number of microbatches that the batch is split into, whose gradients are
+        computed one after another and added; the model's `ghost_batches` are those of one
+        microbatch.
+      bn_group_size: number of consecutive examples that batch normalisation averages over, which
+        stay in one microbatch.
+      gather: gathers sharded parameters, see `sharding.gather`.
+      norm: `norms.tree_norm`, or a faster one, see `norms.norm_over`.
 
     Returns:
-      The state after the step, and of this batch the sums `loss` (nats), `errors` and `count`
+      The state after the step, and this batch's sums `loss` (nats), `errors` and `count`
       (examples), and the norms `grad_norm` of the gradient, `param_norm` of the parameters after
       the step and `stats_norm` of the running statistics after it.
     """
@@ -72,8 +73,8 @@ def train_step(
         (loss, (errors, batch_stats)), grads = _accumulated(
             gradient, whole, num_microbatches, bn_group_size
         )
-        # Each microbatch moved the same running statistics by its own: the mean of these is what
-        # all groups together would have made of them.
+        # Each microbatch updated the same running statistics; the mean of these is the update by
+        # all groups together.
         batch_stats = jax.tree.map(lambda leaf: leaf / num_microbatches, batch_stats)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -92,10 +93,11 @@ def train_step(
 def unless_incomplete(
     state: TrainState, batch: Batch, *, train: Callable[..., tuple[TrainState, Sums]]
 ) -> tuple[TrainState, Sums]:
-    """A training step that changes nothing where an example does not count.
+    """A training step that changes nothing if an example does not count.
 
-    Of several processes one may fail to read its share of a batch. It then hands in a share whose
-    `mask` is false; all learn so from the sum `count`, and can save the state before that step.
+    If one of several processes fails to read its part of a batch, it contributes a part whose
+    `mask` is false. All processes see that in the sum `count`, and can save the state before the
+    step.
 
     Args:
       state: before the step.
@@ -110,11 +112,11 @@ def unless_incomplete(
 def _accumulated(
     function: Callable[..., Any], batch: Any, num_microbatches: int, group_size: int
 ) -> Any:
-    """The sum of a function's values on microbatches of a batch, one at a time."""
+    """The sum of a function's values on the microbatches of a batch, computed one at a time."""
 
     def cut(array: Array) -> Array:
-        # Not in contiguous halves: so each device's share of the batch is its share of every
-        # microbatch.
+        # Strided, not contiguous: each device then has its part of every microbatch in its part of
+        # the batch.
         groups = array.reshape(-1, num_microbatches, group_size, *array.shape[1:])
         return groups.swapaxes(0, 1).reshape(num_microbatches, -1, *array.shape[1:])
 
@@ -132,9 +134,9 @@ def statistics_step(
 ) -> Any:
     """Adds the mean and variance of one training batch, at each normalisation, to `total`."""
     images, _ = prepare(batch["image"], batch["label"], step)
-    fresh = model.clone(norm_momentum=0.0)  # which keeps nothing of what was before
+    fresh = model.clone(norm_momentum=0.0)  # whose running statistics are those of the batch
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
-    # In one pass a variance would be taken about these zeros, and lose digits far from them.
+    # In one pass a variance would be relative to initial zeros, and lose digits far from them.
     with dispatch.override(statistics="two_pass", conv_bn_1x1="unfused", conv_bn_3x3="unfused"):
         _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
     return jax.tree.map(jnp.add, total, updated["batch_stats"])
@@ -149,7 +151,7 @@ def resident_steps(
     train: Callable[..., tuple[TrainState, Sums]],
     batch_sharding: Any,
 ) -> tuple[TrainState, Sums]:
-    """The first `n` of `k` training steps, on data that lies on the devices.
+    """The first `n` of `k` training steps, on data that is resident on the devices.
 
     Args:
       state: before the steps.
@@ -160,7 +162,7 @@ def resident_steps(
       batch_sharding: of a batch.
 
     Returns:
-      The state after the steps, and the sums of each step, `[k]`, of which n are filled.
+      The state after the steps, and the sums of each step, `[k]`, of which the first n are set.
     """
 
     def step(i: Any, state: TrainState) -> tuple[TrainState, Sums]:

@@ -1,4 +1,4 @@
-"""Where measurements go: the terminal, metrics.jsonl and TensorBoard event files."""
+"""Outputs of measurements: the terminal, metrics.jsonl and TensorBoard event files."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ Record = dict[str, Any]
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, each (`split`, `step`) once, crashes or not.
+    """metrics.jsonl: one JSON object per line, each (`split`, `step`) once, even after crashes.
 
-    What was written after the step that a run goes on from is dropped on opening, as is a line
-    that a crash tore.
+    Opening it drops records after the step that a run continues from, and a line that a crash left
+    incomplete.
 
     Args:
-      path: of the file; made where it is not there.
+      path: of the file; created if missing.
       start: the step that the run continues from.
     """
 
@@ -28,8 +28,8 @@ class MetricsFile:
         kept = [record for record in read_metrics(path) if record["step"] <= start]
         self._written = {(record["split"], record["step"]) for record in kept}
         storage.write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        # Each line is written at once, and survives a kill; what a full disk took no part of stays
-        # in no buffer.
+        # Unbuffered: each line is written immediately and survives a kill, and nothing that a full
+        # disk rejected stays in a buffer.
         self._file = path.open("ab", buffering=0)
 
     def has(self, split: str, step: int) -> bool:
@@ -42,7 +42,7 @@ class MetricsFile:
         end = self._file.seek(0, os.SEEK_END)
         try:
             left = memoryview(line)
-            while left:  # a part of it may find room
+            while left:  # a write to a nearly full disk may be partial
                 left = left[self._file.write(left) :]
         except OSError as error:
             self._file.truncate(end)
@@ -59,14 +59,14 @@ class MetricsFile:
 
 
 class EventFile:
-    """TensorBoard's form of the same records.
+    """The same records as a TensorBoard event file.
 
-    Each is in the file when `write` returns: tensorboardX's `SummaryWriter` has a thread write
-    them, which a process that is killed takes along.
+    Each is in the file when `write` returns; tensorboardX's `SummaryWriter` writes in a thread, and
+    loses records if the process is killed.
 
     Args:
-      directory: made where it is not there; gets one file more.
-      start: the step that the run continues from: TensorBoard drops what is of later ones.
+      directory: created if missing; gets a new file.
+      start: the step that the run continues from; TensorBoard drops records of later steps.
     """
 
     def __init__(self, directory: Path, start: int) -> None:
@@ -102,7 +102,7 @@ class EventFile:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl; none where there is no file."""
+    """The records of a metrics.jsonl; empty if there is no file."""
     if not path.exists():
         return []
     records = []
@@ -110,21 +110,21 @@ def read_metrics(path: Path) -> list[Record]:
         try:
             record = json.loads(line)
         except ValueError:
-            continue  # torn by a crash
+            continue  # left incomplete by a crash
         if isinstance(record, dict) and {"split", "step", "loss", "error"} <= set(record):
             records.append(record)
     return records
 
 
 class Terminal:
-    """A progress bar where the output is a terminal, plain lines where it is none.
+    """A progress bar if the output is a terminal, otherwise plain lines.
 
     Args:
       total: steps of the run.
-      start: the step it goes on from.
-      bar: whether a bar is wanted.
-      file: written to; where it cannot be, that is noted once in `log` and the run continues.
-      log: see there.
+      start: the step that the run continues from.
+      bar: whether to show a bar.
+      file: output; if a write fails, that is recorded once in `log` and the run continues.
+      log: file for such a failure.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class Terminal:
         self._eval = self._progress.add("eval")
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a line."""
         self._progress.say(text)
 
     def trained(self, step: int, record: Record | None, seconds_left: float | None) -> None:
-        """Shows that a step is done, and the newest record of training where there is one."""
+        """Shows that a step is done, and the newest record of training if there is one."""
         text = "" if record is None else describe(record)
         if self._progress.shown:
-            keep = record is None and seconds_left is not None  # nothing to replace the old text
+            keep = record is None and seconds_left is not None  # there is no new text
             self._train.update(step, text=None if keep else text)
         elif text:
             left = "" if seconds_left is None else f"  {_duration(seconds_left)} left"
@@ -171,7 +171,7 @@ class Terminal:
 
 
 def describe(record: Record) -> str:
-    """Loss, error rate and speed of a record, in a form of constant width."""
+    """Loss, error rate and speed of a record, as text of constant width."""
     text = f"loss {record['loss']:.4f}  error {100 * record['error']:5.2f} %"
     if "images_per_second" in record:
         text += f"  {record['images_per_second']:,.0f} img/s"
@@ -192,8 +192,8 @@ class Writers:
       start: the step that the run continues from.
       total: steps of the run.
       tensorboard: write event files.
-      bar: show a bar where the output is a terminal.
-      silent: write and say nothing, as every process but the first.
+      bar: show a bar if the output is a terminal.
+      silent: write and print nothing, for every process but the first.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Writers:
         self.terminal.close()
         for file in (*self._files, self._nowhere):
             if file is not None:
-                # What it could not write was raised when it was written.
+                # A failed write has already raised.
                 with contextlib.suppress(OSError):
                     file.close()
 
@@ -232,7 +232,7 @@ class Writers:
         return self._metrics is not None and self._metrics.has(split, step)
 
     def write(self, record: Record) -> None:
-        """To metrics.jsonl and TensorBoard."""
+        """Writes to metrics.jsonl and TensorBoard."""
         for file in self._files:
             file.write(record)
 

@@ -14,15 +14,15 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 Layers = dict[str, list[np.ndarray]]
 
-# Of one field of a protocol-buffer message: its number and its value, an int or bytes.
+# A field of a protocol-buffer message: its number and its value, an int or bytes.
 _Field = tuple[int, Any]
 
 
 def read_caffemodel(data: bytes) -> Layers:
-    """Blobs by the layer's name, of a serialised caffe.NetParameter.
+    """Reads the blobs of a serialised caffe.NetParameter, by layer name.
 
     Raises:
-      ValueError: it is none, or cut off.
+      ValueError: it is not one, or truncated.
     """
     layers: Layers = {}
     for number, layer in _fields(data):
@@ -41,7 +41,7 @@ def _blob(data: bytes) -> np.ndarray:
     fields = list(_fields(data))
     values = np.concatenate([np.frombuffer(v, "<f4") for key, v in fields if key == 5])
     shape = [n for key, v in fields if key == 7 for k, d in _fields(v) if k == 1 for n in _ints(d)]
-    if not shape:  # num, channels, height, width, of which leading ones say nothing
+    if not shape:  # num, channels, height, width; leading 1s are dropped
         shape = [value for key, value in sorted(fields[:4]) if key in (1, 2, 3, 4)]
         while len(shape) > 1 and shape[0] == 1:
             shape = shape[1:]
@@ -74,9 +74,9 @@ def _fields(data: bytes) -> Iterator[_Field]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise ValueError("no message of protocol buffers")
+            raise ValueError("not a message of protocol buffers")
         if at + size > len(data):
-            raise ValueError("a message is cut off")
+            raise ValueError("a message is truncated")
         yield tag >> 3, data[at : at + size]
         at += size
 
@@ -85,16 +85,16 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
-            raise ValueError("a message is cut off")
+            raise ValueError("a message is truncated")
         value |= (data[at] & 127) << shift
         at += 1
         if data[at - 1] < 128:
             return value, at
-    raise ValueError("no message of protocol buffers")
+    raise ValueError("not a message of protocol buffers")
 
 
 def layers_of(arrays: Arrays) -> Layers | None:
-    """Of an .npz's arrays the layers, or None where they are not a Caffe model's."""
+    """The layers in the arrays of an .npz, or None if they are not those of a Caffe model."""
     if not all(re.fullmatch(r"[^/]+/\d", key) for key in arrays) or "conv1/0" not in arrays:
         return None
     layers: Layers = {}
@@ -114,7 +114,7 @@ def to_torchvision(layers: Layers) -> Arrays:
         name, kind = _name(layer)
         if kind == "bn":
             mean, var, factor = blobs
-            # Caffe keeps sums, and by what they are to be divided.
+            # Caffe stores sums, and the number to divide them by.
             scale = 1 / factor.item() if factor.item() else 0.0
             arrays[f"{name}.running_mean"] = mean.reshape(-1) * np.float32(scale)
             arrays[f"{name}.running_var"] = var.reshape(-1) * np.float32(scale)
@@ -127,16 +127,17 @@ def to_torchvision(layers: Layers) -> Arrays:
 
 
 def _name(layer: str) -> tuple[str, str]:
-    """Torchvision's name of a Caffe layer, and whether it is a 'conv', 'bn', 'scale' or 'fc'."""
+    """Torchvision's name of a Caffe layer, and its kind: 'conv', 'bn', 'scale' or 'fc'."""
     if layer in ("conv1", "bn_conv1", "scale_conv1"):
         kind = layer.partition("_")[0] if "_" in layer else "conv"
         return ("conv1" if kind == "conv" else "bn1"), kind
     if layer.startswith("fc"):
         return "fc", "fc"
-    # res2a_branch2b, bn3b7_branch1: stage, block as a letter or as b and a number, branch, place.
+    # res2a_branch2b, bn3b7_branch1: stage, block as a letter or as b and a number, branch,
+    # position.
     match = re.fullmatch(r"(res|bn|scale)(\d)(?:([a-z])|b(\d+))_branch(?:1|2([abc]))", layer)
     if match is None:
-        raise ValueError(f"a layer {layer!r}")
+        raise ValueError(f"an unknown layer {layer!r}")
     kind, stage, letter, number, place = match.groups()
     block = ord(letter) - ord("a") if letter else int(number)
     prefix = f"layer{int(stage) - 1}.{block}"

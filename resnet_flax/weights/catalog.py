@@ -1,4 +1,4 @@
-"""Published weights: their names, where they come from, and the preprocessing that they need."""
+"""Published weights: their names, sources, and preprocessing."""
 
 import dataclasses
 import hashlib
@@ -12,9 +12,8 @@ from resnet_flax.errors import UserError, closest, first_line
 
 HALF = (0.5, 0.5, 0.5)
 
-# By the recipe that they were trained with: side, crop fraction, interpolation, and the
-# networks, all on ImageNet-1k. What an evaluation should use (timm 1.0.31's test settings, which
-# need not be those of training).
+# By training recipe: side, crop fraction, interpolation, and the networks, all on ImageNet-1k. The
+# settings are for evaluation (timm 1.0.31's test settings, which may differ from training's).
 _TIMM: tuple[tuple[str, int, float, str, str], ...] = (
     (
         "tv_in1k",
@@ -85,10 +84,10 @@ _TIMM: tuple[tuple[str, int, float, str, str], ...] = (
     ("fb_wsl_ig1b_ft_in1k", *(224, 0.875, "bilinear"), "resnext101_32x8d"),
 )
 
-# Networks and recipes that took pixels in [-1, 1].
+# Networks and recipes with pixels in [-1, 1].
 _HALVED = ("ra4_e3600_r224_in1k", "resnetv2_50.a1h_in1k", "resnetv2_101.a1h_in1k")
 
-# The beginning of each file's SHA-256 stands in its name.
+# The name of each file has the beginning of its SHA-256.
 _AKAMASTER = {
     20: "12fca82f",
     32: "d509ac18",
@@ -98,7 +97,7 @@ _AKAMASTER = {
     1202: "f3b1deed",
 }
 
-# TFDS's names of CIFAR-10's classes, in the order of the labels.
+# CIFAR-10's class names in TFDS, in the order of the labels.
 CIFAR10 = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
@@ -107,17 +106,17 @@ CIFAR10 = (
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Weights that someone published.
+    """Published weights.
 
     Attributes:
       variant: the network's name.
       preprocessing: that they were made for.
       classes: number of outputs.
       address: of the file.
-      repository: on the Hugging Face hub, which fetches them.
-      sha256: how the file's digest begins, where that is known; such a file is fetched by its
-        address. What has neither is fetched by hand.
-      axes: of the network, beside its name.
+      repository: on the Hugging Face hub, if they are downloaded from there.
+      sha256: beginning of the file's digest, if known; such a file is downloaded from its address.
+        Files with neither must be downloaded by hand.
+      axes: attributes of the network that differ from the variant's.
     """
 
     variant: str
@@ -130,7 +129,7 @@ class Published:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the outputs, as TFDS has them."""
+        """Names of the outputs, as in TFDS."""
         if self.classes == 10:
             return CIFAR10
         import tensorflow_datasets as tfds
@@ -189,23 +188,23 @@ CATALOG: dict[str, Published] = {
 
 
 def cache() -> Path:
-    """Where files that were fetched by hand are looked for, by their published name."""
+    """The directory of files that were downloaded by hand, under their published names."""
     default = Path.home() / ".cache" / "resnet_flax"
     return Path(os.environ.get("RESNET_FLAX_WEIGHTS") or default)
 
 
 def recognize(sha256: str) -> str:
-    """The published name of a file, by its digest; empty where it is not known."""
+    """The published name of a file, by its digest; empty if unknown."""
     known = (n for n, p in CATALOG.items() if p.sha256 and sha256.startswith(p.sha256))
     return next(known, "")
 
 
 def fetch(name: str) -> Path:
-    """The file of published weights: as it lies in `cache()`, or fetched, once.
+    """The file of published weights, from `cache()` or downloaded once.
 
     Raises:
-      UserError: there is no such name; or it cannot be fetched, and the sentence says which file
-        to fetch by hand and where to put it.
+      UserError: there is no such name; or it cannot be downloaded, and the message says which file
+        to download by hand and where to put it.
     """
     if name not in CATALOG:
         raise UserError(f"there are no published weights {name!r}{closest(name, CATALOG)}")
@@ -215,7 +214,7 @@ def fetch(name: str) -> Path:
     if at_hand.is_file():
         _check(at_hand, published)
         return at_hand
-    reason = "have to be fetched by hand"
+    reason = "have to be downloaded by hand"
     try:
         if published.repository:
             return _from_hub(published.repository)
@@ -223,16 +222,16 @@ def fetch(name: str) -> Path:
             return _download(published, at_hand)
     except UserError:
         raise
-    except Exception as error:  # of all kinds: network, hub, disk
-        reason = f"cannot be fetched ({first_line(error)})"
+    except Exception as error:  # errors of many types: network, hub, disk
+        reason = f"cannot be downloaded ({first_line(error)})"
     raise UserError(
-        f"the weights {name} are not on this machine and {reason}: get {published.address} and "
+        f"the weights {name} are not on this machine and {reason}; get {published.address} and "
         f"put it at {at_hand}"
     )
 
 
 def _download(published: Published, target: Path) -> Path:
-    """Fetches a file by its address; it gets its name when it is whole and the right one."""
+    """Downloads a file from its address; renames it once it is complete and verified."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f"{target.name}.{os.getpid()}")
     try:
@@ -245,7 +244,7 @@ def _download(published: Published, target: Path) -> Path:
 
 
 def _from_hub(repository: str) -> Path:
-    """A file of the hub's; the hub's own cache first, then one request without the retries."""
+    """A file from the hub: from the hub's cache, else by one request without retries."""
     import huggingface_hub as hub
 
     kept = hub.try_to_load_from_cache(repository, "model.safetensors")
@@ -256,7 +255,7 @@ def _from_hub(repository: str) -> Path:
 
 
 def _reach(repository: str) -> None:
-    """Raises at once, not after half a minute of retries, where there is no network."""
+    """Raises immediately, not after half a minute of retries, if there is no network."""
     import socket
     from urllib.parse import urlsplit
 
@@ -279,6 +278,6 @@ def _check(path: Path, published: Published) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(published.sha256):
         raise UserError(
-            f"{path} is another file than was published: its SHA-256 begins with {digest[:8]}, not "
-            f"{published.sha256}; fetch {published.address} again"
+            f"{path} is not the published file: its SHA-256 begins with {digest[:8]}, not "
+            f"{published.sha256}; download {published.address} again"
         )

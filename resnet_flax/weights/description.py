@@ -1,4 +1,4 @@
-"""What is said about weights, by the catalogue or by a file that this package wrote."""
+"""Descriptions of weights, from the catalogue or in a file that this package wrote."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,30 +13,30 @@ from resnet_flax.weights.catalog import CATALOG, Published
 from resnet_flax.weights.files import WeightsFile
 from resnet_flax.weights.torch_layout import layout_of
 
-# Attributes that do not decide what a network is.
+# Attributes that do not affect which network it is.
 _COMPUTATION = (
     *("parent", "name", "dtype", "param_dtype"),
     *("scan", "remat", "ghost_batches", "norm_momentum"),
 )
 
-# Attributes that decide what a network computes and that shapes do not tell, or not always.
+# Attributes that affect what a network computes, but not, or not always, the shapes of weights.
 _FUNCTION = (
     *("block", "shortcut", "stride_on", "preactivation", "stem", "stem_pool"),
     *("avg_down", "norm"),
 )
 
-# What Caffe's networks have, whatever their depth.
+# Attributes of Caffe's networks of any depth.
 _CAFFE = {"stride_on": "1x1", "stem_pool": "ceil"}
 
 
 class Description(NamedTuple):
-    """What is said about weights.
+    """A description of weights.
 
     Attributes:
-      model: the network that they are of; None where nothing says.
-      preprocessing: of its images; None where nothing says.
-      class_names: of its outputs; empty where nothing says.
-      function: the axes that they need, whatever their shapes.
+      model: their network; None if unknown.
+      preprocessing: of its images; None if unknown.
+      class_names: of its outputs; empty if unknown.
+      function: the attributes that they need, whatever their shapes.
     """
 
     model: ResNet | None = None
@@ -46,15 +46,15 @@ class Description(NamedTuple):
 
 
 def describe(file: WeightsFile, published: Published | None, origin: str) -> Description:
-    """What the catalogue says about a file, or the file about itself.
+    """The description of a file by the catalogue, or by the file itself.
 
     Args:
       file: of weights.
-      published: its entry in the catalogue, where it has one.
+      published: its entry in the catalogue, if any.
       origin: of the file, for errors.
 
     Raises:
-      UserError: what the file says of itself cannot be used.
+      UserError: the file's own description is invalid.
     """
     if published:
         model = create_model(
@@ -71,25 +71,27 @@ def describe(file: WeightsFile, published: Published | None, origin: str) -> Des
 
 
 def function_of(model: ResNet) -> dict[str, Any]:
-    """The axes of a network that decide what it computes and that shapes do not always tell."""
+    """The attributes of a network that affect what it computes, but not always the shapes."""
     return {axis: getattr(model, axis) for axis in _FUNCTION}
 
 
 def check_function(function: dict[str, Any], model: ResNet, origin: str) -> None:
-    """Raises UserError where weights fit a network in shape, but are another function's."""
+    """Raises UserError if weights have a network's shapes, but need another function."""
     different = [
         f"{axis}={value!r}, not {getattr(model, axis)!r}"
         for axis, value in function.items()
         if getattr(model, axis) != value
     ]
     if different:
-        raise UserError(f"{origin} is for a network with {', '.join(different)}; give such a one")
+        raise UserError(
+            f"{origin} is for a network with {', '.join(different)}; give such a network"
+        )
 
 
 def to_json(
     model: ResNet, preprocessing: Preprocessing | None, class_names: tuple[str, ...], origin: str
 ) -> dict[str, Any]:
-    """What an exported file says of itself."""
+    """The description in an exported file."""
     return {
         "axes": {
             f.name: getattr(model, f.name)
@@ -104,7 +106,7 @@ def to_json(
 
 
 def _from_json(about: Any, origin: str) -> Description:
-    """The inverse of `to_json`, of what anyone may have written."""
+    """The inverse of `to_json`; its input is not trusted."""
     try:
         model = create_model(
             "resnet18", **{**renamed.attributes(about["axes"]), "dtype": jnp.float32}
@@ -112,13 +114,12 @@ def _from_json(about: Any, origin: str) -> Description:
         preprocessing = about["preprocessing"]
         names = tuple(about["class_names"])
         if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):
-            raise TypeError("of other types")
+            raise TypeError("values of wrong types")
         if len(names) not in (0, model.num_classes):
             raise ValueError(f"{len(names)} names for {model.num_classes} classes")
         found = Preprocessing.from_json(preprocessing) if preprocessing else None
         return Description(model, found, names, function_of(model))
-    except Exception as error:  # of all kinds
+    except Exception as error:  # errors of all types
         raise UserError(
-            f"{origin} describes itself in a way that cannot be used ({first_line(error)}); export "
-            "it again"
+            f"{origin} has an invalid description of itself ({first_line(error)}); export it again"
         ) from error

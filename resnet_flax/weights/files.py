@@ -1,4 +1,4 @@
-"""Weights files of every kind, as arrays by torch's names."""
+"""Reads weights files of all formats, as arrays by torch's names."""
 
 import hashlib
 import json
@@ -15,27 +15,28 @@ from resnet_flax.weights import caffe, torch_pickle
 
 Arrays = dict[str, np.ndarray]
 
-# Where training programs keep the state dictionary in what they save.
+# Keys under which training programs save the state dictionary.
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
 
-# Where nothing else is.
+# Keys to use if there are no others.
 _AVERAGES = ("state_dict_ema", "model_ema", "ema")
 
-# What wrappers of a network put before all of its names.
+# Prefixes that wrappers add to all names of a network.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
-# The key of safetensors' metadata under which this package describes what it writes.
+# The key of safetensors' metadata for this package's description.
 ABOUT = "resnet_flax"
 
 
 class WeightsFile(NamedTuple):
-    """What a weights file holds.
+    """The contents of a weights file.
 
     Attributes:
-      arrays: by their names in torch, as they lie in the file.
-      about: what is said to be what this package wrote beside them; empty where another did.
+      arrays: by their names in torch, as in the file.
+      about: this package's description of them, not verified; empty if another program wrote the
+        file.
       sha256: of the file.
-      caffe: it is a Caffe model's.
+      caffe: whether it is a Caffe model.
     """
 
     arrays: Arrays
@@ -45,10 +46,10 @@ class WeightsFile(NamedTuple):
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Reads safetensors, torch's .pth (both formats, nothing in it is run), .caffemodel or .npz.
+    """Reads safetensors, torch's .pth (both formats, no code in it is run), .caffemodel or .npz.
 
-    What it is is told by its content. Of a training program's checkpoint it is the network's state
-    dictionary, without what wrappers such as DataParallel put before the names.
+    The format is detected from the content. From a training program's checkpoint it reads the
+    network's state dictionary, without the prefixes of wrappers such as DataParallel.
 
     Raises:
       UserError: it is none of these, is damaged, or asks to run code.
@@ -66,12 +67,12 @@ def read_weights(path: str | Path) -> WeightsFile:
         arrays, about, is_caffe = _read(path, head)
     except UserError:
         raise
-    except Exception as error:  # damaged files raise all kinds
+    except Exception as error:  # damaged files raise errors of all types
         raise UserError(
-            f"{path} is damaged or cut off ({first_line(error)}); fetch it again"
+            f"{path} is damaged or truncated ({first_line(error)}); download it again"
         ) from error
     if not arrays:
-        raise UserError(f"{path} holds no state dictionary of tensors; give one of weights")
+        raise UserError(f"{path} has no state dictionary of tensors; give a file of weights")
     wrong = [
         name
         for name, array in arrays.items()
@@ -79,14 +80,14 @@ def read_weights(path: str | Path) -> WeightsFile:
     ]
     if wrong:
         raise UserError(
-            f"{path} has values that are not finite in {', '.join(wrong)}; fetch it again, or take "
+            f"{path} has values that are not finite in {', '.join(wrong)}; get it again, or use "
             "weights of an earlier step"
         )
     return WeightsFile(_unwrapped(arrays), about, digest, is_caffe)
 
 
 def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
-    """Writes a safetensors file that torch's and this package's users read alike."""
+    """Writes a safetensors file that both torch and this package can read."""
     metadata = {"format": "pt", ABOUT: json.dumps(about)}
     whole = {name: np.array(array, order="C") for name, array in arrays.items()}
     scratch = path.with_name(f".{path.name}.new")
@@ -103,21 +104,21 @@ def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
 def _refuse_what_is_none(path: Path, head: bytes) -> None:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
-        raise UserError(f"{path} is empty; fetch it again")
+        raise UserError(f"{path} is empty; download it again")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         raise UserError(
-            f"{path} is a web page, no weights: its address leads to a page about the file; "
-            "fetch the file itself"
+            f"{path} is a web page, not weights: its address leads to a page about the file; "
+            "download the file itself"
         )
     if text.startswith(b"version https://git-lfs"):
         raise UserError(
-            f"{path} is a pointer of Git LFS, no weights: get the file itself by `git lfs pull`"
+            f"{path} is a pointer of Git LFS, not weights: get the file itself by `git lfs pull`"
         )
 
 
 def _read(path: Path, head: bytes) -> tuple[Arrays, Any, bool]:
-    """Arrays, what this package wrote beside them, and whether they are a Caffe model's."""
-    if head[8:9] == b"{":  # behind its length, which may look like anything
+    """Arrays, this package's description of them, and whether they are a Caffe model's."""
+    if head[8:9] == b"{":  # after its length, which can be any bytes
         with safetensors.safe_open(path, "np") as file:
             about = (file.metadata() or {}).get(ABOUT, "{}")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -136,13 +137,13 @@ def _read(path: Path, head: bytes) -> tuple[Arrays, Any, bool]:
     if path.suffix == ".caffemodel":
         return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}, True
     raise UserError(
-        f"{path} is no weights file that is known here: safetensors, torch's .pth, .caffemodel "
-        "and .npz are"
+        f"{path} is not a weights file of a known format: safetensors, torch's .pth, .caffemodel "
+        "or .npz"
     )
 
 
 def _state_dict(read: torch_pickle.Read) -> Arrays:
-    """The tensors of a state dictionary, wherever in a checkpoint it lies."""
+    """The tensors of a state dictionary, wherever it is in a checkpoint."""
     tree = read.tree
     for _ in range(3):
         keys = tree.keys() if isinstance(tree, dict) else ()
@@ -155,7 +156,7 @@ def _state_dict(read: torch_pickle.Read) -> Arrays:
 
 
 def _unwrapped(arrays: Arrays) -> Arrays:
-    """Without what wrappers put before all names, and without the numbers that they count by."""
+    """Removes the prefixes of wrappers, and their counters."""
 
     def whole(prefix: str) -> bool:
         return any(key.startswith(prefix) for key in arrays) and all(

@@ -1,4 +1,4 @@
-"""Weights into a network's variables: arrays by torch's names, or the variables of another."""
+"""A network's variables from weights: arrays by torch's names, or another network's variables."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -40,7 +40,7 @@ def fit_arrays(
       seed: see `loading.load`.
 
     Raises:
-      UserError: something is missing, unexpected or of another shape; all of it is named.
+      UserError: something is missing, unexpected or of another shape; the message names all of it.
     """
     arrays = {name: a for name, a in arrays.items() if not name.endswith(COUNTER)}
     expected = torch_shapes(model, arrays)
@@ -75,7 +75,7 @@ def fit_variables(
       seed: see `loading.load`.
 
     Raises:
-      UserError: something is missing, unexpected or of another shape; all of it is named.
+      UserError: something is missing, unexpected or of another shape; the message names all of it.
     """
     leaves = flatten_dict(unstack(variables), sep="/")
     channels = leaves[STEM].shape[2] if STEM in leaves else 3
@@ -91,14 +91,14 @@ def fit_variables(
 
 
 def torch_shapes(model: ResNet, arrays: Arrays) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Of each array that a network's weights have in torch: our path, and its shape there.
+    """For each array of a network's weights in torch: our path, and its shape in torch.
 
     Args:
       model: the network.
-      arrays: whose stem tells the channels of the images.
+      arrays: weights, whose stem determines the channels of the images.
     """
     plain, layout = model.clone(scan=False, remat=0), layout_of(model)
-    # Broadcast zeros take no memory, whatever the network.
+    # Broadcast zeros take no memory.
     empty = jax.tree.map(
         lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), _abstract(model, _channels(arrays))
     )
@@ -119,7 +119,7 @@ def _abstract(model: ResNet, channels: int) -> Any:
 
 
 def _channels(arrays: Arrays) -> int:
-    """Of the images: whatever the stem's first convolution takes."""
+    """The channels of the images: the inputs of the stem's first convolution."""
     for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
         if name in arrays and arrays[name].ndim == 4:
             return max(1, arrays[name].shape[1])
@@ -132,7 +132,7 @@ def _needs_new_head(
     """Whether the weights are for another number of classes, the length of `axis` in the head.
 
     Raises:
-      UserError: they are, and no new head is asked for.
+      UserError: they are, and no new head is requested.
     """
     classes = {given[name][axis] for name in head if given.get(name)}
     is_whole = all(name in given for name in head) and len(classes) == 1
@@ -141,13 +141,13 @@ def _needs_new_head(
     if not reset_head:
         raise UserError(
             f"{origin} is for {classes.pop()} classes, the network has {model.num_classes}; ask "
-            "for a new head by reset_head=True, or give the network as many"
+            "for a new head by reset_head=True, or give the network as many classes"
         )
     return True
 
 
 def _check_shapes(given: Shapes, wanted: Shapes, ignored: Iterable[str], origin: str) -> None:
-    """Raises UserError, naming all that is missing, unexpected or of another shape."""
+    """Raises UserError that names everything missing, unexpected or of another shape."""
     given, wanted = (
         {name: shape for name, shape in shapes.items() if name not in ignored}
         for shapes in (given, wanted)
@@ -156,7 +156,7 @@ def _check_shapes(given: Shapes, wanted: Shapes, ignored: Iterable[str], origin:
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
         "of another shape": [
-            f"{name} {list(given[name])} and not {list(shape)}"
+            f"{name} {list(given[name])}, not {list(shape)}"
             for name, shape in wanted.items()
             if name in given and given[name] != shape
         ],
@@ -172,7 +172,7 @@ def _check_shapes(given: Shapes, wanted: Shapes, ignored: Iterable[str], origin:
 
 
 def _variables(leaves: Mapping[str, Any], model: ResNet, seed: int) -> dict[str, Any]:
-    """The variables of leaves by their paths; a head that is not among them is initialised."""
+    """The variables from leaves by path; a missing head is initialised."""
     tree = {"params": {}, "batch_stats": {}, **unflatten_dict(leaves, sep="/")}
     variables: dict[str, Any] = jax.tree.map(partial(jnp.asarray, dtype=model.param_dtype), tree)
     if not leaves.keys() & set(HEAD):

@@ -1,4 +1,4 @@
-"""Which network the weights in a file are of."""
+"""Identifies the network of the weights in a file."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from resnet_flax.weights.files import Arrays, WeightsFile
 from resnet_flax.weights.fitting import torch_shapes
 from resnet_flax.weights.torch_layout import COUNTER
 
-# What a variant's name says; other axes may be changed under the same name.
+# Attributes that a variant's name fixes; others may be changed under the same name.
 _NAMED = (
     *("stage_sizes", "groups", "width_per_group", "stride_on"),
     *("shortcut", "preactivation", "stem"),
@@ -19,16 +19,16 @@ _NAMED = (
 
 
 def identify(file: WeightsFile, described: Description, variant: str, origin: str) -> ResNet:
-    """The network that a file's weights are of.
+    """The network of a file's weights.
 
     Args:
       file: of weights.
-      described: what is said about them.
-      variant: what the user says that it is; empty leaves it to the description and the shapes.
+      described: their description.
+      variant: given by the user; if empty, the description and the shapes decide.
       origin: of the file, for errors.
 
     Raises:
-      UserError: nothing decides it, or the user says otherwise than the description.
+      UserError: nothing decides it, or `variant` contradicts the description.
     """
     if described.model is not None:
         if variant:
@@ -45,18 +45,20 @@ def identify(file: WeightsFile, described: Description, variant: str, origin: st
 def _check_variant(variant: str, model: ResNet, origin: str) -> None:
     asked = create_model(variant, num_classes=model.num_classes)
     if any(getattr(asked, axis) != getattr(model, axis) for axis in _NAMED):
-        raise UserError(f"{origin} says itself that it is no {variant}; leave {variant} out")
+        raise UserError(
+            f"{origin} describes itself as a network other than {variant}; leave {variant} out"
+        )
 
 
 def infer(arrays: Arrays, origin: str) -> ResNet:
-    """The network that a file's names and shapes are of.
+    """The network with a file's names and shapes.
 
     Args:
       arrays: by torch's names.
       origin: of the file, for errors.
 
     Raises:
-      UserError: they are of none, or of more than one.
+      UserError: there is no such network, or more than one.
     """
     classes = _classes(arrays, origin)
     given = {name: a.shape for name, a in arrays.items() if not name.endswith(COUNTER)}
@@ -68,8 +70,8 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
     for variant in VARIANTS:
         model = create_model(variant, num_classes=classes)
         if model in found or _stage_sizes(given) != model.stage_sizes:
-            continue  # another name of the same network, or not worth a trace
-        # Most differ in the first block of a stage, and that is soon traced.
+            continue  # another name of the same network, or no need to trace it
+        # Most differ in the first block of a stage, which is traced quickly.
         shallow = create_model(
             variant, num_classes=classes, stage_sizes=(1,) * len(model.stage_sizes)
         )
@@ -79,12 +81,12 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
         return next(iter(found))
     if not found:
         raise UserError(
-            f"the names and shapes in {origin} are of no network that is known here; name the "
-            f"network to compare it with by --model ({', '.join(list(VARIANTS)[:6])}, ...)"
+            f"the names and shapes in {origin} are not those of a known network; name the "
+            f"network to compare it with as --model ({', '.join(list(VARIANTS)[:6])}, ...)"
         )
     raise UserError(
-        f"{origin} fits {' and '.join(found.values())}, which have the same shapes; name one of "
-        "them by --model"
+        f"{origin} fits {' and '.join(found.values())}, which have the same shapes; give one of "
+        "them as --model"
     )
 
 
@@ -93,11 +95,11 @@ def _classes(arrays: Arrays, origin: str) -> int:
     for name in ("fc.bias", "linear.bias", "head.fc.bias"):
         if name in arrays and arrays[name].ndim == 1:
             return len(arrays[name])
-    raise UserError(f"{origin} has no head that is known here (fc, linear or head.fc)")
+    raise UserError(f"{origin} has no head of a known name (fc, linear or head.fc)")
 
 
 def _stage_sizes(names: Iterable[str]) -> tuple[int, ...]:
-    """Blocks of each stage, by the names."""
+    """The number of blocks of each stage, from the names."""
     blocks: dict[int, int] = {}
     for name in names:
         match = re.match(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.", name)

@@ -1,4 +1,4 @@
-"""Networks with weights: from wherever these are, and out again."""
+"""Loads networks with weights from any source, and exports them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,17 +21,17 @@ from resnet_flax.weights.torch_layout import COUNTER, export_torch, layout_of
 
 
 class Pretrained(NamedTuple):
-    """A network with weights, and all that is needed to use it.
+    """A network with weights, and everything needed to use it.
 
     Attributes:
       model: the network.
-      variables: `params` and `batch_stats`, what `model.apply` takes.
-      preprocessing: what its images go through; None where nothing says.
-      class_names: of its outputs; empty where nothing says.
-      origin: where the weights come from, for a person.
+      variables: `params` and `batch_stats`, for `model.apply`.
+      preprocessing: of its images; None if unknown.
+      class_names: of its outputs; empty if unknown.
+      origin: where the weights come from, in words.
       sha256: of the file, empty for a checkpoint.
-      config: of the training, where it is a checkpoint of ours; else empty.
-      assumed: nothing says so, the preprocessing is only the usual one.
+      config: of the training if it is a checkpoint of this package; else empty.
+      assumed: whether the preprocessing is unknown and the usual one is assumed.
     """
 
     model: ResNet
@@ -57,25 +57,24 @@ def load(
     """A network with its weights.
 
     Args:
-      what: a published name such as 'resnet50.tv2_in1k' (fetched once and kept), a weights file
-        (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of ours, or a
-        variant whose weights `weights` gives.
-      variant: of a weights file, where its shapes do not decide it.
-      weights: a weights file or published name, where `what` is a variant.
-      model: the network that the weights go into, of any `dtype`, `scan` and `num_classes`; by
-        default the one that they are of.
-      dtype: of the computation; by default float32, or what the run or `model` has.
-      reset_head: where the weights are for another number of classes than `model`, keep its head
-        as it is initialised.
+      what: a published name such as 'resnet50.tv2_in1k' (downloaded once), a weights file
+        (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of this package, or
+        a variant whose weights are given by `weights`.
+      variant: of a weights file, if its shapes do not decide it.
+      weights: a weights file or published name, if `what` is a variant.
+      model: the network to load the weights into, with any `dtype`, `scan` and `num_classes`; by
+        default the one that they are from.
+      dtype: of the computation; by default float32, or that of the run or `model`.
+      reset_head: if the weights are for another number of classes than `model`, initialise a new
+        head.
       seed: of that head.
 
     Returns:
       The network, its variables in its `param_dtype`, and what is known about them.
 
     Raises:
-      UserError: there is no such thing, it cannot be read, nothing decides what network it is of,
-        or it does not fit `model`; then all that is missing, unexpected or of another shape is
-        named.
+      UserError: there is no such thing, it cannot be read, its network is ambiguous, or it does not
+        fit `model`; then the message names everything missing, unexpected or of another shape.
     """
     name = str(what)
     if weights:
@@ -92,11 +91,11 @@ def load(
     if not _is_checkpoint(Path(name)):
         found = _load_file(name, variant, model, head)
     elif variant:
-        raise UserError(f"{name} says itself which network it holds; leave {variant} out")
+        raise UserError(f"{name} already describes its network; leave {variant} out")
     else:
         found = _load_checkpoint(Path(name), model, head)
     if len(found.class_names) != found.model.num_classes:
-        found = found._replace(class_names=())  # they were those of another head
+        found = found._replace(class_names=())  # they are those of another head
     if dtype is not None:
         found = found._replace(model=found.model.clone(dtype=dtype))
     return found
@@ -124,25 +123,25 @@ def _load_file(
     preprocessing = described.preprocessing
     assumed = preprocessing is None and model.stem != "cifar"
     if assumed:
-        preprocessing = Preprocessing()  # what most of these were trained with
+        preprocessing = Preprocessing()  # the one that most of these were trained with
     names = described.class_names
     return Pretrained(model, variables, preprocessing, names, origin, file.sha256, assumed=assumed)
 
 
 def _path_of(name: str) -> Path:
-    """The file of published weights, fetched where need be, or the one of that name."""
+    """The file of published weights, downloaded if needed, or the file of that name."""
     if name in CATALOG:
         return fetch(name)
     path = Path(name)
     if name and path.is_dir():
-        raise UserError(f"{name} holds no checkpoints; give a workdir of a run, or a weights file")
+        raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
     if name and path.exists():
         return path
-    unknown = f"{name or repr(name)} is no file, no workdir and no published name"
+    unknown = f"{name or repr(name)} is not a file, workdir or published name"
     if name in VARIANTS:
         others = [known for known in CATALOG if known.partition(".")[0] == name]
-        hint = f", or take one of {', '.join(others)}" if others else ""
-        raise UserError(f"{unknown}, but a network without weights; add --weights FILE{hint}")
+        hint = f", or use one of {', '.join(others)}" if others else ""
+        raise UserError(f"{unknown}, but a network without weights; pass --weights FILE{hint}")
     raise UserError(unknown + closest(name, [*CATALOG, *VARIANTS]))
 
 
@@ -151,7 +150,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _load_checkpoint(path: Path, model: ResNet | None, head: Mapping[str, Any]) -> Pretrained:
-    """The newest whole checkpoint of a workdir, or the one that `path` is."""
+    """The newest undamaged checkpoint of a workdir, or the one at `path`."""
     checkpoint = path if (path / "meta").is_dir() else newest(path / "checkpoints")
     try:
         meta = read_meta(checkpoint)
@@ -177,10 +176,10 @@ def _load_checkpoint(path: Path, model: ResNet | None, head: Mapping[str, Any]) 
 
 
 def export(pretrained: Pretrained, path: str | Path) -> None:
-    """Writes safetensors under torchvision's names (timm's or akamaster's where it has none).
+    """Writes safetensors with torchvision's names (or timm's or akamaster's, if it has none).
 
-    torch loads it strictly; this package reads from it, beside the arrays, which network it is,
-    its preprocessing and the names of its classes.
+    torch can load it strictly; this package also reads from it the network, its preprocessing and
+    the names of its classes.
     """
     model, variables, preprocessing, class_names, origin, *_ = pretrained
     arrays = export_torch(variables, model, layout_of(model))

@@ -1,4 +1,4 @@
-"""Where every parameter of ours stands in the state dictionaries of torch networks."""
+"""The names of our parameters in the state dictionaries of torch networks."""
 
 import re
 from collections.abc import Mapping
@@ -12,17 +12,17 @@ from resnet_flax.models.scan import unstack
 
 Arrays = dict[str, np.ndarray]
 
-# torch counts batches; nothing here depends on it.
+# torch counts batches; the counter is not used here.
 COUNTER = "num_batches_tracked"
 
-# What a normalisation's arrays are called there.
+# The names of a normalisation's arrays in torch.
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def layout_of(model: ResNet) -> str:
-    """The names under which a network's weights are known in torch, see `torch_name`.
+    """The layout of a network's names in torch, see `torch_name`.
 
-    torchvision's and timm's where these have such networks.
+    torchvision's or timm's, if these have such a network.
     """
     if model.preactivation:
         return "timm_v2"
@@ -66,7 +66,7 @@ def _module_name(modules: list[str], model: ResNet, layout: str) -> str:
     if inner[0] == "shortcut":
         if layout == "akamaster":
             raise UserError("the layout akamaster has no projections; use shortcut='A'")
-        first_index = 1 if model.avg_down else 0  # the pooling is number 0 there
+        first_index = 1 if model.avg_down else 0  # in torch the pooling is number 0
         return f"{prefix}.downsample.{first_index + (inner[1] == 'norm')}"
     return f"{prefix}.{inner[0].replace('norm', 'bn')}"
 
@@ -75,7 +75,8 @@ def _stem_name(module: str, model: ResNet, layout: str) -> str:
     if layout == "timm_v2":
         return f"stem.{module if model.stem == 'deep' else module[:-1]}"
     if model.stem == "deep":
-        # A sequence: convolution, normalisation, activation, and again; the last one outside.
+        # In torch a sequence of convolution, normalisation, activation, ...; the last one is
+        # outside.
         number = int(module[-1])
         if module == "norm3":
             return "bn1"
@@ -89,7 +90,7 @@ def to_torch(path: str, array: np.ndarray, layout: str) -> np.ndarray:
         return array.transpose(3, 2, 0, 1)
     if array.ndim == 2:
         array = array.T
-        # Dense layers that are 1x1 convolutions there.
+        # Some dense layers are 1x1 convolutions in torch.
         return array[..., None, None] if _is_convolution(path, layout) else array
     return array
 

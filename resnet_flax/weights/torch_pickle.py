@@ -1,7 +1,7 @@
-"""Reads what torch.save wrote, without torch, and without running anything that it asks for.
+"""Reads files of torch.save, without torch, and without running code from them.
 
-A pickle is a program: loading one may call any function. This reader knows the few names that
-tensors and plain containers need, has its own functions for them, and refuses all others.
+A pickle is a program: loading one may call any function. This reader replaces the few names that
+tensors and plain containers need by its own functions, and refuses all others.
 """
 
 import collections
@@ -20,7 +20,7 @@ import numpy as np
 
 from resnet_flax.errors import UserError
 
-# Of the format before torch 1.6, in which pickles and storages follow one another.
+# Marks the format before torch 1.6, a sequence of pickles and storages.
 _MAGIC = 0x1950A86A20F9469CFC6C
 
 _DTYPES = {
@@ -37,19 +37,20 @@ _DTYPES = {
 }
 
 
-# Types that a checkpoint may mention beside its tensors; names stand in for them.
+# Types that a checkpoint may contain besides tensors; they are replaced by their names.
 _NAMES = (
     *("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64"),
     *("uint8", "bool", "complex64", "complex128", "strided", "channels_last"),
     *_DTYPES,
 )
 
-# A state dictionary's arrays may be views of common storages; copied, not more than so many times.
+# A state dictionary's arrays may be views of shared storages; copies are limited to so many times
+# the file's size.
 _COPIES = 4
 
 
 class _Storage:
-    """A run of numbers that tensors are views of; filled once its bytes are read."""
+    """Memory that tensors are views of; filled once its bytes are read."""
 
     def __init__(self, dtype: Any, size: int) -> None:
         self.dtype, self.size = np.dtype(dtype), size
@@ -57,7 +58,7 @@ class _Storage:
 
 
 class Tensor:
-    """What a tensor is in the object that was read, until `array` copies it.
+    """A tensor in the object that was read, until `array` copies it.
 
     Attributes:
       nbytes: of the copy.
@@ -68,19 +69,19 @@ class Tensor:
         self._shape, self._strides = tuple(shape), tuple(strides)
         numbers = (self._offset, *self._shape, *self._strides)
         if any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError("a tensor that is none")
+            raise ValueError("an invalid tensor")
         if len(self._shape) != len(self._strides):
-            raise ValueError("a tensor with other strides than axes")
+            raise ValueError("a tensor with different numbers of strides and axes")
         self.nbytes = math.prod(self._shape) * storage.dtype.itemsize
 
     def array(self) -> np.ndarray:
-        """The numbers, as an array of its own."""
+        """A copy of the elements as an array."""
         values = self._storage.values
         if values is None:
-            raise ValueError("a tensor without numbers")
+            raise ValueError("a tensor without data")
         if self.nbytes == 0:
             return np.zeros(self._shape, values.dtype)
-        # Views are made of raw memory: nothing may lie outside of it.
+        # Views are of raw memory, so they must lie inside it.
         last = self._offset + sum(
             (n - 1) * stride for n, stride in zip(self._shape, self._strides, strict=True)
         )
@@ -94,11 +95,11 @@ class Tensor:
 
 
 class Read(NamedTuple):
-    """What a file held.
+    """The contents of a file.
 
     Attributes:
-      tree: the object, with `Tensor`s in the place of tensors.
-      budget: bytes that arrays copied from it may take in all.
+      tree: the object, with `Tensor`s in place of tensors.
+      budget: total bytes that arrays copied from it may take.
     """
 
     tree: Any
@@ -107,7 +108,7 @@ class Read(NamedTuple):
     def arrays(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Tensors of the tree as arrays."""
         if sum(tensor.nbytes for tensor in tensors.values()) > self.budget:
-            raise ValueError("tensors that show the same memory many times over")
+            raise ValueError("tensors that view the same memory many times")
         return {name: tensor.array() for name, tensor in tensors.items()}
 
 
@@ -118,7 +119,7 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(program), encoding="utf-8")
         self._name, self._storage = name, storage
 
-        # Made again for each file: what a pickle may do to them, it does to its own.
+        # Defined for each file, so that a pickle can only modify its own.
         def rebuild(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
             if not isinstance(storage, _Storage) or any(more[2:]):  # conjugate, negative
                 raise ValueError("a tensor of an unknown kind")
@@ -149,7 +150,7 @@ class _Unpickler(pickle.Unpickler):
         module = {"__builtin__": "builtins"}.get(module, module)
         if (module, name) not in self._known:
             raise UserError(
-                f"{self._name} asks to run {module}.{name}, which no weights need; nothing was "
+                f"{self._name} tries to run {module}.{name}, which no weights need; nothing was "
                 "run: use a file of tensors only (a safetensors file, or torch.save of a "
                 "state_dict)"
             )
@@ -163,8 +164,8 @@ def read_zip(path: Path) -> Read:
     """The object in a file of torch 1.6 or newer.
 
     Raises:
-      UserError: it asks for more than tensors and plain containers.
-      Exception: of all kinds where it is damaged.
+      UserError: it has more than tensors and plain containers.
+      Exception: of any type if it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -172,14 +173,14 @@ def read_zip(path: Path) -> Read:
         storages: dict[str, _Storage] = {}
 
         def member(name: str) -> bytes:
-            # Not compressed, as torch writes it: a file cannot hold more than its own size.
+            # Must be uncompressed, as torch writes it, so it cannot be larger than the file.
             info = archive.getinfo(f"{folder}{name}")
             if info.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{name} is compressed")
             return archive.read(info)
 
         if f"{folder}byteorder" in names and member("byteorder") != b"little":
-            raise ValueError("numbers in big-endian order")
+            raise ValueError("big-endian numbers")
 
         def storage(pid: Any) -> _Storage:
             kind, key, size = _parse(pid)
@@ -201,7 +202,7 @@ def read_legacy(path: Path) -> Read:
         return storages.setdefault(key, _Storage(_DTYPES[kind], size))
 
     def none(pid: Any) -> _Storage:
-        raise ValueError("a storage where none belongs")
+        raise ValueError("an unexpected storage")
 
     with path.open("rb") as file:
 
@@ -209,17 +210,17 @@ def read_legacy(path: Path) -> Read:
             return _Unpickler(_program(file), str(path), find).load()
 
         if load() != _MAGIC:
-            raise UserError(f"{path} is a pickle, but none that torch.save wrote; use weights")
+            raise UserError(f"{path} is a pickle, but not from torch.save; give a file of weights")
         load()  # version of the protocol
         if load().get("little_endian") is not True:
-            raise ValueError("numbers in big-endian order")
+            raise ValueError("big-endian numbers")
         found = load(storage)
         end = path.stat().st_size
         for key in load():
             (size,) = struct.unpack("<q", file.read(8))
             wanted = storages[key].dtype.itemsize * storages[key].size
             if size != storages[key].size or wanted > end - file.tell():
-                raise ValueError("a storage is cut off")
+                raise ValueError("a storage is truncated")
             _fill(storages[key], file.read(wanted))
     return Read(found, _budget(path))
 
@@ -229,22 +230,22 @@ def _budget(path: Path) -> int:
 
 
 def _program(file: io.BufferedIOBase) -> bytes:
-    """The next pickle of a file, which does not ask for more memory than it fills.
+    """The next pickle of a file; refuses one that would allocate more memory than it fills.
 
-    The unpickler makes room for every number below the largest that a value is kept under.
+    The unpickler allocates a memo up to the largest index that a pickle uses.
     """
     start = file.tell()
     operations: Any = pickletools.genops(file)  # type: ignore[arg-type]
     numbers = [int(arg) for code, arg, _ in operations if "PUT" in code.name]
     end = file.tell()
     if max(numbers, default=0) > end - start:
-        raise ValueError("a pickle that keeps its values under numbers beyond all")
+        raise ValueError("a pickle with too large a memo index")
     file.seek(start)
     return file.read(end - start)
 
 
 def _parse(pid: Any) -> tuple[str, str, int]:
-    """Type, key and number of elements of the storage that a pickle names."""
+    """Type, key and number of elements of a storage in a pickle."""
     word, kind, key, _, size, *view = pid
     if word != "storage" or kind not in _DTYPES or type(size) is not int or any(view):
         raise ValueError("a storage of an unknown kind")
@@ -254,5 +255,5 @@ def _parse(pid: Any) -> tuple[str, str, int]:
 def _fill(storage: _Storage, data: bytes) -> None:
     values = np.frombuffer(data, storage.dtype)
     if len(values) != storage.size:
-        raise ValueError("a storage is of another size than it says")
+        raise ValueError("a storage has another size than declared")
     storage.values = values

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["train", "--workdir"], "--workdir needs a value; see resnet-flax train --help"),
         (["train", "--workdir", "--config.steps=3"], "--workdir needs a value"),
         (["train", "--print_config=yes"], "--print_config takes no value; see"),
-        (["--workdir=x", "train"], "the flag --workdir=x must stand after resnet-flax train"),
+        (["--workdir=x", "train"], "the flag --workdir=x must come after resnet-flax train"),
         (["models", "--config.steps=3"], "there is no flag '--config.steps=3'; see"),
         (["reproduce"], "resnet-flax reproduce needs an action: list, run or show; see"),
         (["eval", "x", "--scales=224"], "--scales and --exact need --protocol=multiscale"),
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent.parent.parent
         (["train", "--config.steps", "--print_config"], "config key steps needs a value"),
         (
             ["sweep", "--seeds=1,x"],
-            "--seeds must be whole numbers from 0 to 2147483647 with commas between them, such as",
+            "--seeds must be whole numbers from 0 to 2147483647 separated by commas, such as",
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_settings_may_stand_anywhere_and_apart_from_their_value(capsys):
 
 
 def test_help_is_quick():
-    # Half a second on an idle machine; the best of three, since this one may not be idle.
+    # Half a second on an idle machine; the best of three, as this one may not be idle.
     def once():
         start = time.monotonic()
         subprocess.run([sys.executable, "-m", "resnet_flax", "--help"], check=True, cwd=ROOT)
@@ -167,7 +167,7 @@ def test_a_workdir_that_cannot_be_written_is_named(command, tmp_path):
     workdir.mkdir()
     workdir.chmod(0o555)
     wrapper = ()
-    if os.geteuid() == 0:  # whom permissions do not bind, unless it lays that power down
+    if os.geteuid() == 0:  # root ignores permissions unless it drops that capability
         if shutil.which("setpriv") is None:
             pytest.skip("root without setpriv writes everywhere")
         wrapper = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
@@ -184,7 +184,7 @@ def test_a_full_disk_is_one_sentence(command, tmp_path):
         pytest.skip("mounting a small disk needs root")
     try:
         flags = (f"--workdir={disk / 'run'}", "--config.log.every=1", "--config.steps=200")
-        # Too small for a checkpoint, and then for the metrics.
+        # Too small for a checkpoint, then for the metrics.
         assert "cannot save the checkpoint of step 5" in _sentence(
             command(*flags, "--config.checkpoint.every=5")
         )

@@ -1,4 +1,4 @@
-"""Help pages: whole sentences in 80 columns, shown at once, with examples that can be run."""
+"""Help pages: complete sentences in 80 columns, shown quickly, with examples that can be run."""
 
 import argparse
 import shlex
@@ -80,7 +80,7 @@ def test_defaults_are_named(page):
         switch = action.nargs in (0, argparse.PARSER) or action.required
         if switch or isinstance(action, argparse._AppendAction) or "default" in action.help:
             continue
-        # What takes effect only where it is given, and then says more than the model's own.
+        # Flags without a default.
         needed = {"--coordinator", "--num_processes", "--process_id", "--weights", "--model"}
         own = {"--size", "--crop_fraction", "--interpolation", "--mean", "--std"}
         assert {*action.option_strings} <= needed | own, action

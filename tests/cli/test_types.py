@@ -1,4 +1,4 @@
-"""What arguments may be."""
+"""Types of arguments."""
 
 import os
 import shutil
@@ -57,18 +57,18 @@ def test_values_are_parsed(parse, text, value):
         (
             LIST,
             ("1,x", "1,", "", "10", "-1", "1.5", "1 2"),
-            "must be whole numbers from 0 to 9 with commas between them, such as 0,1,2, not '{}'",
+            "must be whole numbers from 0 to 9 separated by commas, such as 0,1,2, not '{}'",
         ),
         (
             CHANNELS,
             ("a", "0.5,", "nan", "0.5,inf", ""),
-            "must be one number, or one for each channel with commas between them, such as "
+            "must be one number, or one for each channel separated by commas, such as "
             "0.5,0.4,0.3, not '{}'",
         ),
         (
             SCALES,
             ("0", "0.5,0,0.5"),
-            "must be one number other than 0, or one for each channel with commas between them, "
+            "must be one number other than 0, or one for each channel separated by commas, "
             "such as 0.5,0.4,0.3, not '{}'",
         ),
         (
@@ -133,7 +133,7 @@ def test_an_output_file_in_a_directory_of_another_is_told(tmp_path):
     tmp_path.chmod(0o555)
     code = f"from resnet_flax.cli.types import *; output_file()('{tmp_path}/new/x.json')"
     command = [sys.executable, "-c", code]
-    if os.geteuid() == 0:  # whom permissions do not bind, unless it lays that power down
+    if os.geteuid() == 0:  # root ignores permissions unless it drops that capability
         if shutil.which("setpriv") is None:
             pytest.skip("root without setpriv writes everywhere")
         command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]

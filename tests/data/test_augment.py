@@ -47,7 +47,7 @@ def test_every_result_is_a_crop_of_the_padded_image_or_of_its_mirror(images):
 
 
 def test_half_are_mirrored_wherever_they_are_cropped():
-    # Every pixel says its row and column, so that a crop says its corner and whether it is turned.
+    # Every pixel encodes its row and column, so a crop shows its corner and whether it is flipped.
     y, x = np.mgrid[1:7, 1:6]
     image = jnp.asarray(np.stack([y, x, x * 0 + 1], -1), jnp.uint8)
     result = _augment(jnp.broadcast_to(image, (4000, 6, 5, 3)), 0, pad=1).astype(int)
@@ -120,7 +120,7 @@ def test_erased_rectangles_are_of_the_sizes_of_the_paper():
         places.append((rows[0] / (40 - height + 1), columns[0] / (40 - width + 1)))
     assert 0.015 < min(areas) < 0.04
     assert 0.28 < max(areas) < 0.36
-    # Log-uniform: as many upright rectangles as lying ones, a quarter beyond 1.82.
+    # Log-uniform: as many tall rectangles as wide ones, a quarter beyond 1.82.
     assert 0.42 < np.mean(np.log(ratios) > 0) < 0.58
     assert 0.17 < np.mean(np.array(ratios) > 3.3**0.5) < 0.33
     assert np.abs(np.mean(places, 0) - 0.48).max() < 0.06
@@ -146,7 +146,7 @@ def test_mixup_blends_neighbours_and_targets_alike():
         blended = share * np.eye(8) + (1 - share) * np.roll(np.eye(8), 1, 0)
         np.testing.assert_allclose(targets, blended, atol=1e-6)
         np.testing.assert_allclose(mixed, share * x + (1 - share) * np.roll(x, 1, 0), atol=1e-4)
-    # Of beta(0.2, 0.2) about two thirds lie within 0.1 of the ends.
+    # About two thirds of beta(0.2, 0.2) are within 0.1 of the ends.
     ends = np.minimum(shares, np.subtract(1, shares)) < 0.1
     assert 0.45 < ends.mean() < 0.9
     assert len(set(shares)) == 60
@@ -174,8 +174,8 @@ def test_cutmix_pastes_a_rectangle_and_weighs_the_targets_by_its_area():
 
 
 def test_the_rectangle_has_the_share_that_was_drawn():
-    # Where no edge cuts it off: the root of 1 - share on either side (Yun et al. 2019, eq. 1),
-    # with the share of beta(1, 1) uniform, so that sides are distributed as the root is.
+    # If it is not clipped, both sides are the root of 1 - weight (Yun et al. 2019, eq. 1), with a
+    # uniform weight from beta(1, 1), so sides are distributed like the root.
     x, sides = _x(2, 100), []
     for step in range(400):
         mixed, _ = _mix(x, step, cutmix=1.0)
@@ -183,7 +183,7 @@ def test_the_rectangle_has_the_share_that_was_drawn():
         rows = np.flatnonzero(pasted.any(1))
         if len(rows) and rows[0] > 0 and rows[-1] < 99:
             sides.append(len(rows) / 100)
-    # P(side > 1/2) would be 3/4, less what is cut off: side s stays inside with 1 - s.
+    # P(side > 1/2) would be 3/4 without clipping: side s stays inside with probability 1 - s.
     weights = np.linspace(0, 1, 1001)
     inside = 2 * weights * (1 - weights)
     expected = inside[weights > 0.5].sum() / inside.sum()

@@ -1,4 +1,4 @@
-"""From a config's `data` to what it names."""
+"""From a config's `data` to splits and transforms."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,7 +82,7 @@ def test_the_mean_image_is_subtracted_before_padding():
         dtype=jnp.float32,
     )
     levels = set(np.round(np.unique(x) * 255 * 0.5, 3))
-    # What the crop adds is the mean, 0; and the scale is that of pixels in [0, 1].
+    # The crop pads with the mean, 0; and the scale is that of pixels in [0, 1].
     assert {0.0} < levels <= {0.0, *map(float, range(53, 101))}
 
 

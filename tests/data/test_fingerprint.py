@@ -1,4 +1,4 @@
-"""What a data set is, wherever it lies, and what changed of it."""
+"""Fingerprints of data sets, and the differences between them."""
 
 import os
 import shutil
@@ -63,17 +63,20 @@ def test_the_same_images_at_another_place_and_time_are_the_same_data(folder, tmp
         ),
         (
             lambda d: shutil.copytree(d / "red", d / "pink"),
-            ["class pink came", "there are 16 examples and were 12"],
-            ["class pink came", "there are 16 examples and were 12"],
+            ["class pink added", "there are 16 examples and were 12"],
+            ["class pink added", "there are 16 examples and were 12"],
         ),
         (
             lambda d: (d / "red" / "001.png").unlink(),
-            ["1 file went: red/001.png", "there are 11 examples and were 12"],
+            ["1 file removed: red/001.png", "there are 11 examples and were 12"],
             ["class red has 3 images and had 4", "there are 11 examples and were 12"],
         ),
         (
             lambda d: [shutil.copy(d / "red/001.png", d / f"red/{n}.png") for n in range(4)],
-            ["4 files came: red/0.png, red/1.png, red/2.png, ...", "there are 16 examples and wer"],
+            [
+                "4 files added: red/0.png, red/1.png, red/2.png, ...",
+                "there are 16 examples and wer",
+            ],
             ["class red has 8 images and had 4", "there are 16 examples and were 12"],
         ),
         (
@@ -83,7 +86,7 @@ def test_the_same_images_at_another_place_and_time_are_the_same_data(folder, tmp
         ),
         (
             lambda d: (d / "red/001.png").rename(d / "red/9.png"),
-            ["1 file went: red/001.png", "1 file came: red/9.png"],
+            ["1 file removed: red/001.png", "1 file added: red/9.png"],
             ["images of class red have other names or sizes"],
         ),
         (lambda d: None, [], []),
@@ -120,10 +123,10 @@ def test_two_classes_exchanged_are_seen_though_names_and_sizes_are_the_same(fold
         (directory / "blue").rename(directory / "red")
         (directory / "x").rename(directory / "blue")
 
-    assert _changed(folder, exchange) == (["classes blue, red hold other images"],) * 2
+    assert _changed(folder, exchange) == (["classes blue, red have other images"],) * 2
     assert _changed(
         folder, lambda d: (d / "red/000.bmp").write_bytes((d / "red/001.bmp").read_bytes())
-    )[0] == ["class red holds other images"]
+    )[0] == ["class red has other images"]
 
 
 def test_a_list_of_another_moment_is_not_believed(folder):
@@ -156,7 +159,7 @@ def test_tfds_sets_are_their_version_and_files(data_dir, folder):
     part = take(open_source("tfds:digits", "train[:10%]", data_dir))
     assert differences(found, part, {}, {}) == ["there are 144 examples and were 1,437"]
     assert differences(found, take(test), {}, {})[:1] == [
-        f"1 file went: {next(iter(found['files']))}"
+        f"1 file removed: {next(iter(found['files']))}"
     ]
     other = {**found, "set": "digits/2.0.0"}
     assert differences(found, other, {}, {}) == ["it is digits/2.0.0 and was digits/1.0.0"]

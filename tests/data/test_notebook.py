@@ -1,4 +1,4 @@
-"""What a notebook's cell does."""
+"""Batches in a notebook's cell."""
 
 import io
 

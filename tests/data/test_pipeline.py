@@ -158,7 +158,7 @@ def test_evaluation_transforms_every_image():
 
 def test_images_that_are_not_of_one_size_are_explained():
     with (
-        pytest.raises(UserError, match=r"not of one size .*20, 25, 3.*; set data.size"),
+        pytest.raises(UserError, match=r"have different sizes .*20, 25, 3.*; set data.size"),
         eval_batches(PHOTOGRAPHS, batch_size=16) as batches,
     ):
         list(batches)

@@ -1,4 +1,4 @@
-"""The one normaliser, and what checkpoints hold of it."""
+"""Preprocessing, and its form in checkpoints."""
 
 import json
 

@@ -5,7 +5,7 @@ from resnet_flax.data.sampler import Sampler, permutation
 
 
 def test_the_order_is_fixed_for_good():
-    # Written down: a change would part runs that go on from those that began before it.
+    # Fixed numbers: with another order, continued runs would not reproduce uninterrupted ones.
     np.testing.assert_array_equal(permutation(10, 0, 0), [0, 2, 9, 1, 8, 5, 4, 3, 6, 7])
     np.testing.assert_array_equal(Sampler(10, 3).examples(7, 6), [4, 3, 0, 9, 7, 8])
 

@@ -54,8 +54,8 @@ def test_splits_can_be_sliced(data_dir):
         ("digits", "train", "data.source must be tfds:NAME or folder:DIR"),
         ("tfds:", "train", "data.source must be tfds:NAME or folder:DIR"),
         ("tfds:digit", "train", "no data set called 'digit'; did you mean digits"),
-        ("tfds:../x", "train", "TFDS cannot make '../x' out: "),
-        ("tfds:digits/2.0", "train", "TFDS cannot make 'digits/2.0' out: "),
+        ("tfds:../x", "train", "TFDS cannot open '../x': "),
+        ("tfds:digits/2.0", "train", "TFDS cannot open 'digits/2.0': "),
         (
             "tfds:digits",
             "validation",
@@ -123,12 +123,12 @@ def test_bad_folders_are_explained(folder, tmp_path):
     )
     explained("/nowhere cannot be read: No such file or directory", where=tmp_path / "nowhere")
     (folder / "val" / "dog").mkdir()
-    explained(r"val/dog is a class that the training images lack", "val")
+    explained(r"val/dog is a class without training images", "val")
     (folder / "train" / "dog").mkdir()
-    explained(r"train/dog holds no image \(.jpg, .*\); add some, or remove it")
+    explained(r"train/dog has no images \(.jpg, .*\); add some, or remove it")
     (folder / "flat" / "train").mkdir(parents=True)
     (folder / "flat" / "train" / "a.png").write_bytes(b"")
-    explained(r"flat/train has no directories", where=folder / "flat")
+    explained(r"flat/train has no subdirectories", where=folder / "flat")
     (folder / "train" / "dog" / "0.png").write_bytes(b"no image")
     source = open_source(f"folder:{folder}", "train")
     with pytest.raises(UserError, match=r"train/dog/0.png cannot be decoded .* damaged"):
@@ -178,7 +178,7 @@ def test_a_holdout_is_the_same_for_every_seed_and_no_training_example():
 def test_arrays_that_are_no_data_set_are_explained(images, labels, message):
     with pytest.raises(UserError, match=message):
         ArraySource(images, labels, ("a", "b"))
-    with pytest.raises(UserError, match="batch_size and epochs take numbers from 1"):
+    with pytest.raises(UserError, match="batch_size and epochs must be at least 1"):
         batches(ArraySource(np.zeros((2, 3, 3, 1), np.uint8), [0, 1], "ab"), batch_size=0)
 
 
@@ -191,7 +191,7 @@ def test_the_classes_are_those_of_the_training_images_whatever_its_directory_is_
     assert train.class_names == held_out.class_names == ("ant", "bee", "cat")
     assert [int(held_out[i]["label"]) for i in range(2)] == [1, 2]
     (folder / "val" / "dog").mkdir()
-    with pytest.raises(UserError, match="val/dog is a class that the training images lack"):
+    with pytest.raises(UserError, match="val/dog is a class without training images"):
         open_splits(data)
 
 
@@ -210,7 +210,7 @@ def test_what_the_file_system_refuses_is_said_in_its_words(folder):
     with pytest.raises(UserError, match=r"ant/9.png cannot be read: No such file or directory"):
         source[4]
     os.mkdir(os.fsencode(folder / "train") + b"/d\xff")
-    with pytest.raises(UserError, match=r"directory of the name 'd\\udcff', which cannot be shown"):
+    with pytest.raises(UserError, match=r"directory named 'd\\udcff', which cannot be printed"):
         open_source(f"folder:{folder}", "train")
 
 
@@ -230,12 +230,16 @@ def test_labels_that_are_no_classes_are_explained():
             return {"image": file.getvalue(), "label": -1}
 
     source = TfdsSource("tfds:x", Examples([0]), ("a", "b"), 3)
-    with pytest.raises(UserError, match="example 0 of tfds:x has the label -1, which is none of"):
+    with pytest.raises(
+        UserError, match="example 0 of tfds:x has the label -1, which is not one of"
+    ):
         source[0]
 
 
 def test_only_images_of_one_size_are_kept_in_memory(folder):
-    with pytest.raises(UserError, match=r"of one size .* \(10, 20, 3\) and number 1 .*10, 21, 3"):
+    with pytest.raises(
+        UserError, match=r"of the same size .* \(10, 20, 3\) and number 1 .*10, 21, 3"
+    ):
         in_memory(open_source(f"folder:{folder}", "train"))
 
 

@@ -1,4 +1,4 @@
-"""Crops, resizing and RandAugment: on fixed input, and against torchvision where it is."""
+"""Crops, resizing and RandAugment: on fixed input, and against torchvision if installed."""
 
 import importlib.util
 import io
@@ -46,7 +46,7 @@ def test_the_shorter_side_is_resized_to(size, side, expected):
 def test_the_centre_is_cropped(photograph):
     array = np.asarray(photograph)
     np.testing.assert_array_equal(np.asarray(center_crop(photograph, 20)), array[10:30, 20:40])
-    # Of an odd rest the half is rounded to even, as in torchvision.
+    # Half of an odd margin is rounded to even, as in torchvision.
     np.testing.assert_array_equal(np.asarray(center_crop(photograph, 37)), array[2:39, 12:49])
 
 
@@ -91,7 +91,7 @@ def test_jitter_crops_a_square_of_the_resized_image(photograph):
         smallest.add(tuple(np.argwhere(same)[0]))
     assert {30, 50} <= sides
     assert len(corners) > 60
-    # Of the smallest side, 30 by 45, every row of corners comes, the last one too.
+    # With the smallest side, 30 by 45, corners are in every row, including the last one.
     rows, columns = zip(*smallest, strict=True)
     assert {min(rows), max(rows)} == {0, 30 - 24}
     assert {min(columns), max(columns)} == {0, 45 - 24}
@@ -112,7 +112,7 @@ def test_random_boxes_are_of_the_area_and_shape_that_are_asked():
     assert area.max() > 0.9
     assert 0.74 < ratio.min() < 0.77
     assert 1.3 < ratio.max() < 1.35
-    # Uniform up to where the largest boxes do not fit any more.
+    # Uniform up to the area where the largest boxes no longer fit.
     assert abs((area < 0.31).mean() / (area < 0.54).mean() - 0.5) < 0.05
     # Log-uniform: half of the small boxes, which all fit, are wider than high, and a quarter
     # beyond the root of 4/3; a uniform ratio would have 57 and 31 %.
@@ -190,7 +190,7 @@ def test_operations_do_what_they_are_called(photograph, name):
         case "colour":
             assert np.ptp(after, axis=-1).mean() < np.ptp(before, axis=-1).mean()
         case "rotate":
-            # Counterclockwise about the middle: what was on the right is now above.
+            # Counterclockwise about the centre: what was on the right is now above.
             assert abs(after[20, 30] - before[20, 30]).max() <= 12
 
 
@@ -283,7 +283,7 @@ class TestTorchvision:
 
 
 def test_evaluation_of_photographs_is_as_written_down(shared_data):
-    """Means of what torchvision's `Resize(256)` and `CenterCrop(224)` gave (with Pillow 12)."""
+    """Means after torchvision's `Resize(256)` and `CenterCrop(224)` (with Pillow 12)."""
     files = sorted((shared_data / "imagenet_sample/train").glob("*/*"))[::80]
     means = [EvalTransform(224)(load(file, str(file), 3)).mean() for file in files]
     np.testing.assert_allclose(means, [114.21, 102.53, 45.088, 121.464, 89.771], atol=0.01)
@@ -305,7 +305,7 @@ def test_sixteen_bits_become_eight_and_other_numbers_are_refused():
     np.testing.assert_array_equal(to_array(load(file, "it", 1))[..., 0], ramp // 256)
     file = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.float32)).save(file, "TIFF")
-    with pytest.raises(UserError, match=r"it cannot be decoded \(numbers of mode F"):
+    with pytest.raises(UserError, match=r"it cannot be decoded \(pixels of mode F"):
         load(file, "it", 1)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation batch by batch: what is under way at a time, and what its caller may do meanwhile."""
+"""Evaluation batch by batch: how many are in flight, and what its caller may do meanwhile."""
 
 import itertools
 
@@ -15,7 +15,7 @@ SOURCE = ArraySource(np.zeros((80, 2, 2, 1), np.uint8), np.zeros(80, np.int32), 
 
 
 class _Sum:
-    """Stands for an array that a device computes: ready when somebody waits for it."""
+    """A mock of an array that a device computes: ready when somebody waits for it."""
 
     def __init__(self, step: "_Step") -> None:
         self._step, self._ready = step, False
@@ -27,7 +27,7 @@ class _Sum:
 
 
 class _Step:
-    """An evaluation step that counts how many of it are under way, and the most that were."""
+    """An evaluation step that counts how many are in flight, and the maximum."""
 
     def __init__(self) -> None:
         self.begun = self.under_way = self.most = 0

@@ -1,4 +1,4 @@
-"""Every protocol against the same views made one by one."""
+"""Every protocol against the same views computed one by one."""
 
 import csv
 import functools
@@ -62,13 +62,13 @@ def photographs():
 
 @pytest.fixture
 def network():
-    """Of stride 4, for images of 16 pixels: its last map has 4 x 4 positions."""
+    """A network of stride 4, for images of 16 pixels: its last map has 4 x 4 positions."""
     with jax.enable_x64(True):
         types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
         widths = {"stage_features": (8, 16, 32), "stem_features": 8}
         model = create_model("cifar_resnet8", num_classes=7, **widths, **types)
         variables = drawn(model, jnp.zeros((1, 16, 16, 3)))
-        # As it is initialised it says nearly the same of all images.
+        # As initialised, it predicts nearly the same for all images.
         variables["params"]["head"]["kernel"] *= 30
         yield Network(model, variables, Preprocessing(16, 0.8, "bicubic"))
 
@@ -88,7 +88,7 @@ def _logits(network, images):
 
 
 def _mean(logits):
-    """Logarithm of the mean probability over the views `[v, classes]`."""
+    """The logarithm of the mean probability over the views `[v, classes]`."""
     return logsumexp(log_softmax(logits, -1), axis=0) - np.log(len(logits))
 
 
@@ -109,7 +109,7 @@ def test_multiscale_at_the_training_side_is_the_centre_crop(network, photographs
 
 
 def _windows(network, images):
-    """The head on every 4 x 4 window of the last map, by itself: `[windows, b, classes]`."""
+    """The head on every 4 x 4 window of the last map separately: `[windows, b, classes]`."""
     x = network.preprocessing.normalize(jnp.asarray(images), jnp.float64)
     maps = _apply(network, x, return_features=True)["c4"]
     maps, head = np.asarray(maps), jax.device_get(network.variables["params"]["head"])
@@ -261,9 +261,9 @@ def test_probabilities_too_small_for_a_float_stay_finite(network):
 
 def test_protocols_that_do_not_apply_are_explained(network):
     whole = network._replace(preprocessing=Preprocessing(0))
-    with pytest.raises(UserError, match="ten_crop takes crops of images that are larger"):
+    with pytest.raises(UserError, match="ten_crop needs images that are larger than the crops"):
         make_views("ten_crop", whole, (32, 32, 3))
-    with pytest.raises(UserError, match="a scale of 12 is less than the side 16"):
+    with pytest.raises(UserError, match="the scale 12 is less than the side 16"):
         make_views("multiscale", network, (16, 16, 3), [24, 12])
 
 
@@ -275,7 +275,7 @@ def test_the_paper_s_scales_are_the_default_at_224():
     network = Network(model, shapes, Preprocessing())
     views = make_views("multiscale", network, (224, 224, 3))
     assert [view.transform.shorter for view in views] == [224, 256, 384, 480, 640]
-    # Also where the side is no multiple of the stride, no scale is smaller.
+    # No scale is smaller, even if the side is not a multiple of the stride.
     for side in (208, 232, 240, 299):
         sides = [s.transform.shorter for s in make_views("multiscale", network, (side, side, 3))]
         assert min(sides) >= side
@@ -312,7 +312,7 @@ def test_torch_computes_the_same_of_photographs(shared_data, protocol):
 
     def windows(image):
         x = F.normalize(F.to_tensor(image).double(), *IMAGENET)[None]
-        flat = theirs(x)  # torchvision flattens behind the pool that is not there
+        flat = theirs(x)  # torchvision flattens after the pool that was removed
         h, w = (-(-side // 32) for side in x.shape[2:])
         maps = torch.nn.functional.avg_pool2d(flat.view(1, 512, h, w), 3, stride=1)
         return torch.softmax(head(maps[0].flatten(1).T), 1)
@@ -324,7 +324,7 @@ def test_torch_computes_the_same_of_photographs(shared_data, protocol):
         if protocol == "center":
             return [[F.center_crop(resized(128), 96)]]
         if protocol == "ten_crop":
-            # Not F.ten_crop, whose middle of the flipped image is off by one at odd margins.
+            # Not F.ten_crop, whose centre crop of the flipped image is off by one at odd margins.
             crops = F.five_crop(resized(128), 96)
             return [[*crops, *map(F.hflip, crops)]]
         scales = []

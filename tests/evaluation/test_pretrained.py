@@ -1,4 +1,4 @@
-"""Evaluation does not depend on how it is cut up, and counts as it should."""
+"""Evaluation does not depend on batches, workers and devices, and counts correctly."""
 
 import importlib.util
 import io
@@ -77,7 +77,7 @@ def test_images_that_cannot_be_normalised_are_explained(source):
     image = Preprocessing(0, mean=(0.0,), pixel_mean=tuple(np.zeros((8, 8, 3)).tolist()))
     for preprocessing, message in (
         (two, r"mean=\(0.5, 0.4\) has 2 numbers, but the images have 3 channels"),
-        (image, r"the mean image is of \[8, 8, 3\], the images of \[9, 11, 3\]"),
+        (image, r"the mean image has shape \[8, 8, 3\], the images \[9, 11, 3\]"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate_pretrained([Network(model, variables, preprocessing)], source, batch_size=10)
@@ -90,7 +90,9 @@ def test_labels_are_found_by_the_names_of_classes(source):
     assert as_outputs(few, ("frog", "cat"), 2) is few
     assert as_outputs(few, ("dog", "cow"), 2, by_number=True) is few
     assert as_outputs(few, (), 2) is few
-    with pytest.raises(UserError, match=r"1 of the data's 2 classes are none of .*\(frog, \.\.\."):
+    with pytest.raises(
+        UserError, match=r"1 of the data's 2 classes are not among .*\(frog, \.\.\."
+    ):
         as_outputs(few, ("cat", "dog"), 2)
     with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs of unknown"):
         as_outputs(few, (), 3)
@@ -99,7 +101,7 @@ def test_labels_are_found_by_the_names_of_classes(source):
 
 
 class _Real(list):
-    """As TFDS gives examples of imagenet2012_real: several labels, or none."""
+    """Examples as those of TFDS's imagenet2012_real: several labels, or none."""
 
     def __getitem__(self, index):
         file = io.BytesIO()
@@ -112,7 +114,7 @@ def test_a_label_set_counts_what_has_a_label():
     assert SEVERAL_LABELS["imagenet2012_real"][2] == {"validation": 46_837}
     features = tfds.builder("imagenet2012_real").info.features
     assert {"original_label", "real_label"} <= set(features)
-    # ImageNet-V2 is a set like any other, of the same classes.
+    # ImageNet-V2 is an ordinary data set, with the same classes.
     again = tfds.builder("imagenet_v2/matched-frequency").info.features
     names = tfds.builder("imagenet2012").info.features["label"].names
     assert again["label"].names == features["original_label"].names == names
@@ -120,7 +122,7 @@ def test_a_label_set_counts_what_has_a_label():
     real = TfdsSource("tfds:imagenet2012_real", _Real(range(30)), NAMES, 3, labels, 20)
     model = create_model("cifar_resnet8", **SMALL)
     variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
-    # A network that says 3 of every image: right with {2, 3}, wrong with {1}.
+    # A network that predicts 3 for every image: correct with {2, 3}, wrong with {1}.
     head = variables["params"]["head"]
     head["kernel"] *= 0
     head["bias"] = head["bias"].at[3].set(5.0)
@@ -204,11 +206,11 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
             ["--out=/proc/x/y.json"],
             "--out must be a file that can be written, not '/proc/x/y.json': ",
         ),
-        (["--mean=a,b"], "--mean must be one number, or one for each channel with commas"),
+        (["--mean=a,b"], "--mean must be one number, or one for each channel separated by commas"),
         (["--std=0"], "--std must be one number other than 0, or one for"),
         (["--split=valid"], "has no split 'valid'"),
-        (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are none of the netw"),
-        (["--model=resnet18"], "says itself that it is no resnet18; leave resnet18 out"),
+        (["--data=tfds:digits", "--split=test"], "of the data's 10 classes are not among the netw"),
+        (["--model=resnet18"], "itself as a network other than resnet18; leave resnet18 out"),
         (["--fast"], "there is no flag '--fast'"),
     ],
 )
@@ -244,9 +246,9 @@ def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
     np.savez(tmp_path / "w.npz", **export_torch(variables, model, "akamaster"))
     command = [tmp_path / "w.npz", "--model=cifar_resnet8"]
-    assert "names no data; pass --data=" in _eval(capsys, *command)[2]
+    assert "has no data set of its own; pass --data=" in _eval(capsys, *command)[2]
     command += ["--data=tfds:cifar10", f"--data_dir={shared_data / 'tfds'}", "--split=test[:50]"]
-    assert "nothing tells how the images" in _eval(capsys, *command)[2]
+    assert "it is unknown how images" in _eval(capsys, *command)[2]
     status, printed, _ = _eval(capsys, *command, "--mean=0.5", "--std=0.25")
     assert status == 0
     assert "of 50" in printed
@@ -263,7 +265,7 @@ def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     [name for name in networks.CASES if "dilated" not in name and "cifar" not in name],
 )
 def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
-    """Random weights, torch's own transforms, each of the 400 photographs by itself."""
+    """Random weights, torch's own transforms, each of the 400 photographs separately."""
     import torch_networks
     from safetensors.torch import save_file
     from torchvision import transforms as T  # noqa: N812
@@ -303,7 +305,7 @@ def test_photographs_are_predicted_as_torch_does(shared_data, tmp_path, name):
             expected.append(theirs(inputs).numpy())
     logits, expected = np.concatenate(found), np.concatenate(expected)
     assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
-    # With random weights one class wins always; with this bias of the head, each now and then.
+    # With random weights one class always wins; with this bias of the head, each sometimes does.
     bias = expected.mean(0)
     predictions, theirs = (logits - bias).argmax(1), (expected - bias).argmax(1)
     assert len(set(theirs)) >= 5

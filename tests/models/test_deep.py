@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# A process of its own: the peak of its memory is the step's. Compiled again, by no cache.
+# In a separate process, so that its peak memory is the step's; compiled without a cache.
 MEASURE = """
 import json, resource, sys, time
 from functools import partial

@@ -1,4 +1,4 @@
-"""A whole network is the same whichever implementations its operations have."""
+"""A complete network computes the same with all implementations of its operations."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def test_a_network_is_the_same(name, axes, size):
     plain["conv_bn_1x1"] = "unfused"
     expected = gradients(**plain, pooling="native", statistics="two_pass")
     assert_close_in_norm(gradients(), expected, 1e-10)
-    # Those of operations apart are taken together: to compile is what takes the time.
+    # Implementations of separate operations are combined, as compiling takes the time.
     for implementations in (
         {
             **dict.fromkeys(ConvImplementation._fields, "tap_matmul"),

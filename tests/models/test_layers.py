@@ -70,5 +70,5 @@ def test_bfloat16_keeps_float32_statistics(x):
 
 
 def test_batch_must_divide_into_the_groups(x):
-    with pytest.raises(ValueError, match="a batch of 8 does not divide into 3 groups"):
+    with pytest.raises(ValueError, match="a batch of 8 cannot be divided into 3 groups"):
         _apply(x, True, groups=3)

@@ -66,7 +66,7 @@ def test_feature_maps():
 
 
 def test_option_a_takes_every_other_pixel_and_pads_channels():
-    # With nothing in the residual branch a block is its shortcut.
+    # If the residual branch is zero, a block is its shortcut.
     model = create_model("cifar_resnet20", stage_sizes=(1, 2, 1))
     x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
     variables = drawn(model, x)

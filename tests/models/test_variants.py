@@ -1,4 +1,4 @@
-"""Every named network: counts as published, properties, and the scanned form of it."""
+"""Every named network: published counts, properties, and its scanned form."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def _summary(name, **axes):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_multiply_adds_and_layers_are_the_published(name):
-    # XLA's own convolution has the shapes of the other ways and is traced in a tenth of the time.
+    # XLA's own convolution has the same shapes and is traced in a tenth of the time.
     with dispatch.override(forward="conv"):
         summary = _summary(name)
     parameters, printed = COUNTS.get(name, (summary.parameters, None))
@@ -150,7 +150,7 @@ def _gradient(model, variables, x):
         )
         return jnp.square(logits - jnp.arange(5)).mean(), updated.get("batch_stats", {})
 
-    # Compiling is what takes the time here.
+    # Compiling takes the time here.
     return jax.jit(
         jax.value_and_grad(loss, has_aux=True),
         compiler_options={"xla_backend_optimization_level": 0},
@@ -201,7 +201,7 @@ def _equations(jaxpr):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_strided_operators_pad_both_sides_alike(name):
-    """On even sides 'SAME' would pad one pixel more behind than before."""
+    """On even sides 'SAME' would pad one pixel more after than before."""
     model = _small(name)
     x = jnp.ones((1, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
@@ -212,7 +212,7 @@ def test_strided_operators_pad_both_sides_alike(name):
         if max(p.get("window_strides", (1,))) > 1:
             strided += 1
             assert all(before == after for before, after in p["padding"]), equation
-    # Stem and pooling where there are some, and stages of a stride.
+    # Stem and pooling, if any, and stages with a stride.
     assert strided >= len(model.stage_sizes) - 1
 
 
@@ -267,8 +267,8 @@ def test_rematerialised_blocks_are_the_same_function():
     )
     _near(_gradient(again, variables, x), _gradient(kept, variables, x))
 
-    # Of the first blocks two checkpoints; of the three others of stage 2 a group of 2 and one of
-    # 1. Scanned, the first of these is the body of a loop.
+    # Two checkpoints for the first blocks; a group of 2 and one of 1 for the three others of stage
+    # 2. Scanned, the first of these is the body of a loop.
     def checkpoints(model, variables):
         forward = jax.make_jaxpr(lambda v: model.apply(v, x, train=False))(variables)
         found = [e for e in _equations(forward.jaxpr) if e.primitive.name == "remat2"]
@@ -304,17 +304,17 @@ def test_stacks_are_in_the_order_of_the_blocks_and_no_two_begin_alike():
     )()
     kernels = variables["params"]["stage1_blocks"]["conv2"]["kernel"].reshape(12, -1)
     assert len({float(k[0]) for k in kernels}) == 12
-    # Each as a block by itself begins, not as the stack would.
+    # Each is initialised like a single block, not like the stack.
     np.testing.assert_allclose(kernels.std(1), np.sqrt(2 / (9 * 8)), rtol=0.15)
 
 
 def test_initial_weights_are_he_s_and_torch_s():
-    """He et al. 2015b by the outputs (as the released code); the head as torch's nn.Linear."""
+    """He et al. 2015b with fan-out (as in the released code); the head as in torch's nn.Linear."""
     model = create_model("resnet50", stage_sizes=(1, 1, 1, 1))
     x = jnp.ones((1, 32, 32, 3))
 
     @jax.jit
-    def params():  # those that are looked at
+    def params():  # those that are checked
         everything = model.init(jax.random.key(0), x, train=False)["params"]
         return {name: everything[name] for name in ("stage2_block1", "stage4_block1", "head")}
 
@@ -326,7 +326,7 @@ def test_initial_weights_are_he_s_and_torch_s():
     ):
         kernel = params[block][conv]["kernel"]
         assert kernel.std() == pytest.approx(np.sqrt(2 / fan_out), rel=0.02)
-        assert np.abs(kernel).max() > 3.5 * kernel.std()  # normal, not cut off
+        assert np.abs(kernel).max() > 3.5 * kernel.std()  # normal, not truncated
     head = params["head"]["kernel"]
     assert head.max() == pytest.approx(1 / np.sqrt(2048), rel=1e-3)
     assert head.std() == pytest.approx(1 / np.sqrt(3 * 2048), rel=0.02)
@@ -434,10 +434,10 @@ def test_group_normalisation_needs_no_statistics():
         ("resnetv2_50", {"zero_init": True}, "zero_init needs blocks that end in a normalisation"),
         ("resnetv2_50", {"shortcut": "none"}, "preactivation needs a shortcut"),
         ("resnet50d", {"shortcut": "A"}, "avg_down needs projections"),
-        ("resnet50", {"stage_sizes": (1, 2)}, "must have as many entries"),
+        ("resnet50", {"stage_sizes": (1, 2)}, "must have the same number of entries"),
         ("cifar_resnet20", {"stem_features": 32}, "shortcut='A' only adds channels"),
-        ("plain18", {"se_ratio": 16}, "se_ratio needs a residual branch"),
-        ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one a stage"),
+        ("plain18", {"se_ratio": 16}, "se_ratio needs a shortcut, not"),
+        ("resnet50", {"stage_sizes": 3}, "stage_sizes takes whole numbers from 1, one per stage"),
         ("resnet50", {"groups": 0}, "groups takes a whole number from 1, not 0"),
         ("resnet50", {"groups": True}, "groups takes a whole number from 1, not True"),
         ("resnet50", {"stem": ["deep"]}, "stem takes one of cifar, imagenet, deep, not"),
@@ -450,7 +450,7 @@ def test_group_normalisation_needs_no_statistics():
         ("resnet50", {"se_ratio": "yes"}, "se_ratio takes a whole number from 0, not 'yes'"),
         ("resnet50", {"zero_init": 1}, "zero_init takes True or False, not 1"),
         ("resnet50", {"norm_momentum": 1.5}, "norm_momentum takes a number from 0 to 1, not 1.5"),
-        ("resnext50_32x4d", {"stage_features": (8, 16, 32, 64)}, "have no channel"),
+        ("resnext50_32x4d", {"stage_features": (8, 16, 32, 64)}, "have no channels"),
     ],
 )
 def test_axes_that_make_no_network_are_explained(name, axes, message):
@@ -477,9 +477,9 @@ def test_stacks_of_another_depth_are_refused():
     variables = drawn(model, x)
     for remat in (0, 2):
         deeper = model.clone(stage_sizes=(5, 1), remat=remat)
-        with pytest.raises(UserError, match=r"has 4 blocks stacked in stage1_blocks, .* 2; were"):
+        with pytest.raises(UserError, match=r"has 4 blocks stacked in stage1_blocks, .* 2; give"):
             deeper.apply(variables, x, train=False)
-    with pytest.raises(UserError, match=r"the variables none; were they stacked"):
+    with pytest.raises(UserError, match=r"the variables none; give variables of the same"):
         model.apply(unstack(variables), x, train=False)
 
 

@@ -1,4 +1,4 @@
-"""Every implementation of batch normalisation: the values and gradients of its formula."""
+"""Every implementation of batch normalisation has the values and gradients of its formula."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Every implementation of a convolution: the values and gradients of XLA's own and of JAX."""
+"""Every implementation of a convolution has XLA's values and JAX's gradients."""
 
 import functools
 import re
@@ -26,7 +26,7 @@ CONVOLUTIONS = [
     (11, 12, 2, 4, (2, 5), ConvSpec((3, 2), ((0, 2), (3, 0)))),
     (9, 8, 3, 2, (3, 3), ConvSpec((2, 1), ((2, 2), (2, 2)), (2, 2))),
     (9, 8, 4, 4, (3, 3), ConvSpec((2, 2), ONE, (1, 1), 2)),
-    # Several columns for one: four, and two of which a kernel sees two on either side.
+    # Several columns folded into one: four, and two with a kernel that covers two on either side.
     (8, 12, 3, 4, (5, 7), ConvSpec((1, 1), ((0, 2), (3, 3)))),
     (7, 6, 3, 32, (3, 7), ConvSpec((1, 1), ((1, 1), (3, 3)))),
 ]
@@ -54,7 +54,7 @@ def _operands(h, w, c, o, kernel, spec):
 
 @functools.cache
 def _cases():
-    """Operands, spec, and what XLA's own convolution and JAX's gradients make of them."""
+    """Operands, spec, and the results of XLA's own convolution and JAX's gradients."""
     cases = [(_operands(*case), case[-1]) for case in CONVOLUTIONS]
 
     @jax.jit
@@ -74,7 +74,7 @@ def _cases():
 )
 def test_every_implementation(part, name):
     def only(value, gradients):
-        """What the implementation computes; programs drop the rest, which has tests of its own."""
+        """What the implementation computes; programs drop the rest, which has its own tests."""
         return {"forward": value, **dict(zip(GRADIENTS, gradients, strict=True))}[part]
 
     specs, doubles, expected = [], [], []
@@ -109,7 +109,7 @@ def test_no_images(channels, kernel, strides):
     assert y.shape[0] == 0
 
 
-# For the implementations that are chosen: height, width, channels, features, kernel and spec.
+# For the chosen implementations: height, width, channels, features, kernel and spec.
 CHOSEN = [
     (8, 8, 3, 4, (3, 3), ConvSpec((1, 1), ONE)),
     (8, 7, 4, 6, (3, 3), ConvSpec((2, 2), ONE, (1, 1), 2)),

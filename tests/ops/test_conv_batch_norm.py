@@ -1,4 +1,4 @@
-"""Where a convolution and the batch normalisation of its output are one operation."""
+"""When a convolution and the batch normalisation of its output are fused."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def test_whether_a_1x1_convolution_is_fused_is_decided_by_device_and_shape():
         chosen = heuristics.batch_norm_implementation(conv, groups)
         found = [it.conv_bn_1x1 == "fused" for it in (chosen.cpu, chosen.gpu, chosen.tpu)]
         types = {"dtype": dtype, "param_dtype": jnp.float32, "groups": groups}
-        for batch in (0, 2):  # of no images there is nothing to fuse
+        for batch in (0, 2):  # without images there is nothing to fuse
             shape = (batch, side, side, channels)
             one = ops.fused(shape, kernel, ConvSpec(), **types)
             assert (one is not None) == (any(found) and batch > 0)
@@ -40,7 +40,7 @@ def test_whether_a_1x1_convolution_is_fused_is_decided_by_device_and_shape():
         assert fused(1, 64, 64, groups=2) == never
 
     def products(platform):
-        """Of matrices, in the program of a block's forward pass."""
+        """Number of matrix products in the program of a block's forward pass."""
         small = {"stage_sizes": (1,), "stage_features": (8,), "num_classes": 2}
         model = create_model("resnet50", **small, dtype=jnp.bfloat16)
         x = jnp.ones((4, 64, 64, 3))
@@ -49,7 +49,7 @@ def test_whether_a_1x1_convolution_is_fused_is_decided_by_device_and_shape():
         program = jax.jit(run).trace(variables, x).lower(lowering_platforms=(platform,))
         return program.as_text().count("stablehlo.dot_general")
 
-    # The head; three kernels of 1x1; of the widening one's input the moments, and these with it.
+    # The head; three 1x1 kernels; the moments of the last one's input, and their product with it.
     assert [products(platform) for platform in ("tpu", "cpu", "cuda")] == [1, 1 + 3, 1 + 3 + 2]
 
 

@@ -1,4 +1,4 @@
-"""Implementations by name, and the one for the device that a program is lowered for."""
+"""Named implementations, and their choice by the device that a program is lowered for."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A 1x1 convolution and batch normalisation as one: what the two compute one after the other."""
+"""A fused 1x1 convolution and batch normalisation computes the same as the two in sequence."""
 
 from functools import partial
 
@@ -34,7 +34,7 @@ def test_the_same_as_one_after_the_other(fusion, strides, relu, with_residual):
         spec = BatchNormSpec(
             1, 1e-5, relu, x.dtype, jnp.promote_types(x.dtype, jnp.float32), implementations
         )
-        # With the statistics, which have gradients of their own.
+        # With the statistics, which have gradients too.
         shift = jnp.zeros_like(scale)
         return conv_batch_norm_1x1(spec, strides, x, kernel, scale, bias, residual, shift)
 
@@ -62,7 +62,7 @@ def _widening(strides):
 
 
 def _conv_norm(relu, strides, x, kernel, scale, bias, residual=None):
-    """As `models.layers.conv_norm` has it: activations, means and variances."""
+    """As in `models.layers.conv_norm`: activations, means and variances."""
     found = ops.fused(
         x.shape, kernel.shape, ConvSpec(strides), dtype=x.dtype, param_dtype=kernel.dtype
     )
@@ -76,7 +76,7 @@ def _conv_norm(relu, strides, x, kernel, scale, bias, residual=None):
 
 @pytest.mark.usefixtures("x64")
 def test_gradients_add_up_in_bfloat16():
-    """Errors of matrices that are rounded once for all positions would not average out."""
+    """Rounding errors of matrices are the same at all positions and would not average out."""
     rng = np.random.default_rng(0)
     x = jnp.maximum(jnp.asarray(rng.normal(0.5, 1, size=(4, 40, 40, 32))), 0).astype(jnp.bfloat16)
     kernel = jnp.asarray(rng.normal(0, 0.1, size=(1, 1, 32, 128)), jnp.bfloat16)
@@ -102,7 +102,7 @@ def test_second_derivatives():
     operands = _widening((2, 2))
 
     def product(implementation):
-        """Of the Hessian of a function of all operands with a vector."""
+        """A Hessian-vector product of a function of all operands."""
 
         def function(*operands):
             with dispatch.override(conv_bn_1x1=implementation):

@@ -1,4 +1,4 @@
-"""Our own kernels for GPUs, interpreted: the numbers of the operations one after the other."""
+"""Our GPU kernels, interpreted, compute the same as the operations in sequence."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ from resnet_flax.training.steps import statistics_step
 
 
 def _run(conv_bn_3x3, stride, relu, running, x, kernel, scale, bias, residual):
-    """Activations, batch's moments and running ones, the devices' implementations differing."""
+    """Activations, the batch's and running moments; implementations differ by device."""
     implementation = dispatch.BatchNormImplementation("one_pass", conv_bn_3x3=conv_bn_3x3)
     other = implementation._replace(conv_bn_3x3="unfused" if conv_bn_3x3 == "triton" else "triton")
     wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -30,7 +30,7 @@ def _run(conv_bn_3x3, stride, relu, running, x, kernel, scale, bias, residual):
 
 
 def _value_and_gradients(function, *operands):
-    """What it returns, and the gradients of all of that weighted unevenly."""
+    """The function's value, and gradients of a weighted sum of it."""
 
     @jax.jit
     def both(*operands):
@@ -54,7 +54,7 @@ def _uneven(leaf):
         ((3, 8, 64, 64, 1), False, True),
         ((1, 16, 16, 16, 1), False, False),
         ((3, 16, 3, 16, 1), True, False),  # a stem
-        ((2, 16, 16, 32, 2), True, True),  # where a stage begins
+        ((2, 16, 16, 32, 2), True, True),  # the first block of a stage
     ],
 )
 def test_the_same_as_one_after_the_other(shape, relu, residual):
@@ -88,7 +88,7 @@ def test_second_derivatives():
     operands, running = fused_3x3_operands(1, 8, 16, 16, 1, True)
 
     def product(implementation):
-        """Of the Hessian of a function of all operands with a vector."""
+        """A Hessian-vector product of a function of all operands."""
 
         def function(*operands):
             (y, mean, var), _ = _run(implementation, 1, True, running, *operands)
@@ -131,7 +131,7 @@ def test_in_bfloat16_as_near_as_one_after_the_other():
 
 
 def test_statistics_of_the_end_of_a_training_are_not_by_kernels(monkeypatch):
-    """They are about zeros, where one pass loses digits."""
+    """The statistics are relative to zeros, where one pass loses digits."""
     model = create_model(
         "cifar_resnet20", num_classes=5, stage_sizes=(1,), stage_features=(16,), dtype=jnp.bfloat16
     )

@@ -1,4 +1,4 @@
-"""Which implementation is chosen, by device, shape and type."""
+"""The choice of implementations by device, shape and type."""
 
 import jax.numpy as jnp
 import pytest
@@ -93,7 +93,7 @@ def _conv(side=32, channels=16, features=16, stride=1, dtype=jnp.bfloat16, size=
 
 def test_what_the_3x3_kernels_are_chosen_for(monkeypatch):
     only_gpu, never = [False, True, False], [False] * 3
-    assert _triton(_conv()) == never  # it may run on several
+    assert _triton(_conv()) == never  # it may run on several GPUs
     with ops.target(single_gpu=True):
         for fits in (
             _conv(),

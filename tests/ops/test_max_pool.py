@@ -1,4 +1,4 @@
-"""Every implementation of max pooling: the values and gradients of Flax's."""
+"""Every implementation of max pooling has the values and gradients of Flax's."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ def test_second_derivatives_go_to_the_first_of_ties(implementation):
     v = jnp.asarray(rng.normal(size=x.shape))
 
     def product(pool):
-        """Of the Hessian of the sum of cubes with a vector."""
+        """A Hessian-vector product of the sum of cubes."""
         slope = jax.grad(lambda x: (pool(x) ** 3).sum())
         return jax.jit(jax.grad(lambda x: (slope(x) * v).sum()))(x)
 

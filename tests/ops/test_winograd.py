@@ -33,7 +33,7 @@ def test_winograd_keeps_the_digits_of_its_type(dtype, tolerance):
 
 @pytest.mark.usefixtures("x64")
 def test_winograd_takes_large_maps_in_runs_of_rows(monkeypatch):
-    # Shapes of this test alone: what other tests traced would be taken as it is.
+    # Shapes that only this test has: traces of other tests would be reused.
     monkeypatch.setattr(winograd, "RUN", 1)
     rng = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_flax.cli import main
 
-# What differs from the real thing: the data, its amount, and how long.
+# What differs from the real runs: the data, its amount, and the number of steps.
 SMALL = (
     *("--config.data.eval_split=val", "--config.data.workers=0", "--config.steps=2"),
     *("--config.batch_size=32", "--config.optim.boundaries=1", "--config.log.tensorboard=false"),
@@ -17,7 +17,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def photographs(shared_data, tmp_path_factory):
-    """Four original ImageNet photographs, each a class, for training and for validation."""
+    """Four original ImageNet photographs, one per class, for training and for validation."""
     root = tmp_path_factory.mktemp("imagenet")
     folders = sorted((shared_data / "imagenet_sample/train").iterdir())
     for split in ("train", "val"):
@@ -49,7 +49,7 @@ def test_imagenet_targets_are_rehearsed(
     photographs, workdir, capsys, target, only, columns, protocol
 ):
     out, figure = workdir / f"{target}.json", workdir / f"{target}.png"
-    # Table 4 takes the runs of table 3, figure 4 those of table 2.
+    # Table 4 uses the runs of table 3, figure 4 those of table 2.
     where = {"table4": "table3", "figure4": "table2"}.get(target, target)
     command = [
         *("reproduce", "run", target, f"--only={only}", f"--workdir={workdir / where}"),
@@ -58,7 +58,7 @@ def test_imagenet_targets_are_rehearsed(
     assert main([*command, *[f"--figure={figure}"] * (target == "figure4")]) == 0
     printed = capsys.readouterr().out
     assert "CHANGED" in printed
-    # Another target's training is taken over where the same worker ran that before.
+    # Another target's training is reused if the same worker ran it before.
     assert "all finished" not in printed or where != target
     for run in json.loads(out.read_text()):
         assert set(run["error"]) == columns

@@ -1,4 +1,4 @@
-"""Tables and figures: the data, the sums, and a small run from the start to the table."""
+"""Tables and figures: the data, the statistics, and a small run from the start to the table."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_means_deviations_and_distances():
     assert not summary([8.0, 8.1, 8.2], 8.75)["inside"]
     one = summary([8.0], 8.75)
     assert one["std"] is None
-    assert one["inside"] is None  # one run says nothing of its spread
+    assert one["inside"] is None  # one run has no spread
     assert summary([8.0, 9.0], None)["difference"] is None
 
 
@@ -101,7 +101,7 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "4 trainings, 0 finished; what is left takes" in printed
+    assert "4 training runs, 0 finished; the rest takes" in printed
     assert "CHANGED: steps=12" in " ".join(printed.split())
     found = json.loads(out.read_text())
     assert [(run["row"], run["seed"]) for run in found] == [
@@ -118,14 +118,14 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     mean = np.mean([run["error"]["top-1"] for run in found if run["row"] == "ResNet-20"])
     assert f"{mean:.2f} ± " in printed
 
-    # Again: nothing is trained, and what was taken away is all that is.
+    # Again: nothing is trained, and only what was removed is computed.
     def refuse(*_):
         raise AssertionError("trained again")
 
     trained = runs.train_network
     monkeypatch.setattr(runs, "train_network", refuse)
     assert main(command) == 0
-    assert "4 trainings, all finished" in capsys.readouterr().out
+    assert "4 training runs, all finished" in capsys.readouterr().out
     (gone,) = (tmp_path / "runs").glob("*resnet20-cifar_resnet20-*/seed1")
     shutil.rmtree(gone)
     calls = []
@@ -162,7 +162,7 @@ def _networks(planned, preprocessing):
 def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
     data_dir, tmp_path, monkeypatch
 ):
-    """Several scales of digits, as table 4 takes them of ImageNet."""
+    """Several scales of digits, as table 4 uses for ImageNet."""
     row = TARGETS["degradation_digits"].rows[2]
     target = Target("scales of digits", (row,), ("top-1", "top-5"), "multiscale")
     planned = trainings(target, [0], tmp_path / "runs", _settings(data_dir))
@@ -212,7 +212,7 @@ def test_an_ensemble_has_its_members_trained_and_averaged(data_dir, tmp_path, mo
     source = open_source("tfds:digits", "test", data_dir)
     result = evaluate_pretrained(networks, source, batch_size=100)
     assert record["error"]["top-1"] == round(100 * result.error, 4)
-    # Errors alone cannot tell: an ensemble may err as often as a member.
+    # Comparing errors is not enough: an ensemble may err as often as a member.
     expected, found = (
         [jax.tree.leaves(network.variables)[0] for network in several]
         for several in (networks, given)
@@ -265,7 +265,7 @@ def test_relative_directories_and_a_torn_save_do_no_harm(data_dir, tmp_path, mon
     capsys.readouterr()
     Path("text.json").write_text("notes of mine")
     assert main([*command, "--workdir=runs", "--out=text.json"]) == 2
-    assert "text.json holds no results of reproduce" in capsys.readouterr().err
+    assert "text.json is not a results file of reproduce" in capsys.readouterr().err
     assert Path("text.json").read_text() == "notes of mine"
 
 
@@ -286,7 +286,7 @@ def test_costs_are_said_before_anything_is_trained(data_dir, tmp_path, capsys):
     data = ["--config.data.source=tfds:digits", f"--data_dir={data_dir}"]
     assert main([*dry, *data, "--only=ResNet-20"]) == 0
     # 6 x 40.5 million multiply-adds x 128 images x 64,000 steps, at 8 x 8 / 8 x 8 of 32 x 32.
-    assert "1 trainings, 0 finished; what is left takes 1.99 PFLOP, 0.018 hours" in (
+    assert "1 training runs, 0 finished; the rest takes 1.99 PFLOP, 0.018 hours" in (
         capsys.readouterr().out
     )
     assert main([*dry, f"--data_dir={tmp_path}"]) == 2
@@ -311,7 +311,7 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
     scanned = Network(model.clone(scan=True), stack(variables), Preprocessing(0))
     np.testing.assert_allclose(responses(scanned, source, batch_size=4), found, rtol=1e-5)
     groups = create_model("cifar_resnet8", norm="group")
-    with pytest.raises(UserError, match="behind batch normalisation"):
+    with pytest.raises(UserError, match="layer responses need batch normalisation"):
         responses(Network(groups, variables, Preprocessing(0)), source)
 
     outputs = []

@@ -1,4 +1,4 @@
-"""One run in a workdir: locks of living, dead and distant processes."""
+"""One run in a workdir: locks of live, dead and remote processes."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ HOLD = (
 
 @pytest.fixture
 def holder(tmp_path):
-    """A process that holds the lock of `tmp_path`."""
+    """A process that has the lock of `tmp_path`."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True
     )
@@ -115,7 +115,7 @@ def test_without_the_kernel_s_locks_the_process_is_looked_up(tmp_path, monkeypat
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    began = {} if alive else {"began": "1"}  # a process of that number, but another one
+    began = {} if alive else {"began": "1"}  # another process with the same PID
     (tmp_path / NAME).write_text(_record(**began))
     if alive:
         with pytest.raises(UserError, match="in use"):

@@ -1,4 +1,4 @@
-"""What commands ask of the machine: huge pages, and a place for what is compiled."""
+"""What commands use of the machine: huge pages, and the compilation cache."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_a_program_starts_anew_with_huge_pages_once(tmp_path, switch, before, ex
         text=True,
     )
     printed, _ = process.communicate()
-    # The same process, so that whoever started it finds it again.
+    # The same process, so its parent still finds it.
     assert printed == f"{(expected, ['a b', '--c'], process.pid)!r}\n"
     assert len((tmp_path / "started").read_text()) == (2 if expected != before else 1)
 
@@ -126,7 +126,7 @@ def test_what_the_environment_says_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     assert allocator.settings(keep=True) == {}
     monkeypatch.delenv("GLIBC_TUNABLES")
-    # Started so once, whether the loader heeded it or not.
+    # It re-executes only once, whether the loader used the library or not.
     monkeypatch.setenv(allocator.THRESHOLD, kept[allocator.THRESHOLD])
     assert allocator.settings(keep=True) == {}
 
@@ -184,10 +184,10 @@ def test_a_second_run_compiles_nothing_again(tmp_path, data_dir):
     read = []
     for name in ("first", "second"):
         _run([*command, f"--workdir={tmp_path / name}"], **environment)
-        times = (tmp_path / "cache").glob("**/*-atime")  # JAX notes when it took an entry
+        times = (tmp_path / "cache").glob("**/*-atime")  # JAX records when it used an entry
         read.append({path.name: path.read_bytes() for path in times})
     assert len(read[0]) >= 2  # the training step and the evaluation
-    # What compiles in about the time from which on it is kept may be kept by one run only.
+    # A program whose compilation time is near the threshold may be cached by one run only.
     again = [name for name in read[0] if read[0][name] != read[1].get(name)]
     assert {"jit_train_step", "jit_eval_step"} <= {name.split("-")[0] for name in again}
     assert {name.split("-")[0] for name in read[1].keys() - read[0].keys()} <= {"jit_slice"}

@@ -1,4 +1,4 @@
-"""What XLA's compiler is told: only where it pays, and with the results of its own kernels."""
+"""XLA's compiler options: only where they pay, and with the results of XLA's own kernels."""
 
 import os
 import platform
@@ -25,16 +25,16 @@ from resnet_flax.training.programs import compile_programs
 
 CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
 
-# JAX's wheels for other processors, and those before 0.11, hold no oneDNN.
+# JAX's wheels for other processors, and those before 0.11, do not contain oneDNN.
 VERSION = tuple(int(part) for part in metadata.version("jaxlib").split(".")[:2])
 THERE = VERSION >= (0, 11) and platform.machine() == "x86_64"
 
-needs_onednn = pytest.mark.skipif(not THERE, reason="this JAX holds no oneDNN")
+needs_onednn = pytest.mark.skipif(not THERE, reason="this JAX has no oneDNN")
 
 
 @pytest.fixture(autouse=True)
-def asked_anew(monkeypatch):
-    """Each test as a new process would; what it decides is not the next one's."""
+def not_cached(monkeypatch):
+    """Runs each test as in a new process, without cached decisions of others."""
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     before = _least()
     compilation_cache.resume(0.3)  # other tests of this process may have stopped it
@@ -70,7 +70,7 @@ def test_what_the_user_says_goes_before(monkeypatch, name):
     [
         {"xla_cpu_no_such_option": True},
         {**xla_options.ONEDNN, "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_NEW"},
-        {"xla_cpu_enable_fast_math": False},  # known, and brings no oneDNN
+        {"xla_cpu_enable_fast_math": False},  # a known option, without oneDNN
     ],
 )
 def test_a_compiler_without_it_has_its_defaults_and_keeps_programs(monkeypatch, wrong):
@@ -127,7 +127,7 @@ def test_small_images_programs_are_kept_still():
     before = _least()
     assert jit(abs, xla_options.options("cpu", DIGIT, "float32"))(-1) == 1
     options = xla_options.options("cpu", CIFAR, "float32")
-    assert _least() == before  # to ask changes nothing
+    assert _least() == before  # asking changes nothing
     jit(abs, options)
     assert _least() == float("inf")
     compilation_cache.resume(before)  # as `compilation_cache.enable` may
@@ -165,7 +165,7 @@ def _programs(dtype):
 
 
 def _step(programs):
-    """What one step adds to the parameters, end to end, its loss and its program."""
+    """One step's change of all parameters, concatenated, its loss and its program."""
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (16, *CIFAR), np.uint8),
@@ -183,7 +183,7 @@ def _step(programs):
 
 @needs_onednn
 def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
-    # In bfloat16 where the processor multiplies it.
+    # In bfloat16 if the processor supports it.
     dtypes = [d for d in ("float32", "bfloat16") if xla_options.options("cpu", CIFAR, d)]
     found = {}
     for dtype in dtypes:
@@ -202,7 +202,7 @@ def test_a_step_over_several_devices_is_that_of_xla_s_own_kernels(monkeypatch):
     assert "float32" in dtypes
     assert off("float32") < 1e-5
     if "bfloat16" in dtypes:
-        assert off("bfloat16") < 1.5 * off(("bfloat16", "own"))  # as far as rounding takes either
+        assert off("bfloat16") < 1.5 * off(("bfloat16", "own"))  # both within rounding
 
 
 # Height, input and output channels, strides, kernel, groups, dilation.
@@ -230,7 +230,7 @@ SHAPES = [
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 4e-3)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
-    """Batches of few images most of all: kernel gradients as convolutions were wrong for those."""
+    """Especially small batches: kernel gradients as convolutions were wrong for those."""
     size, channels, features, stride, k, groups, dilation = shape
     pad = dilation * (k // 2)
     spec = ConvSpec((stride,) * 2, ((pad, pad),) * 2, (dilation,) * 2, groups)
@@ -252,7 +252,7 @@ def test_convolutions_and_gradients_by_onednn(shape, dtype, most):
         dy = jnp.asarray(rng.normal(size=jax.eval_shape(plain, x, kernel).shape), dtype)
         options = xla_options.options("cpu", CIFAR, dtype)
         program = jit(partial(all_three, ours), options).lower(x, kernel, dy).compile()
-        if options and groups == 1 and k > 1:  # small products are not handed over
+        if options and groups == 1 and k > 1:  # oneDNN does not get small products
             assert "__onednn" in program.as_text()
         found = program(x, kernel, dy)
         wide = (leaf.astype(jnp.float32) for leaf in (x, kernel, dy))

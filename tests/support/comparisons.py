@@ -1,4 +1,4 @@
-"""How two computations of the same are compared."""
+"""Comparisons of two computations of the same values."""
 
 from functools import partial
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def assert_close_in_norm(actual, expected, tolerance):
-    """Of each leaf the Euclidean norm of the difference is within `tolerance` of the expected."""
+    """For each leaf, the difference's norm is within `tolerance` times the expected leaf's norm."""
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape
         assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
 
 
 def assert_close_at_every_element(actual, expected, tolerance):
-    """Of each leaf no element differs by more than `tolerance` of the largest expected one."""
+    """For each leaf, no element differs by more than `tolerance` times the largest expected one."""
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
@@ -23,7 +23,7 @@ def assert_close_at_every_element(actual, expected, tolerance):
 
 
 def value_and_vjp(function, *operands):
-    """What a function returns, and its gradients for drawn cotangents, the same at each call."""
+    """A function's value, and its gradients for random cotangents that are the same each time."""
     y, vjp = jax.vjp(function, *operands)
     rng = np.random.default_rng(7)
     return y, vjp(

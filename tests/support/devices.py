@@ -1,4 +1,4 @@
-"""What other devices would run, run here."""
+"""Runs the programs of other devices here."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from resnet_flax.ops import dispatch
 
 @contextmanager
 def as_chosen_for_a_gpu():
-    """Programs that are traced here compute each operation as a GPU would, on whatever device."""
+    """Programs traced in this context use the implementations for GPUs, on any device."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(dispatch, "call", lambda functions, *operands: functions.gpu(*operands))
         yield

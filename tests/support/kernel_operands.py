@@ -7,7 +7,7 @@ ONE = ((1, 1), (1, 1))
 
 
 def fused_3x3_operands(batch, side, channels, features, stride, residual, dtype=np.float64):
-    """Of `conv_batch_norm_3x3`: input, kernel, scale, bias and residual; running statistics."""
+    """For `conv_batch_norm_3x3`: input, kernel, scale, bias and residual; running statistics."""
     rng = np.random.default_rng(0)
     shapes = [(batch, side, side, channels), (3, 3, channels, features), features, features]
     x, kernel, scale, bias = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)

@@ -1,4 +1,4 @@
-"""A folder of small images, by which runs are disturbed."""
+"""A folder of small images, for runs that are disturbed."""
 
 import numpy as np
 from PIL import Image
@@ -9,7 +9,7 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 
 
 def make_folder(directory, train=16, val=8, size=8):
-    """Writes `train` and `val` images a class, which a network tells apart in a few steps."""
+    """Writes `train` and `val` images per class, which a network learns in a few steps."""
     rng = np.random.default_rng(0)
     for split, number in (("train", train), ("val", val)):
         for name, colour in COLOURS.items():

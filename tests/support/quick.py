@@ -1,8 +1,8 @@
 """`--quick` leaves out tests that were measured to be slow; `--write-slow-tests` measures them.
 
-tests/slow_tests.txt lists the functions of slow tests. A test that it does not list is taken for a
-quick one, so a new test runs in `make test-fast` at once; where it is slow after all, the end of
-that run says so, and `make slow-tests` lists it.
+tests/slow_tests.txt lists the functions of slow tests. A test that it does not list counts as
+quick, so `make test-fast` runs new tests; if one is slow, the end of that run says so, and `make
+slow-tests` lists it.
 """
 
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# Seconds of processors, which other programs disturb less than time: of the test, of the processes
-# that it waited for, and of the fixtures that it needs (but for those of the whole session).
+# CPU seconds, which other programs affect less than wall time: of the test, of the processes that
+# it waited for, and of the fixtures that it needs (except session-scoped ones).
 SLOW = 0.5
-NO_LONGER_QUICK = 5 * SLOW  # what is above it is named: first tests also import and compile
+NO_LONGER_QUICK = 5 * SLOW  # tests above it are named: first tests also import and compile
 ROOT = Path(__file__).parent.parent.parent
 LIST = ROOT / "tests" / "slow_tests.txt"
 SECONDS = "processor_seconds"
@@ -43,14 +43,14 @@ def listed() -> set[str]:
 
 
 def there(function: str) -> bool:
-    """Whether a file still has such a test."""
+    """Whether the test still exists."""
     file, _, name = function.partition("::")
     path = ROOT / file
     return path.exists() and f"def {name.rpartition('::')[2]}(" in path.read_text()
 
 
 class Quick:
-    """The hooks, with what they measured."""
+    """Pytest hooks, and their measurements."""
 
     def __init__(self, config):
         self.quick = config.getoption("quick")
@@ -109,5 +109,5 @@ class Quick:
 
 
 def _processor_seconds() -> float:
-    """Of this process and of the ended ones that it waited for."""
+    """CPU seconds of this process and of the ended ones that it waited for."""
     return sum(os.times()[:4])

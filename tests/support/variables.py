@@ -8,12 +8,12 @@ import numpy as np
 
 
 def initialised(model, x):
-    """By one program; operation by operation each would be compiled by itself."""
+    """Initialises in one program; otherwise each operation would be compiled separately."""
     return jax.jit(partial(model.init, train=False))(jax.random.key(0), x)
 
 
 def drawn(model, x):
-    """As initialised ones, where initialisation is not what is tested: without compiling it."""
+    """Random variables without compiling an initialisation, for tests of something else."""
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), x)
     rng = np.random.default_rng(0)
 

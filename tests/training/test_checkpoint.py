@@ -86,7 +86,7 @@ def test_nothing_saved_nothing_restored(tmp_path, target):
     assert not (tmp_path / "checkpoints").exists()
 
 
-# Orbax's own notes, written when the files' digests are: nobody reads them.
+# Orbax's own metadata, written with the digests of files; never read.
 NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
@@ -106,7 +106,7 @@ def test_any_flipped_byte_is_found_and_named(saved, target):
     sizes = [file.stat().st_size for file in files]
     rng = random.Random(0)
     for n in range(120):
-        # The first hundred where the bytes are, then all files alike, however small.
+        # The first hundred in proportion to file sizes, then all files equally.
         file = rng.choices(files, sizes)[0] if n < 100 else rng.choice(files)
         whole = file.read_bytes()
         _flip(file, rng)
@@ -135,7 +135,7 @@ def test_the_previous_checkpoint_is_used_and_the_damaged_one_set_aside(saved, st
 
 
 def test_without_the_files_digests_the_leaf_is_named(saved, target):
-    # As after a crash right behind the save, or a fault before the bytes reached the disk.
+    # As after a crash right after the save, or a fault before the bytes reached the disk.
     (saved / "3" / SUMS).unlink()
     stores = [f for f in (saved / "3").rglob("d/*") if f.stat().st_size > 10_000]
     named, rng, meta = set(), random.Random(1), read_meta(saved / "3")
@@ -146,13 +146,13 @@ def test_without_the_files_digests_the_leaf_is_named(saved, target):
         try:
             restored = read_state(saved / "3", target, read_meta(saved / "3"))
         except DamagedError as error:
-            # Some flips the stores' decompression notices.
+            # The stores' decompression detects some flips.
             found = re.search("^(.*) does not match|Error reading .([^/]*)/", str(error))
             named.add((found[1] or found[2]).replace(".", "/"))
-        else:  # the byte was one that no leaf needs: the stores leave such in their files
+        else:  # the stores' files have bytes that no leaf needs
             assert digests(restored) == meta["digests"]
         file.write_bytes(whole)
-    assert len(named) > 1  # how many of twenty flips' leaves differ is chance, as the files' names
+    assert len(named) > 1  # which leaves differ is random, like the names of files
     assert all(name.startswith(("params/", "batch_stats/", "opt_state/")) for name in named)
     read_state(saved / "3", target, read_meta(saved / "3"))
 
@@ -160,7 +160,7 @@ def test_without_the_files_digests_the_leaf_is_named(saved, target):
 def test_all_damaged_is_an_error_that_moves_nothing(saved, target):
     for step in ("2", "3"):
         _flip(saved / step / "meta" / "metadata", random.Random(0))
-    with pytest.raises(UserError, match=r"2 is damaged.*no whole one is left"):
+    with pytest.raises(UserError, match=r"2 is damaged.*no undamaged one is left"):
         _restore(saved, target)
     assert {path.name for path in saved.iterdir()} == {"2", "3"}
 
@@ -176,7 +176,9 @@ def test_what_is_refused_is_left_alone(saved, target):
 
 def test_a_format_from_the_future_is_refused(saved, target, monkeypatch):
     monkeypatch.setattr("resnet_flax.training.checkpoint_files.FORMAT", 0)
-    with pytest.raises(UserError, match="is of format 1, this version of resnet_flax reads up to"):
+    with pytest.raises(
+        UserError, match="has format 1, but this version of resnet_flax reads up to"
+    ):
         _restore(saved, target)
 
 
@@ -220,7 +222,7 @@ def _save_and_wait(checkpoints, step, state):
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_full_disk_is_one_sentence_and_loses_nothing(state, target, disk, monkeypatch, seen):
     usage = shutil.disk_usage
-    if not seen:  # as with a quota, which shows room that is not there
+    if not seen:  # as with a quota, which reports space that cannot be used
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=2**40))
     directory = disk / "checkpoints"
     with Checkpoints(directory, keep=5) as checkpoints:
@@ -235,7 +237,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(state, target, disk, monk
     with Checkpoints(directory, keep=5) as checkpoints:
         checkpoints.save(2, state, ABOUT)
     assert _restore(directory, target)[1]["step"] == 2
-    gc.collect()  # so that what the failed save left behind is heard here, not in a later test
+    gc.collect()  # so that warnings of the failed save appear here, not in a later test
 
 
 def async_serialize_from_host():  # its name in Orbax
@@ -252,7 +254,7 @@ def test_parts_of_a_failed_save_that_never_began_say_nothing():
         async_serialize_from_host()
         gc.collect()
     assert [str(warning.message) for warning in heard] == []
-    async_serialize_from_host()  # with these tests' own filters, by which pytest would fail
+    async_serialize_from_host()  # pytest's own filters would make it fail
     gc.collect()
 
 

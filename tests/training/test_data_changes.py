@@ -1,4 +1,4 @@
-"""A run goes on with the data that it began with, or says what changed."""
+"""A run continues with the data that it started with, or reports what changed."""
 
 import json
 import shutil
@@ -62,7 +62,7 @@ def test_a_renamed_class_is_named_and_nothing_is_touched(config, folder, workdir
     before = _all(workdir)
     expected = (
         "was trained on other data: of the training images, class green is called a_green now; "
-        "of the evaluation images, class green is called a_green now; bring back the data .* by "
+        "of the evaluation images, class green is called a_green now; restore the data .* by "
         "--config.data.accept_changes=true"
     )
     with pytest.raises(UserError, match=expected):
@@ -73,7 +73,7 @@ def test_a_renamed_class_is_named_and_nothing_is_touched(config, folder, workdir
 def test_accepted_changes_are_recorded(config, folder, workdir, finished, capsys):
     _rename(folder)
     config.data.accept_changes = True
-    # The labels of two classes are exchanged now, which is why it is asked for.
+    # The labels of two classes are exchanged, so it must be accepted explicitly.
     assert train(config, workdir).errors > finished[2].errors
     assert "warning: the data changed, as accepted: of the training images" in (
         capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_accepted_changes_are_recorded(config, folder, workdir, finished, capsys
     assert "class green is called a_green now" in sessions[-1]["data_changes"][0]
     result = json.loads((workdir / "result.json").read_text())
     assert result["sessions"] == sessions
-    # From then on the changed data is the run's.
+    # From then on the run has the changed data.
     config.data.accept_changes = False
     train(config, workdir)
     _rename_back(folder)
@@ -115,7 +115,9 @@ def test_a_result_is_of_the_data_that_was_evaluated(config, folder, workdir, fin
 def test_an_added_class_is_no_damaged_checkpoint(config, folder, workdir, accept):
     shutil.copytree(folder / "train" / "red", folder / "train" / "pink")
     config.data.accept_changes = accept
-    with pytest.raises(UserError, match=r"class pink came; .* tells 3 classes apart .* are 4 now"):
+    with pytest.raises(
+        UserError, match=r"class pink added; .* has 3 classes and the data has 4 now"
+    ):
         train(config, workdir)
     assert not (workdir / "damaged").exists()
     assert Checkpoints(workdir / "checkpoints", keep=1).steps() == [8]
@@ -124,10 +126,13 @@ def test_an_added_class_is_no_damaged_checkpoint(config, folder, workdir, accept
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda f: (f / "train/red/001.png").unlink(), "training images, 1 file went: red/001.png"),
+        (
+            lambda f: (f / "train/red/001.png").unlink(),
+            "training images, 1 file removed: red/001.png",
+        ),
         (
             lambda f: shutil.copy(f / "val/red/001.png", f / "val/red/100.png"),
-            "evaluation images, 1 file came: red/100.png",
+            "evaluation images, 1 file added: red/100.png",
         ),
         (
             lambda f: shutil.copy(f / "train/red/001.png", f / "train/red/002.png"),
@@ -156,7 +161,7 @@ def test_another_kind_of_data_is_named(config, workdir, data_dir):
 def test_a_checkpoint_from_before_there_were_fingerprints(
     config, folder, workdir, finished, monkeypatch
 ):
-    """Its classes are compared, and its config's data."""
+    """The names of its classes are compared, and its config's data."""
     shutil.rmtree(workdir)
     save = Checkpoints.save
 
@@ -173,14 +178,14 @@ def test_a_checkpoint_from_before_there_were_fingerprints(
         train(config, workdir)
     config.data.source = config.data.source[:-1]
     _rename(folder)
-    with pytest.raises(UserError, match=r"class green went; .*class a_green came"):
+    with pytest.raises(UserError, match=r"class green removed; .*class a_green added"):
         train(config, workdir)
 
 
 def test_a_whole_checkpoint_of_another_network_is_not_called_damaged(config, workdir, monkeypatch):
-    """As where another version of the package makes another network of the same config."""
+    """As if another version of the package made another network from the same config."""
     monkeypatch.setattr("resnet_flax.training.resume.conflicts", lambda *_: {})
     config.model.overrides = config.model.overrides.replace("16", "32")
-    with pytest.raises(UserError, match=r"is whole, but of another network or optimiser: batch_s"):
+    with pytest.raises(UserError, match=r"is of another network or optimiser: batch_s"):
         train(config, workdir)
     assert not (workdir / "damaged").exists()

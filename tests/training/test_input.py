@@ -1,4 +1,4 @@
-"""Images that stay on the devices give what streaming ones give."""
+"""Resident images give the same results as streamed ones."""
 
 import json
 from functools import partial
@@ -72,7 +72,7 @@ CHANNELS = {"pixel_mean": False, "mean": (0.49, 0.48, 0.44), "std": (0.2, 0.19, 
     ],
 )
 def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
-    """What a network gets: gathered, cropped, flipped, mixed on the devices."""
+    """A network's input: gathered, cropped, flipped, mixed on the devices."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     prepare, _ = _prepare(jnp.dtype(dtype), **recipe)
 
@@ -93,11 +93,11 @@ def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
             _, expected = one(at(5 + i), sharding.put_batch(batch, mesh))
             for name, value in expected.items():
                 np.testing.assert_array_equal(rows[name][i], value, err_msg=name)
-    assert not rows["mask"][3].any()  # a row that was not asked for stays empty
+    assert not rows["mask"][3].any()  # a row that was not requested stays empty
 
 
 def _runs(source, shape, steps):
-    """The state after some steps and their sums, streaming and resident."""
+    """The state after some steps and their sums, streamed and resident."""
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: shape[0] * shape[1]])
     types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     widths = {"stage_features": (8, 16, 32), "stem_features": 8}

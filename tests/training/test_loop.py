@@ -1,4 +1,4 @@
-"""Runs from beginning to end, broken off in every way, and what is said of bad input."""
+"""Runs from beginning to end, interrupted in various ways, and errors for bad input."""
 
 import json
 import os
@@ -51,7 +51,7 @@ TIMES = ("images_per_second", "data_wait")
 
 
 def _final(workdir):
-    """The digests of the last checkpoint's leaves: equal where every bit is."""
+    """The digests of the last checkpoint's leaves: equal if every bit is."""
     step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
     return step, read_meta(workdir / "checkpoints" / str(step))["digests"]
 
@@ -77,7 +77,7 @@ def _wait_for(condition, process, seconds=120):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, command):
-    """The workdir and the output of a run that nothing disturbs."""
+    """The workdir and the output of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     process = command(*SHORT, f"--workdir={workdir}")
     out, err = process.communicate()
@@ -121,7 +121,7 @@ def test_killed_in_a_save_it_ends_with_the_same_bits(command, tmp_path, uninterr
 
 @pytest.mark.long
 def test_killed_in_an_evaluation_it_ends_with_the_same_bits(command, tmp_path, uninterrupted):
-    # One example a batch, so that an evaluation takes a while. The record of training at step
+    # One example per batch, so that an evaluation takes a while. The record of training at step
     # 40 is written right before that of evaluation.
     more = "--config.data.eval_batch_size=1"
     during = []
@@ -233,7 +233,7 @@ def finished(tmp_path_factory, data_dir):
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-    """A copy of that run, to go on with."""
+    """A copy of that run, to continue."""
     return shutil.copytree(finished[0], tmp_path / "run")
 
 
@@ -273,7 +273,7 @@ def test_keys_that_are_safe_may_differ(config, workdir):
 
 def test_fewer_steps_than_done_are_refused(config, workdir):
     config.steps = 8
-    with pytest.raises(UserError, match="holds a run of 12 steps, more than steps=8"):
+    with pytest.raises(UserError, match="has a run of 12 steps, more than steps=8"):
         train(config, workdir)
 
 
@@ -298,7 +298,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, r
 
 
 def test_an_evaluation_that_is_not_finite_ends_the_run_after_saving(config, tmp_path, monkeypatch):
-    # Running statistics can be useless where the batch's are not.
+    # Running statistics can be unusable though the batch's are not.
     monkeypatch.setattr(
         "resnet_flax.training.loop.evaluate",
         lambda *_, **__: Result(360, 0.9, 0.5, float("nan"), 0.1, (360,), (324,)),
@@ -330,7 +330,7 @@ def test_a_second_run_or_sweep_in_a_workdir_is_refused(config, tmp_path):
 
 
 def test_file_digests_follow_a_save_at_once(config, tmp_path):
-    # Not only at the next save: a crash in between would leave the newest without.
+    # Not only at the next save: after a crash in between the newest one would lack it.
     with Checkpoints(tmp_path / "checkpoints", keep=2) as checkpoints:
         checkpoints.save(1, {"x": np.ones(3)}, {})
         deadline = time.monotonic() + 60
@@ -410,8 +410,8 @@ def test_a_workdir_with_odd_things_in_it(config, workdir):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 30}, "batch_size 30 does not divide over 8 devices; .* such as 32"),
-        ({"data.eval_batch_size": 9}, "eval batch size 9 does not divide over 8 devices"),
+        ({"batch_size": 30}, "batch_size 30 cannot be divided over 8 devices; .* such as 32"),
+        ({"data.eval_batch_size": 9}, "eval batch size 9 cannot be divided over 8 devices"),
         ({"batch_size": 2000}, "batch_size=2000 is more than the 1437 training examples"),
         ({"mesh.data": 3}, "mesh.data=3, mesh.fsdp=1 does not fit 8 devices"),
         ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, but the images .* 1 channel"),
@@ -435,7 +435,7 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     config.data.pad = 0
     result = train(config, tmp_path / "again")
     state = load(tmp_path / "again").variables
-    # The stem's first normalisation, by its definition: of the batches 12, 13, 14.
+    # The stem's first normalisation, by definition, over the batches 12, 13, 14.
     source = open_source("tfds:digits", "train", config.data.data_dir)
     means, variances = [], []
     with train_batches(source, seed=config.seed, batch_size=config.batch_size, start=12) as batches:
@@ -447,7 +447,7 @@ def test_statistics_are_averaged_anew_over_training_batches(config, tmp_path):
     stem = state["batch_stats"]["stem"]["norm1"]
     np.testing.assert_allclose(stem["mean"], np.mean(means, 0), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(stem["var"], np.mean(variances, 0), rtol=1e-4)
-    # Found finished, the run evaluates what it saved.
+    # The run is finished, so it evaluates what it saved.
     assert train(config, tmp_path / "again") == result
 
 
@@ -466,12 +466,13 @@ def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, t
     assert parts.loss == pytest.approx(whole.loss, rel=1e-3)
     config.model.bn_group_size = "global"
     other = train(config, tmp_path / "global")
-    assert "warning: with accumulation=4 batch normalisation averages over each part of 8 exam" in (
-        capsys.readouterr().out
+    assert (
+        "warning: with accumulation=4 batch normalisation averages over each microbatch of 8"
+        in (capsys.readouterr().out)
     )
     assert abs(other.loss - whole.loss) > 1e-4 * whole.loss
     config.accumulation = 3
-    with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give whole"):
+    with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give complete"):
         train(config, tmp_path / "none")
 
 
@@ -483,12 +484,12 @@ def test_a_finished_run_says_where_its_result_comes_from(config, finished, workd
     assert (written["errors"], written["count"]) == (result.errors, 360)
     assert written["config"]["model.name"] == "cifar_resnet8"
     assert {"commit", "device", "versions"} <= set(written)
-    # Found finished by another commit, with another rounding, it keeps what it said; if it goes
-    # on, it says both.
+    # If another commit, with another rounding, finds it finished, the result is kept; if it
+    # continues, both commits are recorded.
     before = {**written, "commit": "before", "loss": written["loss"] * (1 + 1e-9)}
     path.write_text(json.dumps(before))
     sessions = workdir / "sessions.json"
-    # As runs of before 2026-11-28 called it.
+    # Its name in runs before 2026-11-28.
     old = sessions.read_text().replace(written["commit"], "before")
     sessions.rename(workdir / "sittings.json").write_text(old)
     kept = path.read_text()

@@ -10,7 +10,7 @@ from resnet_flax.training.writers import Writers, read_metrics
 
 
 class NoInput:
-    """Has waited for nothing."""
+    """An input that never waits."""
 
     most, waited, error = 100, 0.0, None
 
@@ -31,7 +31,7 @@ class NoInput:
     ],
 )
 def test_learning_rates_are_computed_many_at_a_time(schedule, tmp_path):
-    """Each alone would wait on a GPU for the steps that were dispatched before it."""
+    """Computed one by one, each would wait on a GPU for the steps dispatched before it."""
     calls, start, steps = [], 5, 2 * RATES + 77
 
     def counted(step):

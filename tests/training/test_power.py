@@ -54,7 +54,7 @@ def test_the_order_in_which_a_checkpoint_reaches_the_disk(tmp_path, calls):
     unfinished = unfinished[: unfinished.index("2.orbax")] + "2.orbax-checkpoint-tmp"
     named = calls.index(("rename", str(directory / "2")))
     synced = [path for what, path in calls[:named] if what == "sync"]
-    # Before it has its name: all that is in it, each directory behind what is in it.
+    # Before it is renamed: all its contents, each directory after its entries.
     for entry in (directory / "2").rglob("*"):
         if entry.name in ORBAX_S_NOTES:
             continue
@@ -65,7 +65,7 @@ def test_the_order_in_which_a_checkpoint_reaches_the_disk(tmp_path, calls):
             assert max(inside) < synced.index(before)
     assert synced[-1] == unfinished
     assert f"{unfinished}/{SUMS}" in synced
-    # Then the name, and only then the older one goes.
+    # Then the name, and only then the older one is deleted.
     name_synced = named + calls[named:].index(("sync", str(directory)))
     gone = next(i for i, (what, path) in enumerate(calls) if what == "remove" and "/1" in path)
     assert named < name_synced < gone
@@ -95,7 +95,7 @@ def _mounted(command):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A directory on a disk image, and what mounts the image as a power failure leaves it."""
+    """A directory on a disk image, and a function that mounts it as after a power failure."""
     image, live = tmp_path / "image", tmp_path / "live"
     subprocess.run(["truncate", "-s", "96M", image], check=True)
     if shutil.which("mkfs.ext4") is None:
@@ -106,10 +106,10 @@ def disk(tmp_path):
     mounts = [live]
 
     def fail():
-        """What the disk held at this moment: without what the kernel still kept back."""
+        """The disk's contents at this moment, without what the kernel had not written yet."""
         number = len(mounts)
         copy, place = tmp_path / f"image{number}", tmp_path / f"failed{number}"
-        while True:  # until the kernel wrote nothing while it was copied
+        while True:  # until the kernel has written nothing during the copy
             before = image.read_bytes()
             copy.write_bytes(before)
             if image.read_bytes() == before:
@@ -154,7 +154,7 @@ def test_a_power_failure_leaves_a_run_that_goes_on_with_the_same_bits(command, t
     process.communicate()
     assert len(places) >= 3
     for place, seen in places:
-        # The newest that could be seen, or the one before, which is deleted only when it is safe.
+        # The newest visible one, or the one before, which is deleted only when that is safe.
         kept = Checkpoints(place / "run" / "checkpoints", keep=2).steps()
         assert kept, place
         assert kept[0] in (seen, seen - 25, seen + 25)

@@ -1,4 +1,4 @@
-"""Several real processes on the loopback, with Gloo collectives."""
+"""Several real processes on the loopback interface, with Gloo collectives."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ SHORT = (
 
 @pytest.fixture
 def together(data_dir):
-    """Starts `train.py` in several processes; waits for them and returns what each printed."""
+    """Starts `train.py` in several processes; waits for them and returns each one's output."""
     running: list[subprocess.Popen] = []
 
     def start(n, *flags, devices=1, each=()):
@@ -68,7 +68,7 @@ def together(data_dir):
 
 
 def _ended(processes, status=0):
-    """What each printed, once all have ended with `status`."""
+    """The output of each, once all have ended with `status`."""
     printed = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [status] * len(processes), printed
     return printed
@@ -95,7 +95,7 @@ def test_two_processes_give_one_s_curve_and_only_the_first_speaks(together, tmp_
     first, second = _ended(together(2, f"--workdir={tmp_path / 'two'}"))
     reference = _curve(tmp_path / "one")
     _assert_same_curve(_curve(tmp_path / "two"), reference)
-    assert reference["test", 12][2] == 360  # each once, although 56 does not divide them
+    assert reference["test", 12][2] == 360  # each once, although 56 does not divide 360
     assert first[0].splitlines()[-1] == alone[0].splitlines()[-1].replace("/one", "/two")
     assert not any("step" in line or "error" in line for line in second[0].splitlines())
     names = {path.name for path in (tmp_path / "two").iterdir()}
@@ -157,7 +157,7 @@ def test_processes_with_other_configs_are_named(together, tmp_path):
 
 @pytest.mark.parametrize("process_id", [0, 1])
 def test_who_does_not_come_is_named_in_time(together, tmp_path, process_id):
-    # Of two processes only one is there: process 0 waits, process 1 finds nobody.
+    # Only one of two processes is started: process 0 waits, process 1 finds nobody.
     flags = ["--coordinator=127.0.0.1:9", "--num_processes=2", f"--process_id={process_id}"]
     if process_id == 0:
         with socket.socket() as free:
@@ -177,8 +177,8 @@ def test_who_does_not_come_is_named_in_time(together, tmp_path, process_id):
     [
         (("host:1", 2, -1), "belong together; give all three"),
         (("", 2, 0), "belong together; give all three"),
-        (("host", 2, 0), "--coordinator takes HOST:PORT of the first process, not 'host'"),
-        (("host:99999", 2, 0), "--coordinator takes HOST:PORT"),
+        (("host", 2, 0), "--coordinator must be the first process's HOST:PORT, not 'host'"),
+        (("host:99999", 2, 0), "--coordinator must be the first process's HOST:PORT"),
         (("host:1", 2, 2), "--process_id=2 must be less than --num_processes=2"),
     ],
 )
@@ -244,12 +244,12 @@ def test_an_image_that_one_process_cannot_read_loses_nothing(together, tmp_path)
     (step,) = (int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert 8 <= step < 400
     for error in errors:
-        assert f"(step {step} is saved in {tmp_path / 'run'}, the same command goes" in error
+        assert f"(step {step} is saved in {tmp_path / 'run'}; the same command" in error
         assert "Traceback" not in error
     assert sum("000.png cannot be decoded" in error for error in errors) == 1
     assert (
         sum(
-            f"another process could not read its share of the batch of step {step + 1}" in error
+            f"another process could not read its part of the batch of step {step + 1}" in error
             for error in errors
         )
         == 1
@@ -267,4 +267,4 @@ def test_all_processes_hear_that_the_workdir_is_in_use(together, tmp_path):
     with Lock(tmp_path):
         printed = _ended(together(2, f"--workdir={tmp_path}"), status=2)
     assert f"in use by a run that process {os.getpid()} on" in printed[0][1]
-    assert f"process 0 cannot use the workdir {tmp_path}; it says why" in printed[1][1]
+    assert f"process 0 cannot use the workdir {tmp_path}; see its error" in printed[1][1]

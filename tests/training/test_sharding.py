@@ -1,4 +1,4 @@
-"""A step means the same on any mesh, and communicates no more than it must."""
+"""A step computes the same on any mesh, with only the necessary communication."""
 
 import functools
 import math
@@ -24,12 +24,12 @@ from resnet_flax.training.state import init_state
 from resnet_flax.training.steps import train_step
 
 BATCH = 16
-JOINED = {"ways": (("conv_bn_1x1", "fused"),)}  # see ops.override
+FUSED_1X1 = {"overrides": (("conv_bn_1x1", "fused"),)}  # see ops.override
 NORMS = {
     "global": {},
     "groups of 4": {"ghost_batches": 4},
     "group": {"norm": "group"},
-    "global, behind 1x1": {"block": "bottleneck", **JOINED},
+    "global, fused 1x1": {"block": "bottleneck", **FUSED_1X1},
 }
 
 
@@ -45,7 +45,7 @@ def _batches(n, batch=BATCH):
 
 def _program(mesh, axes, dtype, **settings):
     axes = dict(axes)
-    ways = dict(axes.pop("ways", ()))
+    overrides = dict(axes.pop("overrides", ()))
     types = {"dtype": dtype, "param_dtype": dtype}
     widths = {"stage_sizes": (1, 1), "stage_features": (8, 32), "stem_features": 8}
     model = create_model("cifar_resnet8", **types, **{**widths, **axes})
@@ -60,7 +60,7 @@ def _program(mesh, axes, dtype, **settings):
 
     gather = sharding.gather(shardings.params, mesh)
     train = partial(train_step, model=model, tx=tx, prepare=prepare, gather=gather, **settings)
-    train = dispatch.override(**ways)(train)
+    train = dispatch.override(**overrides)(train)
     step, _ = compile_steps(mesh, shardings, train, partial(eval_step, model=model, prepare=norm))
     return init, step
 
@@ -122,7 +122,7 @@ def test_accumulated_gradients_are_those_of_the_batch(parts, shape):
     ("parts", "shape"), [(4, (2, 2)), long(2, (1, 1)), long(4, (1, 1)), long(2, (2, 1))]
 )
 def test_groups_of_k_that_divide_a_part_accumulate_exactly(parts, shape):
-    # Also where a device has less than a group of each part: (4, (2, 2)).
+    # Also if a device has less than a group of each microbatch: (4, (2, 2)).
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
     axes = {"ghost_batches": 4 // parts}
     _assert_same(
@@ -159,7 +159,7 @@ WIDE = {"stage_features": (16, 16), "stem_features": 16}
 
 
 def test_data_parallel_reduces_the_gradients_once_and_no_activations():
-    norms = 5 * 16  # of each of five normalisations the mean and the variance, and their gradients
+    norms = 5 * 16  # mean and variance of five normalisations, and their gradients
     for axes, more in (({}, 4 * norms + 200), ({"ghost_batches": 8}, 2 * norms + 200)):
         program, parameters = _compiled((8, 1), {**WIDE, **axes})
         found = collectives(program.as_text())
@@ -169,12 +169,12 @@ def test_data_parallel_reduces_the_gradients_once_and_no_activations():
 
 
 def test_normalisation_behind_1x1_reduces_moments_and_no_activations():
-    axes = {**WIDE, "block": "bottleneck", **JOINED}
+    axes = {**WIDE, "block": "bottleneck", **FUSED_1X1}
     program, parameters = _compiled((8, 1), axes)
     found = collectives(program.as_text())
     assert {one.kind for one in found} == {"all-reduce"}
     shapes = [shape for one in found for shape in one.shapes]
-    # Moments of 16 channels; those of 64, of the second block's input, for two of its three.
+    # Moments of 16 channels, and those of the 64 of the second block's input, used twice.
     assert (16, 16) in shapes
     narrow, wide = 5, 4  # normalisations of 16 and 64 channels
     more = 4 * 16 * narrow + 4 * 64 * wide + 4 * 16 * (16 + 1) + 2 * 64 * (64 + 1) + 200
@@ -182,7 +182,7 @@ def test_normalisation_behind_1x1_reduces_moments_and_no_activations():
 
 
 def test_groups_within_a_device_and_group_normalisation_add_nothing():
-    """Nothing is exchanged but the gradients, the statistics' mean and three sums."""
+    """Only the gradients, the statistics' mean and three sums are exchanged."""
     for axes in ({"ghost_batches": 32}, {"norm": "group"}):
         program, _ = _compiled((8, 1), {**WIDE, **axes})
         assert len(collectives(program.as_text())) <= 3
@@ -192,15 +192,15 @@ def test_groups_within_a_device_and_group_normalisation_add_nothing():
 
 @pytest.mark.parametrize("shape", [(2, 4), long((1, 8))])
 def test_fsdp_gathers_parameters_and_no_activations(shape):
-    # Left to itself, the compiler gathers kernels again for the backward pass.
+    # By default the compiler would gather kernels again for the backward pass.
     axes = {**WIDE, "ghost_batches": 8, "num_classes": 160}
     program, parameters = _compiled(shape, axes)
     for one in collectives(program.as_text()):
         assert one.kind in ("all-gather", "all-reduce"), one
         for dims in one.shapes:
-            # Sides of kernels, channels and shares of them, classes, and of the stem's gradient a
-            # row of three taps of three channels. An activation has the batch's 64 examples or a
-            # device's 8.
+            # Sides of kernels, channels and parts of them, classes, and a row of three taps of
+            # three channels in the stem's gradient. An activation would have the batch's 64
+            # examples or a device's 8.
             assert set(dims) <= {1, 2, 3, 4, 9, 16, 160}, one
             assert math.prod(dims) <= 16 * 160
     gathered = totals(collectives(program.as_text()))["all-gather"]["bytes"]
@@ -208,10 +208,10 @@ def test_fsdp_gathers_parameters_and_no_activations(shape):
 
 
 def test_fsdp_divides_what_a_device_holds():
-    """Parameters and momentum: a device has its share, and the indivisible rest."""
+    """Parameters and momentum: a device has its part, and all that cannot be divided."""
     held = {
         shape: _compiled(shape, WIDE)[0].memory_analysis().argument_size_in_bytes
-        - 64 // 8 * (8 * 8 * 3 + 5)  # its share of the batch
+        - 64 // 8 * (8 * 8 * 3 + 5)  # its part of the batch
         for shape in ((8, 1), (2, 4), (1, 8))
     }
     assert held[2, 4] < 0.3 * held[8, 1]

@@ -1,4 +1,4 @@
-"""Real signals and terminals: what ends a job, and what takes its output away."""
+"""Real signals and terminals: what ends a job or its output."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ READERS = (
 
 @pytest.fixture
 def start(data_dir, tmp_path):
-    """Starts train.py in a session of its own; `shell` has it as $RUN."""
+    """Starts train.py in a new session; in `shell` the command is $RUN."""
     started = []
 
     def begin(*flags, shell="", steps=20_000, **keywords):
@@ -68,7 +68,7 @@ def start(data_dir, tmp_path):
 
 
 def _below(pid):
-    """Processes that a process started, and these in turn."""
+    """All descendants of a process."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -148,7 +148,7 @@ def test_a_run_whose_output_cannot_be_written_is_finished(start, tmp_path, what)
 def test_a_terminal_that_is_closed(start, tmp_path, how):
     ours, theirs = pty.openpty()
     keywords = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
-    # A session leader, whose terminal this becomes, as a shell's job is.
+    # A session leader with this controlling terminal, like a shell.
     control = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     control += "os.execvp(sys.argv[1], sys.argv[1:])"
     run = f'bash -c "exec nohup $RUN > {tmp_path}/out 2>&1"' if how == "nohup" else "$RUN"
@@ -158,7 +158,7 @@ def test_a_terminal_that_is_closed(start, tmp_path, how):
 
     def drawn():
         os.set_blocking(ours, False)
-        with contextlib.suppress(OSError):  # nothing there, or nobody writes
+        with contextlib.suppress(OSError):  # no output, or no writer
             os.read(ours, 100_000)
         return _records(tmp_path / "run")
 
@@ -183,7 +183,7 @@ def test_other_signals_that_ask_to_end_are_heard(number):
 
 
 def test_a_second_ctrl_c_acts_as_always():
-    # A shell starts what is in its background with SIGINT ignored, tests too.
+    # A shell starts background jobs, including these tests, with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         _interrupt_twice()
@@ -251,7 +251,7 @@ def test_readers_end_with_a_run_that_is_killed(start, tmp_path):
     process = start(*READERS)
     _wait(lambda: _records(tmp_path / "run"), process)
     children = _below(process.pid)
-    assert len(children) == 3  # two readers, and Python's helper that removes shared memory
+    assert len(children) == 3  # two readers, and Python's resource tracker
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
@@ -276,16 +276,16 @@ def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp
     assert process.returncode == 2, (out, error)
     step = _saved(tmp_path / "run")
     reason = {
-        signal.SIGKILL: "a reader process was ended by SIGKILL, as the kernel does where memory",
+        signal.SIGKILL: "a reader process was killed by SIGKILL, as the kernel does when memory",
         signal.SIGSTOP: "nothing was read within data.timeout=20 seconds; a reader is frozen",
     }[number]
     assert error.startswith(f"error: {reason}")
-    assert f"(step {step} is saved in {tmp_path / 'run'}, the same command continues" in error
+    assert f"(step {step} is saved in {tmp_path / 'run'}; the same command continues" in error
     assert len(error.splitlines()) == 1
 
 
 class Hanging:
-    """Examples of which one is never read."""
+    """Examples, one of which hangs when it is read."""
 
     def __init__(self, at, event):
         self._at, self._event = at, event
@@ -340,7 +340,7 @@ def _on_a_folder(folder):
 
 
 def _hang(directory):
-    """Makes of a directory's images what never ends to be opened."""
+    """Replaces a directory's images by pipes, which hang when they are opened."""
     for image in directory.iterdir():
         image.unlink()
         os.mkfifo(image)
@@ -395,7 +395,7 @@ def test_a_disk_that_hangs_before_the_first_step(start, tmp_path, split, how):
 
 @pytest.mark.long
 def test_a_missing_evaluation_is_made_though_readers_start(start, tmp_path):
-    """The evaluation's readers and those of training start at the same time, and end apart."""
+    """Readers of evaluation and of training start at the same time, and end separately."""
     every = ("--config.eval.every=40", "--config.checkpoint.every=40", *READERS)
     process = start(*every, steps=200)
     _wait(lambda: 40 in _records(tmp_path / "run"), process)
@@ -419,7 +419,7 @@ def test_a_missing_evaluation_is_made_though_readers_start(start, tmp_path):
 
 @pytest.mark.long
 def test_records_on_a_disk_that_is_full(start, tmp_path):
-    # In place of a full disk a limit on the size of files, which metrics.jsonl meets first.
+    # Instead of a full disk, a limit on the size of files, which metrics.jsonl reaches first.
     process = start("--config.log.every=1", shell="ulimit -f 120; exec $RUN")
     out, error = process.communicate(timeout=120)
     assert process.returncode == 2, (out, error)
@@ -433,7 +433,7 @@ def test_records_on_a_disk_that_is_full(start, tmp_path):
 @pytest.mark.long
 def test_output_that_nobody_reads_keeps_nothing_from_being_saved(start, tmp_path):
     process = start("--config.log.every=1")
-    # A pipe takes 64 KiB: some 900 lines.
+    # A pipe buffers 64 KiB, about 900 lines.
     _wait(lambda: len(_records(tmp_path / "run")) > 2500, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143

@@ -1,4 +1,4 @@
-"""One device against eight, in float64; and what a step is beside that."""
+"""One device against eight, in float64; and other properties of a step."""
 
 import functools
 from functools import partial
@@ -88,7 +88,7 @@ def _distance(tree, other):
     return max(jax.tree.leaves(jax.tree.map(relative, tree, other)))
 
 
-# Momentum and decay aside, the parameters' change in one step of rate 1 is the gradient.
+# Without momentum and decay, the change of parameters in a step of rate 1 is the gradient.
 GRADIENT = optax.sgd(1.0)
 
 
@@ -100,7 +100,7 @@ def reference():
         return before, _run(_one(), 1, tx=GRADIENT)
 
 
-# With the decay and ten steps of it, test_sharding asks the same more often.
+# test_sharding tests the same with decay and ten steps, in more cases.
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("shape", [long((8, 1)), long((2, 4))])
 def test_eight_devices_do_what_one_does(reference, shape):
@@ -118,7 +118,7 @@ def test_eight_devices_do_what_one_does(reference, shape):
 
 @pytest.mark.usefixtures("x64")
 def test_the_comparison_sees_statistics_that_are_not_global(reference):
-    # What a sharding bug would do: each device normalises by its own share.
+    # What a sharding bug would do: each device normalises by its own part.
     before, (after, _) = reference
     local, _ = _run(sharding.make_mesh(), 1, tx=GRADIENT, groups=8)
     gradients = [jax.tree.map(np.subtract, before.params, s.params) for s in (local, after)]
@@ -247,7 +247,7 @@ def test_norms_for_the_log_are_the_same_laid_end_to_end():
 
     assert concatenated("cuda")
     assert not concatenated("cpu")
-    # Cut over devices, they would be gathered to be laid end to end.
+    # Sharded leaves would be gathered to be concatenated.
     assert norm_over(sharding.make_mesh(1, 2, jax.devices()[:2])) is tree_norm
 
 

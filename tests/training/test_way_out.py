@@ -1,4 +1,4 @@
-"""Whatever ends a run, what was trained is saved."""
+"""Whatever ends a run, its state is saved."""
 
 import errno
 import json
@@ -20,7 +20,7 @@ from resnet_flax.training.writers import read_metrics
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder of images, and the digests of a run on it that nothing disturbed."""
+    """A folder of images, and the digests of an uninterrupted run on it."""
     folder = make_folder(tmp_path_factory.mktemp("photographs") / "images")
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     train(folder_run(folder), workdir)
@@ -47,7 +47,7 @@ def _digests(workdir):
 
 
 def _goes_on(config, workdir, whole):
-    """Runs the same command again; the same bits as if nothing had happened."""
+    """Runs the same command again; the result has the same bits as an uninterrupted run."""
     result = train(config, workdir)
     assert _steps(workdir)[0] == config.steps
     assert _digests(workdir) == whole[1]
@@ -88,9 +88,9 @@ def test_an_evaluation_image_damaged_during_the_run(
             Image.new("RGB", (9, 8)).save(image)
 
     _after(monkeypatch, 5, spoil)
-    with pytest.raises(UserError, match=r"003.png|not of one size") as error:
+    with pytest.raises(UserError, match=r"003.png|have different sizes") as error:
         train(config, tmp_path / "run")
-    assert f"(step 12 is saved in {tmp_path / 'run'}, the same command continues" in str(
+    assert f"(step 12 is saved in {tmp_path / 'run'}; the same command continues" in str(
         error.value
     )
     assert _steps(tmp_path / "run") == [12]
@@ -172,7 +172,7 @@ def test_a_disk_that_is_full_is_said_once(config, tmp_path, monkeypatch):
         train(config, tmp_path / "run")
     assert str(error.value).count("cannot save the checkpoint of step 12") == 1
     assert "is saved in" not in str(error.value)
-    # Besides another error, it is said too.
+    # After another error, it is reported too.
     monkeypatch.setattr(loop, "recompute_statistics", full)
     config.eval.recompute_bn = 2
     with pytest.raises(UserError, match=r"No space left on device; besides, cannot save the check"):
@@ -256,18 +256,20 @@ def test_the_evaluation_split_is_looked_at_before_the_first_step(config, folder,
     if kind == "empty":
         shutil.rmtree(folder / "val")
         (folder / "val").mkdir()
-        expected = "the split 'val' has no example"
+        expected = "the split 'val' has no examples"
     elif kind == "truncated":
         image.write_bytes(image.read_bytes()[:50])
         expected = "in the split 'val', .*007.png cannot be decoded"
     elif kind == "another size":
         Image.new("RGB", (9, 8)).save(image)
-        expected = r"in the split 'val', example 0 is of \[8, 8, 3\] .* and example 23 of \[8, 9, 3"
+        expected = (
+            r"in the split 'val', example 0 has shape \[8, 8, 3\] .* and example 23 \[8, 9, 3"
+        )
     else:
         config.data.pixel_mean, config.data.mean = True, (0.0,)
         for path in (folder / "val").rglob("*.png"):
             Image.new("RGB", (9, 9)).save(path)
-        expected = r"the images of the split 'val' are of \[9, 9, 3\] .*those of 'train' of \[8, 8"
+        expected = r"the images of the split 'val' have shape \[9, 9, 3\] .*those of 'train' \[8, 8"
     with pytest.raises(UserError, match=expected):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -278,7 +280,9 @@ def test_curves_that_cannot_be_drawn_lose_no_result(config, tmp_path, monkeypatc
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("resnet_flax.training.outputs.draw_curves", fail)
-    with pytest.raises(UserError, match=r"curves.png cannot be written: Input/output error; all"):
+    with pytest.raises(
+        UserError, match=r"curves.png cannot be written: Input/output error; everything"
+    ):
         train(config, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["count"] == 24

@@ -1,4 +1,4 @@
-"""The networks are the functions that published weights come from.
+"""The networks compute the same as those of the published weights.
 
 Golden logits everywhere; where torch, torchvision and timm are installed, live comparisons in
 float64 of evaluation, loss, gradients and running statistics.
@@ -40,13 +40,13 @@ def test_every_golden_tells_images_and_classes_apart():
     for goldens in GOLDENS.values():
         for golden in map(np.array, goldens.values()):
             assert golden.shape == (4, networks.CLASSES)
-            # By ten times what the comparison tolerates, in every class.
+            # Outputs vary by ten times the tolerance, in every class.
             assert np.std(golden, axis=0).min() > 1e-3 * np.abs(golden).max()
             assert np.std(golden, axis=1).min() > 1e-3 * np.abs(golden).max()
 
 
 def live(test):
-    """Marks a comparison that needs torch; its warnings are none of ours."""
+    """Marks a comparison that needs torch; its warnings are ignored."""
     there = all(map(importlib.util.find_spec, ("torch", "torchvision", "timm")))
     test = pytest.mark.filterwarnings("ignore")(test)
     return pytest.mark.skipif(not there, reason="needs torch, torchvision and timm")(test)
@@ -84,7 +84,7 @@ def test_every_layer_is_torch_s(name, dtype, tolerance):
         else:
             continue
         if layout == "timm_v2" and "norm" in path:
-            actual = np.maximum(actual, 0)  # there, normalisation and activation are one
+            actual = np.maximum(actual, 0)  # in timm, normalisation and activation are one module
         wanted = expected[there].reshape(actual.shape)
         assert np.abs(actual - wanted).max() <= tolerance * np.abs(wanted).max(), path
         compared += 1

@@ -35,7 +35,7 @@ def _variables(model):
 
 
 def _layers(arrays):
-    """What Caffe would have: its names, BGR, sums of statistics and what divides them."""
+    """The same in Caffe's form: its names, BGR, sums of statistics and their divisors."""
     layers = {}
     for name, array in arrays.items():
         module, _, leaf = name.rpartition(".")
@@ -125,7 +125,7 @@ def test_a_caffe_model_by_its_file_is_used_as_it_was_made(tmp_path):
     path.write_bytes(_caffemodel(_layers(export_torch(_variables(full), full, "torchvision"))))
     found = load(str(path), variant="resnet50_v1")
     assert (found.model.stem_pool, found.model.stem_bias) == ("ceil", True)
-    # RGB; the authors' mean is 103 of blue and 123 of red.
+    # RGB; the authors' mean is 103 for blue and 123 for red.
     assert [round(255 * m) for m in found.preprocessing.mean] == [123, 116, 103]
     assert found.preprocessing.std == (1 / 255,)
     with pytest.raises(UserError, match="is for a network with stride_on='1x1', not '3x3'"):
@@ -140,7 +140,7 @@ def test_blocks_of_the_deep_ones_are_numbered():
 
 @pytest.mark.parametrize("n", range(4, 16))
 def test_pooling_in_ceil_mode(n):
-    """Windows from the edge; one more where the last would leave positions over."""
+    """Windows from the edge, and one more if positions would remain."""
     x = np.random.default_rng(n).normal(size=(1, n, n + 1, 2)).astype(np.float32)
     pooled = np.asarray(max_pool(jnp.asarray(x), ceil=True))
     for axis, side in ((1, n), (2, n + 1)):
@@ -159,12 +159,12 @@ def test_damaged_and_strange_caffe_models_are_explained(tmp_path):
         try:
             read_weights(path)
         except UserError as error:
-            assert "x.caffemodel is damaged or cut off" in str(error)  # noqa: PT017
+            assert "x.caffemodel is damaged or truncated" in str(error)  # noqa: PT017
     path.write_bytes(whole[:-5])
-    with pytest.raises(UserError, match=r"x.caffemodel is damaged or cut off"):
+    with pytest.raises(UserError, match=r"x.caffemodel is damaged or truncated"):
         read_weights(path)
     path.write_bytes(_caffemodel({"conv1": [np.ones((2, 3, 1, 1))], "relu9": [np.ones(2)]}))
-    with pytest.raises(UserError, match=r"damaged or cut off .a layer 'relu9'"):
+    with pytest.raises(UserError, match=r"damaged or truncated .an unknown layer 'relu9'"):
         read_weights(path)
 
 

@@ -48,7 +48,7 @@ def test_names_of_the_classes():
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No network, and nothing fetched before."""
+    """No network, and nothing downloaded before."""
 
     def refuse(*_, **__):
         raise socket.gaierror(-2, "Name or service not known")
@@ -64,15 +64,17 @@ def offline(monkeypatch, tmp_path):
 def test_without_a_network_the_file_to_fetch_and_its_place_are_named(offline):
     with pytest.raises(
         UserError,
-        match=r"the weights resnet50.tv_in1k are not on this machine and cannot be fetched "
-        r"\(huggingface.co cannot be reached: .*\): get https://huggingface.co/timm/"
+        match=r"the weights resnet50.tv_in1k are not on this machine and cannot be downloaded "
+        r"\(huggingface.co cannot be reached: .*\); get https://huggingface.co/timm/"
         r"resnet50.tv_in1k/resolve/main/model.safetensors and put it at "
         rf"{offline}/resnet50.tv_in1k.safetensors",
     ):
         fetch("resnet50.tv_in1k")
-    with pytest.raises(UserError, match=r"fetched \(.*github.com/akamaster.*put it at .*10.th$"):
+    with pytest.raises(UserError, match=r"downloaded \(.*github.com/akamaster.*put it at .*10.th$"):
         fetch("cifar_resnet20.akamaster_cifar10")
-    with pytest.raises(UserError, match=r"have to be fetched by hand: get .*-50-model.caffemodel"):
+    with pytest.raises(
+        UserError, match=r"have to be downloaded by hand; get .*-50-model.caffemodel"
+    ):
         fetch("resnet50_v1.caffe_in1k")
     with pytest.raises(UserError, match=r"no published weights 'resnet50.tv3_in1k'; did you mean"):
         fetch("resnet50.tv3_in1k")
@@ -105,7 +107,7 @@ def test_a_file_fetched_by_hand_is_found_and_checked(offline, shared_data):
     assert found.preprocessing == CATALOG[name].preprocessing
     shutil.copy(shared_data / "weights/resnet56-4bfd9763.th", offline / f"{name}.th")
     (offline / f"{name}.th").chmod(0o644)
-    with pytest.raises(UserError, match=r"another file than was published: .* 4bfd9763, not 12fca"):
+    with pytest.raises(UserError, match=r"is not the published file: .* 4bfd9763, not 12fca"):
         load(name)
 
 
@@ -118,7 +120,7 @@ def test_a_file_is_fetched_by_its_address_whole_or_not_at_all(offline, shared_da
         if fits:
             assert fetch(name) == offline / f"{name}.th"
         else:
-            with pytest.raises(UserError, match="another file than was published"):
+            with pytest.raises(UserError, match="is not the published file"):
                 fetch(name)
         assert [path.name for path in offline.iterdir()] == [f"{name}.th"] * fits
     assert load(name).class_names[0] == "airplane"

@@ -1,4 +1,4 @@
-"""Weights files of all kinds, whole, damaged and hostile."""
+"""Weights files of all formats, intact, damaged and malicious."""
 
 import collections
 import importlib.util
@@ -61,7 +61,7 @@ def test_safetensors_and_npz(tmp_path):
         np.testing.assert_array_equal(file.arrays["a"], WHOLE)
         assert file.about == ({"origin": "here"} if name[0] == "y" else {})
     with safetensors.safe_open(tmp_path / "y.safetensors", "np") as file:
-        assert file.metadata()["format"] == "pt"  # without which other programs refuse it
+        assert file.metadata()["format"] == "pt"  # other programs refuse files without it
 
 
 class _Hostile:
@@ -109,7 +109,7 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(tmp_path, kind, w
         mark.rmdir()
     path = tmp_path / "x.pth"
     path.write_bytes(wrapped(content))
-    with pytest.raises(UserError, match=rf"x.pth asks to run {function}, .* nothing was run"):
+    with pytest.raises(UserError, match=rf"x.pth tries to run {function}, .* nothing was run"):
         read_weights(path)
     assert not mark.exists()
 
@@ -149,7 +149,7 @@ def test_tensors_stay_within_their_storage(tmp_path):
         with pytest.raises(UserError, match=r"x.pth is damaged"):
             read_weights(path)
     path.write_bytes(_tensor(storage, 2**30, 0, (2,), (1,)))
-    with pytest.raises(UserError, match=r"x.pth is damaged or cut off .*cut off"):
+    with pytest.raises(UserError, match=r"x.pth is damaged or truncated .*truncated"):
         read_weights(path)
 
 
@@ -158,11 +158,11 @@ def test_a_small_file_takes_little_memory(tmp_path):
 
     def refused(content, reason):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=rf"x.pth is damaged or cut off \(.*{reason}"):
+        with pytest.raises(UserError, match=rf"x.pth is damaged or truncated \(.*{reason}"):
             read_weights(path)
 
-    # The unpickler makes room for all numbers below the largest that it keeps a value under.
-    refused(_legacy(b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."), "numbers beyond all")
+    # The unpickler allocates its memo up to the largest index.
+    refused(_legacy(b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."), "too large a memo index")
     # Compressed, a megabyte of zeros is a kilobyte.
     for name in ("data.pkl", "data/k"):
         file = io.BytesIO()
@@ -172,12 +172,12 @@ def test_a_small_file_takes_little_memory(tmp_path):
                 kind = zipfile.ZIP_DEFLATED if squeezed else zipfile.ZIP_STORED
                 new.writestr(info.filename, whole.read(info), kind)
         refused(file.getvalue(), "is compressed")
-    # Lists in lists, each twice in the next, are never unfolded.
+    # Nested lists, each twice in the next, are never expanded.
     nested = b"]q\x00" + b"".join(
         b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60)
     )
     path.write_bytes(_legacy(b"\x80\x02" + nested + b".") + pickle.dumps([], protocol=2))
-    with pytest.raises(UserError, match="holds no state dictionary"):
+    with pytest.raises(UserError, match="has no state dictionary"):
         read_weights(path)
 
 
@@ -266,7 +266,9 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(tmp_path):
         path = tmp_path / f"cut_{whole.name}"
         for end in [*range(0, len(content), 37), len(content) - 1]:
             path.write_bytes(content[:end])
-            with pytest.raises(UserError, match=r"cut_.* is (damaged|empty|no weights|a pickle)"):
+            with pytest.raises(
+                UserError, match=r"cut_.* is (damaged|empty|not a weights|a pickle)"
+            ):
                 read_weights(path)
 
 
@@ -291,14 +293,14 @@ def test_flipped_bits_give_an_error_or_arrays_but_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "w.pth is empty; fetch it again"),
-        (b"\n<!DOCTYPE html><html>", "w.pth is a web page, no weights"),
-        (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, no weights"),
-        (b"<html><head>", "w.pth is a web page, no weights"),
+        (b"", "w.pth is empty; download it again"),
+        (b"\n<!DOCTYPE html><html>", "w.pth is a web page, not weights"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, not weights"),
+        (b"<html><head>", "w.pth is a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "w.pth is a pointer of Git LFS"),
-        (b"hello, world, this is text", "w.pth is no weights file that is known here"),
-        (pickle.dumps({"a": 1}, protocol=2), "w.pth is a pickle, but none that torch.save wrote"),
-        (_legacy(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)), "w.pth holds no state dict"),
+        (b"hello, world, this is text", "w.pth is not a weights file of a known format"),
+        (pickle.dumps({"a": 1}, protocol=2), "w.pth is a pickle, but not from torch.save"),
+        (_legacy(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)), "w.pth has no state dict"),
     ],
 )
 def test_what_is_no_weights_file_is_explained(tmp_path, content, message):

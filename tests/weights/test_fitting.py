@@ -1,4 +1,4 @@
-"""Variables of one network into another that has the same parameters."""
+"""Loading variables of one network into another with the same parameters."""
 
 import re
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_named_all_at_once_by_our_names():
     message = (
         "my run does not fit the network: 2 missing (batch_stats/stage1_block2/norm2/var, "
         "params/stem/conv1/kernel); 1 unexpected (params/extra/kernel); 1 of another shape "
-        "(params/stage1_block1/conv1/kernel [5, 5, 8, 8] and not [3, 3, 8, 8])"
+        "(params/stage1_block1/conv1/kernel [5, 5, 8, 8], not [3, 3, 8, 8])"
     )
     for wanted in (model, model.clone(scan=True)):
         with pytest.raises(UserError, match=f"^{re.escape(message)}; give the network"):
@@ -102,10 +102,10 @@ def test_another_number_of_classes_needs_a_new_head():
     _same(fitted["params"].pop("head"), fresh["params"]["head"])
     head = variables["params"].pop("head")
     _same(fitted, stack(variables))
-    # As many classes: the head stays, whatever is asked for.
+    # With the same number of classes the head is kept, even with reset_head.
     variables["params"]["head"] = head
     _same(fit_variables(variables, model, "x", reset_head=True), variables)
-    # A damaged head is no other head.
+    # A damaged head is not taken for another number of classes.
     variables["params"]["head"]["kernel"] = jnp.zeros((99, 7))
     with pytest.raises(UserError, match=r"1 of another shape \(params/head/kernel \[99, 7\]"):
         fit_variables(variables, model, "x", reset_head=True)

@@ -1,4 +1,4 @@
-"""Weights into networks and out of them."""
+"""Loading and exporting weights."""
 
 import importlib.util
 import json
@@ -77,7 +77,7 @@ def test_a_round_trip_is_bit_identical(tmp_path, name, axes):
     names = tuple(f"class {i}" for i in range(model.num_classes))
     path = _export(tmp_path, model, variables, preprocessing=preprocessing, class_names=names)
     _same(load_pretrained(path, model), variables)
-    # The file says what it is.
+    # The file describes its network.
     found = load(str(path))
     assert found.model == model
     assert (found.preprocessing, found.class_names) == (preprocessing, names)
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_named_all_at_once(tmp_path):
     message = (
         f"{path} does not fit the network: 2 missing (layer4.0.bn2.running_var, conv1.weight); "
         "2 unexpected (extra.bias, extra.weight); 2 of another shape (layer1.0.conv1.weight "
-        "[64, 64, 5, 5] and not [64, 64, 3, 3], layer2.0.bn1.bias [3] and not [128])"
+        "[64, 64, 5, 5], not [64, 64, 3, 3], layer2.0.bn1.bias [3], not [128])"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}; give the network"):
         load_pretrained(path, model)
@@ -129,7 +129,7 @@ def test_a_file_of_another_network_is_refused(shared_data):
         load_pretrained(path, create_model("cifar_resnet56"))
     with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
         load_pretrained(path, create_model("resnet18", num_classes=10))
-    with pytest.raises(UserError, match="says itself that it is no resnet50; leave resnet50 out"):
+    with pytest.raises(UserError, match="itself as a network other than resnet50; leave resnet50"):
         load(str(path), variant="resnet50")
 
 
@@ -149,7 +149,7 @@ def test_another_number_of_classes_needs_a_new_head_that_is_asked_for(tmp_path):
     for tree in (loaded, variables):
         tree["params"].pop("head")
     _same(loaded, variables)
-    # As many classes: the head is the file's, whatever is asked for.
+    # With the same number of classes the head is the file's, even with reset_head.
     loaded = load_pretrained(path, model, reset_head=True)
     assert (loaded["params"]["head"]["kernel"] != 0).all()
     _same(loaded, load_pretrained(path, model))
@@ -192,7 +192,7 @@ def test_the_network_is_inferred_where_shapes_decide_it(tmp_path):
         load(path)
     assert load(path, variant="resnet50_v1").model.stride_on == "1x1"
     path, _ = bare("resnet50", stage_sizes=(1, 1, 1, 1))
-    with pytest.raises(UserError, match="are of no network that is known here; name the network"):
+    with pytest.raises(UserError, match="are not those of a known network; name the network"):
         load(path)
 
 
@@ -223,7 +223,7 @@ def test_a_checkpoint_of_ours(config, tmp_path):
         load_pretrained(tmp_path / "run", create_model("cifar_plain8", **axes))
     _same(stack(loaded), found.variables)
     _same(load_pretrained(tmp_path / "run" / "checkpoints" / "12", found.model), found.variables)
-    with pytest.raises(UserError, match="says itself which network it holds"):
+    with pytest.raises(UserError, match="already describes its network"):
         load(str(tmp_path / "run"), variant="resnet18")
     victim = next(
         file
@@ -259,7 +259,7 @@ def test_what_a_file_says_of_itself_is_not_overruled(tmp_path):
     model = create_model("resnet50_v1", stem_bias=True, stem_pool="ceil", num_classes=3)
     path = str(_export(tmp_path, model, _random(model)))
     for variant in ("resnet50", "resnet101_v1", "seresnet50"):
-        with pytest.raises(UserError, match=f"says itself that it is no {variant}; leave"):
+        with pytest.raises(UserError, match=f"itself as a network other than {variant}; leave"):
             load(path, variant=variant)
     assert load(path, variant="resnet50_v1").model == model
     assert load("resnet50_v1", weights=path).model == model
@@ -321,7 +321,7 @@ def test_what_a_file_says_of_itself_is_checked(tmp_path, lie):
     assert (found.preprocessing.size, found.class_names) == (8, ("a", "b", "c"))
     said = {"resnet_flax": json.dumps(lie)}
     safetensors.numpy.save_file(arrays, tmp_path / "lie.safetensors", metadata=said)
-    with pytest.raises(UserError, match=r"lie.safetensors describes itself in a way that cannot"):
+    with pytest.raises(UserError, match=r"lie.safetensors has an invalid description of itself"):
         load(str(tmp_path / "lie.safetensors"))
 
 
@@ -330,7 +330,7 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
     arrays = read_weights(_export(tmp_path, model, _random(model))).arrays
     arrays["fc.weight"] = np.zeros((7, 99), np.float32)
     np.savez(tmp_path / "w.npz", **arrays)
-    with pytest.raises(UserError, match=r"1 of another shape \(fc.weight \[7, 99\] and not"):
+    with pytest.raises(UserError, match=r"1 of another shape \(fc.weight \[7, 99\], not"):
         load_pretrained(tmp_path / "w.npz", model, reset_head=True)
     for name, array in (("fc.bias", np.float32(1)), ("conv1.weight", np.zeros((64, 0, 7, 7)))):
         np.savez(tmp_path / "w.npz", **{**arrays, name: array})
@@ -343,29 +343,29 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
     [
         (
             "resnet50",
-            r"resnet50 is no file, no workdir and no published name, but a network without "
-            r"weights; add --weights FILE, or take one of resnet50.tv_in1k, ",
+            r"resnet50 is not a file, workdir or published name, but a network without "
+            r"weights; pass --weights FILE, or use one of resnet50.tv_in1k, ",
         ),
         (
             "resnet5O.tv_in1k",
-            r"is no file, no workdir and no published name; did you mean res",
+            r"is not a file, workdir or published name; did you mean res",
         ),
-        ("", r"^'' is no file, no workdir and no published name"),
-        ("nowhere/w.pth", r"nowhere/w.pth is no file, no workdir and no published name"),
+        ("", r"^'' is not a file, workdir or published name"),
+        ("nowhere/w.pth", r"nowhere/w.pth is not a file, workdir or published name"),
     ],
 )
 def test_what_is_not_there_is_explained(what, message):
     with pytest.raises(UserError, match=message):
         load(what)
-    with pytest.raises(UserError, match="is no file, no workdir and no published name"):
+    with pytest.raises(UserError, match="is not a file, workdir or published name"):
         load_pretrained(what, create_model("resnet50"))
 
 
 def test_a_directory_without_checkpoints_is_explained(tmp_path):
-    with pytest.raises(UserError, match="holds no checkpoints; give a workdir"):
+    with pytest.raises(UserError, match="has no checkpoints; give the workdir"):
         load(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match="checkpoints holds no finished checkpoint yet"):
+    with pytest.raises(UserError, match="checkpoints has no finished checkpoint yet"):
         load(str(tmp_path))
 
 
