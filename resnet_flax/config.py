@@ -18,12 +18,12 @@ from resnet_flax.schema import SCHEMA, Value
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The schema's defaults; assigning an unknown key raises, one of before (`renamed`) warns."""
+    """The schema's defaults; assigning an unknown key raises, a former one (`renamed`) warns."""
     return _nest({key: entry.default for key, entry in SCHEMA.items()})
 
 
 class _Group(ml_collections.ConfigDict):  # type: ignore[misc]
-    """Keys of one group, where a name of before is that of now."""
+    """The keys of one group, which can be used by their former names too."""
 
     _OLD: ClassVar = {old.rpartition(".")[2]: old for old in renamed.CONFIG_KEYS}
 
@@ -122,7 +122,7 @@ def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None
 
 
 def _take_current_keys(config: ml_collections.ConfigDict) -> None:
-    """Gives what a config not made by `default_config` has under names of before those of now."""
+    """Renames former keys of a config that `default_config` did not make."""
     for old in renamed.CONFIG_KEYS:
         group, _, leaf = old.partition(".")
         if leaf in config.get(group, ()):

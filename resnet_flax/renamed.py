@@ -1,4 +1,4 @@
-"""Names of before, and those of now: what users have written is still read.
+"""Former names and the current ones: what users have written is still read.
 
 Config keys and attributes of networks were renamed on 2026-11-28. Where a person gives an old name,
 a `RenamedWarning` says the new one; in files that this package has written it is taken silently.
@@ -40,15 +40,15 @@ _NOT_USERS = ("site-packages", str(Path(__file__).parent), "<")
 
 
 class RenamedWarning(FutureWarning):
-    """A name was used that is another now."""
+    """A former name was used."""
 
 
 def current(name: str, names: Mapping[str, str], what: str) -> str:
-    """The name of now, with a warning where it is another.
+    """The current name, with a warning if it is another.
 
     Args:
       name: as the user wrote it.
-      names: of before and now.
+      names: the current name of each former one.
       what: is named, for the warning: 'config key'.
     """
     if name not in names:
@@ -64,7 +64,7 @@ def current(name: str, names: Mapping[str, str], what: str) -> str:
 
 
 def keywords(values: Mapping[str, Any], names: Mapping[str, str], what: str) -> dict[str, Any]:
-    """Values under the names of now, with a warning for each that had another.
+    """Values under their current names, with a warning for each that had a former one.
 
     Args:
       values: by name, as the user wrote them.
@@ -84,12 +84,12 @@ def keywords(values: Mapping[str, Any], names: Mapping[str, str], what: str) -> 
 
 
 def attributes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of a network as a file of ours holds them, under the names of now."""
+    """Attributes of a network that a file of this package stores, under their current names."""
     return {ATTRIBUTES.get(name, name): value for name, value in values.items()}
 
 
 def saved_config(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with dotted keys as a file of ours holds it, under the names of now."""
+    """A config with dotted keys that a file of this package stores, under the current names."""
     config = {CONFIG_KEYS.get(key, key): value for key, value in flat.items()}
     if "model.overrides" in config:
         config["model.overrides"] = overrides(
@@ -99,7 +99,7 @@ def saved_config(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def example(entries: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An example of a data source, which may be a user's, under the names of now."""
+    """An example of a data source, which may be a user's own, under the current names."""
     if EXAMPLE_KEYS.keys().isdisjoint(entries):
         return entries
     return {
@@ -108,12 +108,12 @@ def example(entries: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def saved_settings(settings: Iterable[str]) -> list[str]:
-    """Settings 'key=value', as a file of ours holds them, under the names of now."""
+    """Settings 'key=value' that a file of this package stores, under the current names."""
     return [f"{key}={value}" for key, value in saved_config(_pairs(settings)).items()]
 
 
 def former_settings(settings: Iterable[str]) -> list[str]:
-    """The same settings under the names of before, where they had others."""
+    """The same settings under their former names, where they had others."""
     old_keys = {new: old for old, new in CONFIG_KEYS.items()}
     old_attributes = {new: old for old, new in ATTRIBUTES.items()}
     pairs = _pairs(settings)
@@ -135,11 +135,11 @@ def overrides(text: str, rename: Callable[[str], str]) -> str:
 
 
 def module(old: str, new: str, **names: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that has another name now.
+    """The `__getattr__` of a module that was renamed.
 
     Args:
-      old: its name.
-      new: the name of now, which is imported.
+      old: its former name.
+      new: its current name, which is imported.
       **names: those of its contents that were renamed as well.
     """
 
@@ -153,7 +153,7 @@ def module(old: str, new: str, **names: str) -> Callable[[str], Any]:
 
 
 def arguments(**names: str) -> Callable[[Function], Function]:
-    """A decorator: keywords of before are taken for those of now, with a warning."""
+    """A decorator: keywords under former names are accepted, with a warning."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
