@@ -77,8 +77,9 @@ class Preprocessing:
         """Raises UserError where images `[h, w, c]` of this shape cannot be normalised."""
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, shape[-1]):
+                given = ",".join(map(str, getattr(self, name)))
                 raise UserError(
-                    f"{name}={getattr(self, name)} has {len(getattr(self, name))} numbers, but "
+                    f"--{name}={given} has {len(getattr(self, name))} numbers, but "
                     f"the images have {shape[-1]} channels; give one number or one a channel"
                 )
         if len(self.pixel_mean):

@@ -111,7 +111,8 @@ def create_model(name: str, /, **axes: Any) -> ResNet:
     }
     for axis in axes:
         if axis not in AXES:
-            raise UserError(f"{name} has no axis called {axis!r}{closest(axis, AXES)}")
+            near = f"{closest(axis, AXES)} (known: {', '.join(AXES)})"
+            raise UserError(f"{name} has no axis called {axis!r}{near}")
     axes = {axis: _typed(axis, value) for axis, value in axes.items()}
     model = ResNet(**{**VARIANTS[name], **axes})
     _check(model)

@@ -136,8 +136,7 @@ def _read(path: Path, head: bytes) -> tuple[Arrays, Any, bool]:
     if path.suffix == ".caffemodel":
         return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}, True
     raise UserError(
-        f"{path} is no weights file that is known here: safetensors, torch's .pth, .caffemodel "
-        "and .npz are"
+        f"{path} is not a weights file; expected .safetensors, .pth, .th, .caffemodel or .npz"
     )
 
 

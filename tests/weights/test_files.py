@@ -296,7 +296,7 @@ def test_flipped_bits_give_an_error_or_arrays_but_no_traceback(tmp_path):
         (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, no weights"),
         (b"<html><head>", "w.pth is a web page, no weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "w.pth is a pointer of Git LFS"),
-        (b"hello, world, this is text", "w.pth is no weights file that is known here"),
+        (b"hello, world, this is text", "w.pth is not a weights file; expected .safetensors, .pth"),
         (pickle.dumps({"a": 1}, protocol=2), "w.pth is a pickle, but none that torch.save wrote"),
         (_legacy(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)), "w.pth holds no state dict"),
     ],
