@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         "source",
         type=data_source,
         metavar="SOURCE",
-        help="The data set: tfds:NAME, which is prepared, or folder:DIR with images in "
+        help="The data set: tfds:NAME, already prepared, or folder:DIR with images in "
         "DIR/SPLIT/CLASS.",
     )
     prepare = actions.add_parser("prepare", help="Download a data set of TFDS and prepare it.")
@@ -42,7 +42,8 @@ def add_arguments(parser: Parser) -> None:
             "--data_dir",
             default="",
             metavar="DIR",
-            help="The directory of TFDS (default: TFDS_DATA_DIR, or ~/tensorflow_datasets).",
+            help="Directory with TensorFlow Datasets (TFDS) data, created if needed (default: "
+            "TFDS_DATA_DIR, or ~/tensorflow_datasets).",
         )
         action.add_argument(
             "--all",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """Adds what `run` takes."""
     parser.describe(
-        "Train a network, or continue its training where the workdir has checkpoints.",
+        "Train a network, or continue its training if the workdir has checkpoints.",
         "%(prog)s --workdir=runs/digits",
         "%(prog)s --config=configs/cifar10.py:resnet20 --config.seed=1",
         "%(prog)s --config.optim.learning_rate=0.05 --print_config",
@@ -26,8 +26,8 @@ def add_arguments(parser: Parser) -> None:
         "--workdir",
         default="",
         metavar="DIR",
-        help="The directory for checkpoints, curves and the result (default: runs/NAME, after the "
-        "config).",
+        help="The directory for checkpoints, curves and the result (default: runs/FILE_VARIANT, "
+        "such as runs/cifar10_resnet20; with changed keys give a --workdir of their own).",
     )
     parser.add_argument(
         "--print_config",
