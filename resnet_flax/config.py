@@ -6,6 +6,7 @@ A config file's `get_config()` starts from `default_config()` and fills in what 
 
 import ast
 import importlib.util
+import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ import ml_collections
 
 from resnet_flax import renamed
 from resnet_flax.errors import UserError, closest
-from resnet_flax.schema import SCHEMA, Value
+from resnet_flax.schema import EXPECTED, SCHEMA, Value, unknown_key
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -91,7 +92,7 @@ def resolve(
     given = renamed.keywords(flatten(config), renamed.CONFIG_KEYS, "config key")
     for key, value in given.items():
         if key not in SCHEMA:
-            raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
+            raise unknown_key(key)
         flat[key] = _checked(key, value)
     flat["model.overrides"] = renamed.overrides(str(flat["model.overrides"]), _current_attribute)
     _check_together(flat)
@@ -113,7 +114,7 @@ def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None
         key, equals, text = setting.partition("=")
         key = _current_key(key)
         if key not in SCHEMA:
-            raise UserError(f"there is no config key {key!r}{closest(key, SCHEMA)}")
+            raise unknown_key(key)
         if not equals:
             raise UserError(f"config key {key} needs a value: --config.{key}=VALUE")
         value = _checked(key, _parsed(text, type(SCHEMA[key].default)))
@@ -160,8 +161,7 @@ def _checked(key: str, value: Any) -> Value:
     is_number = [isinstance(n, int | float) and not isinstance(n, bool) for n in numbers]
     huge = kind is float and type(value) is int
     if not huge and (type(value) is not kind or (kind is tuple and not all(is_number))):
-        name = "tuple of numbers" if kind is tuple else kind.__name__
-        raise UserError(f"config key {key} takes a value of type {name}, not {value!r}")
+        raise UserError(f"config key {key} must be {EXPECTED[kind]}, not {value!r}")
     if any(isinstance(n, int | float) and not abs(n) < 1e300 for n in numbers):
         raise UserError(f"config key {key} takes finite numbers, not {value!r}")
     if entry.rule is not None:
@@ -174,18 +174,20 @@ def _checked(key: str, value: Any) -> Value:
 def _check_together(flat: dict[str, Any]) -> None:
     """Checks that involve more than one key."""
     if flat["mesh.data"] == flat["mesh.fsdp"] == -1:
-        raise UserError("only one of mesh.data and mesh.fsdp can be -1, the remaining devices")
+        raise UserError("only one of mesh.data and mesh.fsdp can be -1; give the other as a number")
     span = flat["model.bn_group_size"]
     if span.isdecimal() and flat["batch_size"] % int(span):
         raise UserError(
             f"batch_size={flat['batch_size']} must be a multiple of model.bn_group_size={span}, "
             "the examples that batch normalisation averages over"
         )
-    part, rest = divmod(flat["batch_size"], flat["accumulation"])
-    if rest or (span.isdecimal() and part % int(span)):
+    batch, parts = flat["batch_size"], flat["accumulation"]
+    if batch % parts:
+        raise UserError(f"batch_size={batch} must be a multiple of accumulation={parts}")
+    if span.isdecimal() and batch // parts % int(span):
         raise UserError(
-            f"batch_size={flat['batch_size']} in accumulation={flat['accumulation']} parts must "
-            f"give complete groups of model.bn_group_size={span} examples in each"
+            f"batch_size={batch} in accumulation={parts} parts must give complete groups of "
+            f"model.bn_group_size={span} examples in each"
         )
     _check_data(flat)
     if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:
@@ -272,7 +274,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(variant) if variant else module.get_config()
+        config = _call(module, name, variant)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -281,6 +283,15 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {name} must return an ml_collections.ConfigDict")
     return config
+
+
+def _call(module: Any, name: str, variant: str) -> Any:
+    """What `get_config` of a config file returns."""
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{name} defines no get_config(), which returns the config")
+    if variant and not inspect.signature(module.get_config).parameters:
+        raise UserError(f"{name} has no variants; leave ':{variant}' out")
+    return module.get_config(variant) if variant else module.get_config()
 
 
 def config_name(path: str) -> str:

@@ -7,6 +7,8 @@ the command line.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from resnet_flax.errors import UserError, closest
+
 Value = bool | int | float | str | tuple[int | float, ...]
 
 
@@ -23,12 +25,38 @@ def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
     return lambda value: value in words, "one of " + ", ".join(words)
 
 
+# What a value of each type must be, for errors.
+EXPECTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    tuple: "numbers with commas between them, such as 0.3,0.4",
+}
+# What people call some keys.
+_ABBREVIATIONS = {
+    "lr": "optim.learning_rate",
+    "wd": "optim.weight_decay",
+    "bs": "batch_size",
+    "epochs": "steps",
+    "model": "model.name",
+    "arch": "model.name",
+    "dataset": "data.source",
+}
+# What model.overrides can set; the other fields of resnet_flax.ResNet have keys of their own.
+NETWORK_FIELDS = (
+    *("stage_sizes", "stage_features", "stem_features", "block", "shortcut", "stride_on"),
+    *("preactivation", "groups", "width_per_group", "se_ratio", "se_divisor"),
+    *("stem", "stem_norm", "stem_bias", "stem_pool", "avg_down"),
+    *("norm", "norm_unbiased", "zero_init", "output_stride"),
+)
+
 _SEED = (lambda value: 0 <= value < 2**31, "at least 0 and less than 2**31")
 _COUNT = (lambda value: 0 < value < 2**31, "more than 0 and less than 2**31")
 _POSITIVE = (lambda value: value > 0, "more than 0")
 _NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
 _FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
-_DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1 for all others")
+_DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1")
 _STEPS = (
     lambda value: all(type(b) is int and a < b for a, b in zip((0, *value), value, strict=False)),
     "whole numbers, each more than the one before",
@@ -64,14 +92,17 @@ SCHEMA: dict[str, Key] = {
     ),
     "model.name": Key("cifar_resnet20", "Name of the network; resnet-flax models lists them."),
     "model.overrides": Key(
-        "", "Changes to the network, fields of resnet_flax.ResNet: 'shortcut=C stem=deep'."
+        "",
+        "Changes to the network in one string, such as 'shortcut=C stem=deep'. Keys: "
+        f"{', '.join(NETWORK_FIELDS)}.",
     ),
     "model.scan": Key(
         False, "Loop over stacked blocks, so that thousands of layers compile in seconds."
     ),
     "model.remat": Key(
         0,
-        "Blocks recomputed together in the backward pass; only their input is kept; 0 for none.",
+        "Blocks in a group for rematerialization: only the group's input is stored and the rest "
+        "computed again in the backward pass; 0 stores everything.",
         _NOT_NEGATIVE,
         True,
     ),
@@ -90,7 +121,11 @@ SCHEMA: dict[str, Key] = {
     ),
     "data.source": Key("tfds:digits", "Data set: tfds:NAME or folder:DIR."),
     "data.data_dir": Key(
-        "", "Directory of TFDS; empty for TFDS_DATA_DIR, or ~/tensorflow_datasets.", None, True
+        "",
+        "Directory with TensorFlow Datasets (TFDS) data; empty for TFDS_DATA_DIR, or "
+        "~/tensorflow_datasets.",
+        None,
+        True,
     ),
     "data.in_memory": Key(False, "Decode all images once and keep them in memory.", None, True),
     "data.resident": Key(False, "Keep the training images on the devices.", None, True),
@@ -100,7 +135,12 @@ SCHEMA: dict[str, Key] = {
         "Fraction of data.train_split that is held out from training as the split 'holdout'.",
         _FRACTION,
     ),
-    "data.eval_split": Key("test", "Split whose error is reported, or 'holdout'.", None, True),
+    "data.eval_split": Key(
+        "test",
+        "Split to evaluate on; 'holdout' is the part held out by data.holdout.",
+        None,
+        True,
+    ),
     "data.eval_batch_size": Key(
         0, "Examples in a batch of the evaluation; 0 for batch_size.", _NOT_NEGATIVE, True
     ),
@@ -126,7 +166,7 @@ SCHEMA: dict[str, Key] = {
     "data.early_sizes": Key(
         (), "Sides of earlier training images in pixels, before data.size.", _SIDES
     ),
-    "data.early_steps": Key((), "Steps at which training changes to the next side.", _STEPS),
+    "data.early_steps": Key((), "Steps at which training switches to the next size.", _STEPS),
     "data.jitter": Key(
         (256, 480), "Range of the shorter side before the crop jitter, in pixels.", _RANGE
     ),
@@ -182,9 +222,9 @@ SCHEMA: dict[str, Key] = {
     "data.erase": Key(
         0.0, "Probability that a rectangle of a training image is erased.", _PROBABILITY
     ),
-    "data.mixup": Key(0.0, "Alpha of mixup; 0 for none.", _NOT_NEGATIVE),
-    "data.cutmix": Key(0.0, "Alpha of cutmix; 0 for none.", _NOT_NEGATIVE),
-    "optim.learning_rate": Key(0.1, "Learning rate; the highest one of a schedule.", _POSITIVE),
+    "data.mixup": Key(0.0, "Alpha of the Beta distribution of mixup; 0 for none.", _NOT_NEGATIVE),
+    "data.cutmix": Key(0.0, "Alpha of the Beta distribution of CutMix; 0 for none.", _NOT_NEGATIVE),
+    "optim.learning_rate": Key(0.1, "Learning rate; where it varies, the highest.", _POSITIVE),
     "optim.schedule": Key(
         "cosine",
         "Learning rate schedule: cosine, piecewise, constant or onecycle.",
@@ -209,13 +249,23 @@ SCHEMA: dict[str, Key] = {
     "optim.label_smoothing": Key(
         0.0, "Fraction of the target that is spread evenly over all classes.", _FRACTION
     ),
-    "mesh.data": Key(-1, "Devices over which a batch is sharded; -1 for the rest.", _DEVICES, True),
+    "mesh.data": Key(
+        -1,
+        "Devices that a batch is divided between; -1 for all that mesh.fsdp does not use.",
+        _DEVICES,
+        True,
+    ),
     "mesh.fsdp": Key(
-        1, "Devices over which batch and parameters are sharded; -1 for the rest.", _DEVICES, True
+        1,
+        "Devices that batch and parameters are divided between; -1 for all that mesh.data does "
+        "not use.",
+        _DEVICES,
+        True,
     ),
     "eval.recompute_bn": Key(
         0,
-        "Batches for batch normalization's statistics after the last step; 0: running statistics.",
+        "Training batches over which batch normalization statistics are recomputed at the end; 0 "
+        "keeps the running statistics.",
         _NOT_NEGATIVE,
     ),
     "eval.every": Key(
@@ -225,7 +275,23 @@ SCHEMA: dict[str, Key] = {
         0, "Steps between checkpoints; 0 for one at the end only.", _NOT_NEGATIVE, True
     ),
     "checkpoint.keep": Key(2, "Newest checkpoints that are kept.", _POSITIVE, True),
-    "log.every": Key(50, "Steps between records of training.", _POSITIVE, True),
+    "log.every": Key(50, "Steps between lines in metrics.jsonl.", _POSITIVE, True),
     "log.tensorboard": Key(True, "Write TensorBoard event files.", None, True),
     "log.progress": Key(True, "Show a progress bar on a terminal.", None, True),
 }
+
+
+def keys_called(name: str) -> list[str]:
+    """The keys that are exactly of this name, with or without their group, or abbreviated so."""
+    last = name.rpartition(".")[2]
+    keys = [key for key in SCHEMA if key == name or key.endswith(f".{name}")]
+    return keys or [_ABBREVIATIONS[word] for word in (last,) if word in _ABBREVIATIONS]
+
+
+def unknown_key(key: str) -> UserError:
+    """The error for a config key that is not there."""
+    called = keys_called(key)
+    near = f"; did you mean {' or '.join(called)}?" if called else closest(key, SCHEMA)
+    return UserError(
+        f"there is no config key {key!r}{near or '; see resnet-flax train --help for all keys'}"
+    )

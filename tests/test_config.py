@@ -55,17 +55,22 @@ def test_overrides_take_the_type_of_the_key():
         ("optim.learning_rat=1", "no config key 'optim.learning_rat'; did you mean optim.learning"),
         ("optim=1", "no config key 'optim'"),
         ("steps", "config key steps needs a value"),
-        ("steps=many", "config key steps takes a value of type int, not 'many'"),
-        ("steps=1.5", "config key steps takes a value of type int, not 1.5"),
-        ("steps=True", "config key steps takes a value of type int, not True"),
+        ("steps=many", "config key steps must be a whole number, not 'many'"),
+        ("steps=1.5", "config key steps must be a whole number, not 1.5"),
+        ("steps=True", "config key steps must be a whole number, not True"),
         ("steps=0", "config key steps must be more than 0 and less than .*, not 0"),
         ("steps=1e30", "config key steps must be more than 0 and less than"),
         ("seed=4294967296", "config key seed must be at least 0 and less than"),
         ("optim.learning_rate=-0.1", "optim.learning_rate must be more than 0, not -0.1"),
         ("optim.learning_rate=1e999", "optim.learning_rate takes finite numbers, not inf"),
         ("optim.momentum=1", "optim.momentum must be at least 0 and less than 1"),
-        ("data.flip=perhaps", "data.flip takes a value of type bool, not 'perhaps'"),
-        ("data.mean=('a',)", "data.mean takes a value of type tuple of numbers"),
+        ("data.flip=perhaps", "data.flip must be true or false, not 'perhaps'"),
+        ("data.mean=('a',)", "data.mean must be numbers with commas between them, such as 0.3"),
+        ("optim.drop=half", "optim.drop must be a number, not 'half'"),
+        ("optim.lr=1", r"no config key 'optim.lr'; did you mean optim.learning_rate\?"),
+        ("bs=1", r"no config key 'bs'; did you mean batch_size\?"),
+        ("momentum=1", r"no config key 'momentum'; did you mean optim.momentum\?"),
+        ("foo=1", "no config key 'foo'; see resnet-flax train --help"),
         ("data.mean=()", "data.mean must be one or more numbers"),
         ("data.std=0", "data.std must be one or more numbers, each more than 0"),
         ("model.dtype=float16", "model.dtype must be one of float32, bfloat16, not 'float16'"),
@@ -121,6 +126,11 @@ def test_bad_overrides_are_explained(setting, message):
             "data.pixel_mean needs images of one size",
         ),
         (["data.eval_split=holdout"], "data.eval_split=holdout needs data.holdout"),
+        (["accumulation=3"], "batch_size=128 must be a multiple of accumulation=3$"),
+        (
+            ["accumulation=32", "model.bn_group_size=8"],
+            "batch_size=128 in accumulation=32 parts must give complete groups of .*size=8",
+        ),
         (["data.repeats=3"], "batch_size=128 must be a multiple of data.repeats=3"),
     ],
 )
@@ -156,7 +166,7 @@ def test_config_files_are_found_from_anywhere(tmp_path, monkeypatch):
     ("text", "message"),
     [
         (None, r"no config file .*; did you mean|no config file .*known: configs/cifar10"),
-        ("x = 1", "cannot be used: AttributeError"),
+        ("x = 1", r"odd.py defines no get_config\(\)"),
         ("def get_config():\n  return {}", "must return an ml_collections.ConfigDict"),
         ("def get_config(:", "cannot be used: SyntaxError"),
         ("import nonesuch", "cannot be used: ModuleNotFoundError"),
@@ -169,6 +179,13 @@ def test_bad_config_files_are_explained(tmp_path, text, message):
         file.write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(str(file))
+
+
+def test_variants_that_a_config_file_does_not_have_are_explained(tmp_path):
+    file = tmp_path / "odd.py"
+    file.write_text("def get_config(): return 1")
+    with pytest.raises(UserError, match=r"odd.py has no variants; leave ':foo' out"):
+        load_config(f"{file}:foo")
 
 
 def test_keys_and_defaults_are_kept():

@@ -117,9 +117,8 @@ def _stuck() -> bool:
 
 def _run(argv: Sequence[str], programs: Mapping[str, str] | None) -> int:
     parser = build_parser(programs)
-    if not argv:
-        parser.print_help()
-        return 2
+    if argv[:1] == ["help"]:  # as in other programs: `help VERB` is `VERB --help`
+        argv = [*argv[1:], "--help"]
     try:
         arguments = parser.parse(argv)
     except SystemExit:  # after a help page; errors are UserErrors

@@ -23,10 +23,12 @@ def add_config(parser: Parser) -> None:
     group.add_argument(
         "--config",
         default=DEFAULT,
+        type=_config_file,
         metavar="FILE.py[:VARIANT]",
-        help="The config of the experiment (default: %(default)s).",
+        help="The config of the experiment; the docstring of the file lists its variants "
+        "(default: %(default)s).",
     )
-    add_settings(group, "Changes the value of a config key; the keys are listed below.")
+    add_settings(group, "Change the value of a config key; the keys are listed below.")
     parser.appendix = keys_page
 
 
@@ -38,8 +40,16 @@ def add_settings(group: argparse._ArgumentGroup, sentence: str) -> None:
         default=[],
         metavar="VALUE",
         dest="settings",
-        help=f"{sentence} May be given more than once, also as {SETTINGS_FLAG}=VALUE.",
+        help=f"{sentence} May be given more than once, also as {SETTINGS_FLAG}=VALUE. Lists take "
+        "commas (256,480), switches true or false.",
     )
+
+
+def _config_file(text: str) -> str:
+    """A type for `--config`."""
+    if not text.partition(":")[0]:
+        raise argparse.ArgumentTypeError(f"needs a value, a config file such as {DEFAULT}")
+    return text
 
 
 def load(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
@@ -61,7 +71,10 @@ def keys_page() -> str:
     """Every config key with its default and meaning."""
     from resnet_flax.schema import SCHEMA
 
-    lines = ["config keys and their defaults:"]
+    lines = [
+        "config keys, with the values they have if the config file does not set them",
+        "(resnet-flax train --print_config shows those of your config):",
+    ]
     for key, entry in SCHEMA.items():
         lines.append(f"  {key} = {entry.default!r}")
         indent = 6 * " "

@@ -42,7 +42,8 @@ def add_arguments(parser: Parser) -> None:
             "--data_dir",
             default="",
             metavar="DIR",
-            help="The directory of TFDS (default: TFDS_DATA_DIR, or ~/tensorflow_datasets).",
+            help="Directory with TensorFlow Datasets (TFDS) data, created if needed (default: "
+            "TFDS_DATA_DIR, or ~/tensorflow_datasets).",
         )
         action.add_argument(
             "--all",

@@ -30,8 +30,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates; returns the exit status."""
-    if (arguments.scales or arguments.exact) and arguments.protocol != "multiscale":
-        raise UserError("--scales and --exact need --protocol=multiscale")
+    for flag in ("scales", "exact"):
+        if getattr(arguments, flag) and arguments.protocol != "multiscale":
+            raise UserError(f"--{flag} needs --protocol=multiscale")
     from resnet_flax.cli import eval_report
     from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
     from resnet_flax.runtime import compilation_cache
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(one.origin for one in models))
     print(
         f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
-        f"{eval_report.describe(networks[0].preprocessing, models[0].assumed)}",
+        f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
         flush=True,
     )
     with Progress() as progress:

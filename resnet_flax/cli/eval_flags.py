@@ -44,9 +44,9 @@ def _add_network(parser: Parser) -> None:
     group.add_argument(
         "--model",
         default="",
-        metavar="VARIANT",
-        help="The network of a file of weights, needed where the shapes of the weights fit more "
-        "than one.",
+        metavar="NAME",
+        help="The name of the network of a file of weights, needed if the shapes of the weights "
+        "fit more than one.",
     )
     group.add_argument(
         "--ensemble",
@@ -75,8 +75,8 @@ def _add_data(parser: Parser) -> None:
         "--data_dir",
         default="",
         metavar="DIR",
-        help="The directory of TFDS (default: that of the run, TFDS_DATA_DIR, or "
-        "~/tensorflow_datasets).",
+        help="Directory with TensorFlow Datasets (TFDS) data, created if needed (default: that of "
+        "the run, TFDS_DATA_DIR, or ~/tensorflow_datasets).",
     )
     group.add_argument(
         "--split",
@@ -175,14 +175,15 @@ def _add_output(parser: Parser) -> None:
     )
     group.add_argument(
         "--out",
-        type=output_file(),
+        type=output_file(".json"),
         metavar="FILE.json",
-        help="A file for the results (default: they are only printed).",
+        help="A file for the results; its directory is created if needed (default: they are only "
+        "printed).",
     )
     group.add_argument(
         "--confusion",
-        type=output_file(),
+        type=output_file(".csv"),
         metavar="FILE.csv",
-        help="A file for the confusion matrix: a row for each label, a column for each prediction "
-        "(default: it is not counted).",
+        help="A file for the confusion matrix, one row for each label and one column for each "
+        "prediction; its directory is created if needed (default: it is not counted).",
     )

@@ -1,5 +1,6 @@
 """What `resnet-flax eval` prints and writes."""
 
+import argparse
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,18 +9,43 @@ from typing import Any
 import jax.numpy as jnp
 
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.evaluation.multi_view import Network
+from resnet_flax.data.sources import Source
+from resnet_flax.evaluation.multi_view import Network, scales_of
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.provenance import provenance
 
 
-def describe(preprocessing: Preprocessing, assumed: bool) -> str:
-    """The preprocessing in a few words; `assumed` if the file did not specify it."""
+def describe_views(
+    arguments: argparse.Namespace, network: Network, source: Source, assumed: bool
+) -> str:
+    """What a network sees of each image, in a few words.
+
+    Args:
+      arguments: of the protocol.
+      network: the first one.
+      source: the images.
+      assumed: the file of weights did not tell the preprocessing.
+    """
+    scales: Sequence[int] = ()
+    if arguments.protocol == "multiscale":
+        shape = network.preprocessing.transform(source[0]["image"]).shape
+        scales = arguments.scales or scales_of(network, shape)
+    seen = describe(network.preprocessing, arguments.protocol, scales)
+    return seen + " (assumed: the file does not say)" * assumed
+
+
+def describe(preprocessing: Preprocessing, protocol: str, scales: Sequence[int] = ()) -> str:
+    """The views of a protocol in a few words; `scales` are the shorter sides of 'multiscale'."""
+    if protocol == "multiscale":
+        sides = ", ".join(map(str, dict.fromkeys(scales)))
+        return f"shorter sides {sides}, {preprocessing.interpolation}, with mirror images"
     if not preprocessing.size:
         return "images as they are"
-    shorter = preprocessing.transform.shorter
-    how = f"{preprocessing.size} of {shorter}, {preprocessing.interpolation}"
-    return how + " (assumed: the file does not specify it)" * assumed
+    how = (
+        f"of {preprocessing.size} from a shorter side of {preprocessing.transform.shorter}, "
+        f"{preprocessing.interpolation}"
+    )
+    return f"crops {how}, with mirror images" if protocol == "ten_crop" else f"crop {how}"
 
 
 def show(reported: Mapping[str, Any], *, every: bool) -> None:
@@ -87,4 +113,4 @@ def write_confusion(path: Path, matrix: Any, names: Sequence[str]) -> None:
         writer = csv.writer(file)
         writer.writerow(["label", *names])
         writer.writerows([name, *row] for name, row in zip(names, matrix, strict=True))
-    print(f"written to {path}: a row for each label, a column for each prediction")
+    print(f"written to {path}: one row for each label, one column for each prediction")

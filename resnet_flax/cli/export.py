@@ -23,14 +23,14 @@ def add_arguments(parser: Parser) -> None:
         "out",
         type=output_file(".safetensors"),
         metavar="FILE.safetensors",
-        help="The file to write.",
+        help="The file to write; its directory is created if needed.",
     )
     parser.add_argument(
         "--model",
         default="",
-        metavar="VARIANT",
-        help="The network of a file of weights, needed where the shapes of the weights fit more "
-        "than one.",
+        metavar="NAME",
+        help="The name of the network of a file of weights, needed if the shapes of the weights "
+        "fit more than one.",
     )
     parser.set_defaults(run=run)
 

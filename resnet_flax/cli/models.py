@@ -13,6 +13,7 @@ def add_arguments(parser: Parser) -> None:
         "image in billions (GMAC), their layers with weights, and the side of the image in pixels.",
         "%(prog)s",
         "%(prog)s resnet50",
+        "%(prog)s resnet50 --published",
     )
     parser.add_argument(
         "containing",
@@ -21,11 +22,19 @@ def add_arguments(parser: Parser) -> None:
         metavar="TEXT",
         help="List only the names that contain this text (default: all).",
     )
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="List the names of published weights instead, with their number of classes, the side "
+        "of their images in pixels (0 for images as they are), and where they come from.",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a line for each variant; returns the exit status."""
+    """Prints a line for each variant, or for all published weights; returns the exit status."""
+    if arguments.published:
+        return _list_published(arguments.containing)
     from resnet_flax.models import VARIANTS, create_model
     from resnet_flax.models.summary import native_size, summarize
 
@@ -42,4 +51,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             f"{name:20} {summary.parameters:12,} {gmac:>8} {summary.depth:7} {side:6}", flush=True
         )
+    return 0
+
+
+def _list_published(wanted: str) -> int:
+    from urllib.parse import urlsplit
+
+    from resnet_flax.weights.catalog import CATALOG
+
+    names = [name for name in CATALOG if wanted in name]
+    if not names:
+        raise UserError(f"no published weights' name contains {wanted!r}{closest(wanted, CATALOG)}")
+    print(f"{'name':40} {'classes':>7} {'image':>6}  from")
+    for name in names:
+        published = CATALOG[name]
+        by_hand = "" if published.repository or published.sha256 else ", by hand"
+        host = urlsplit(published.address).hostname
+        side = published.preprocessing.size
+        print(f"{name:40} {published.classes:7} {side:6}  {host}{by_hand}")
     return 0

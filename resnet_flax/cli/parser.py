@@ -82,9 +82,19 @@ class Parser(argparse.ArgumentParser):
             kind, name = "flag", argument.partition("=")[0]
             if name in self._option_string_actions:
                 raise UserError(f"the flag {argument} must come after {self.prog}")
-            near = closest(name, {*self._option_string_actions} - {SETTINGS_FLAG})
+            near = self._config_key_near(name)
+            near = near or closest(name, {*self._option_string_actions} - {SETTINGS_FLAG})
         hint = near or f"; see {self.prog} --help"
         raise UserError(f"there is no {kind} {argument!r}{hint}")
+
+    def _config_key_near(self, flag: str) -> str:
+        """A hint where '--steps' is meant to be '--config.steps'."""
+        if SETTINGS_FLAG not in self._option_string_actions:
+            return ""
+        from resnet_flax.schema import keys_called
+
+        keys = keys_called(flag.lstrip("-"))
+        return f"; did you mean {' or '.join(_SETTING + key for key in keys)}?" if keys else ""
 
     def _ask_for_action(self) -> NoReturn:
         (actions,) = (action for action in self._actions if action.nargs == argparse.PARSER)

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     listing.set_defaults(run=_list)
     running = actions.add_parser("run", help="Train and evaluate what a table or figure needs.")
     _add_run(running)
-    showing = actions.add_parser("show", help="Show the results so far.")
+    showing = actions.add_parser("show", help="Show existing results.")
     showing.describe(
         "Print the results of a table or figure next to the paper's.",
         "%(prog)s degradation_digits",
@@ -51,7 +51,11 @@ def _add_run(parser: Parser) -> None:
         "%(prog)s table6 --only=ResNet-20,plain-20 --seeds=5",
         "%(prog)s degradation_digits --config.steps=100",
     )
-    _add_target(parser, output_file(), "A file for the results; other results in it are kept")
+    _add_target(
+        parser,
+        output_file(".json"),
+        "A file for the results, whose other results are kept; its directory is created if needed",
+    )
     trained = parser.add_argument_group("trainings")
     trained.add_argument(
         "--only",
@@ -76,7 +80,8 @@ def _add_run(parser: Parser) -> None:
         "--data_dir",
         default="",
         metavar="DIR",
-        help="The directory of TFDS (default: TFDS_DATA_DIR, or ~/tensorflow_datasets).",
+        help="Directory with TensorFlow Datasets (TFDS) data, created if needed (default: "
+        "TFDS_DATA_DIR, or ~/tensorflow_datasets).",
     )
     trained.add_argument(
         "--batch_size",
@@ -88,7 +93,7 @@ def _add_run(parser: Parser) -> None:
     )
     add_settings(
         trained,
-        "Changes a key of every config, for a rehearsal; resnet-flax train --help lists the keys.",
+        "Change a key of every config, for a rehearsal; resnet-flax train --help lists the keys.",
     )
     _add_limits(parser)
     parser.set_defaults(run=_run)
@@ -99,7 +104,7 @@ def _add_limits(parser: Parser) -> None:
     limits.add_argument(
         "--dry_run",
         action="store_true",
-        help="Print what the training runs would take, and do not train.",
+        help="Print what the trainings would take and which data is missing, and do not train.",
     )
     limits.add_argument(
         "--minutes",
@@ -134,7 +139,8 @@ def _add_target(parser: Parser, kind: Callable[[str], Path], out: str) -> None:
         "--figure",
         type=output_file(".png"),
         metavar="FILE.png",
-        help="A file for a figure of the results (default: none is drawn).",
+        help="A file for a figure of the results; its directory is created if needed (default: "
+        "none is drawn).",
     )
 
 
@@ -149,7 +155,13 @@ def _list(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from resnet_flax.paper.targets import find
 
-    _print(find(arguments.target), _out(arguments), arguments.figure)
+    target = find(arguments.target)
+    if arguments.out and not arguments.out.exists():
+        raise UserError(
+            f"there is no file of results {arguments.out}; resnet-flax reproduce run "
+            f"{arguments.target} --out={arguments.out} makes it"
+        )
+    _print(target, _out(arguments), arguments.figure)
     return 0
 
 
@@ -174,10 +186,12 @@ def _run_until_stopped(arguments: argparse.Namespace, stop: SignalHandler) -> No
     if planned:
         print(_cost(planned, arguments.tflops), flush=True)
     lacks = planning.lacking(planned)
+    if arguments.dry_run:
+        for sentence in lacks:
+            print(f"missing data: {sentence}")
+        return
     if lacks:
         raise UserError("; ".join(lacks))
-    if arguments.dry_run:
-        return
     with runs.time_limit(arguments.minutes):
         runs.run(
             target,
@@ -197,7 +211,8 @@ def _only(target: "Target", names: str) -> "Target":
     known = {row.name: row for row in target.rows if row.config or row.members or row.weights}
     for name in names.split(","):
         if name not in known:
-            raise UserError(f"there is no row {name!r}{closest(name, known)} to run")
+            rows = ", ".join(known) or "none"
+            raise UserError(f"there is no row {name!r}{closest(name, known)} (known: {rows})")
     return replace(target, rows=tuple(known[name] for name in names.split(",")))
 
 
@@ -205,19 +220,32 @@ def _cost(planned: "Sequence[Training]", tflops: float) -> str:
     from resnet_flax.paper import planning
 
     missing = sum(one.result is None for one in planned)
+    trainings = f"{len(planned)} training run{'s' * (len(planned) != 1)}"
     if not missing:
-        return f"{len(planned)} training runs, all finished"
+        return f"{trainings}, all finished" if len(planned) > 1 else f"{trainings}, finished"
     operations = planning.cost(planned)
     rate, measured = planning.sustained()
     how = "measured on two cores" if measured else "assumed: pass --tflops"
     if tflops:
-        rate, how = tflops * 1e12, "from --tflops"
-    hours = operations / rate / 3600
+        rate, how = tflops * 1e12, "as --tflops gives it"
     return (
-        f"{len(planned)} training runs, {len(planned) - missing} finished; the rest takes "
-        f"{operations / 1e15:,.3g} PFLOP, {hours:,.2g} hours at {rate / 1e12:,.3g} TFLOP/s ({how}) "
-        "plus the evaluations"
+        f"{trainings}, {len(planned) - missing} finished; what is left takes "
+        f"{_rounded(operations / 1e15)} PFLOP, {duration(operations / rate)} at "
+        f"{_rounded(rate / 1e12)} TFLOP/s ({how}), and the evaluations"
     )
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit that suits it: '2.6 s', '18 min', '1.5 h', '37 days'."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{_rounded(seconds / size, 2)} {unit}"
+    return f"{_rounded(seconds / 86400, 2)} days"
+
+
+def _rounded(value: float, digits: int = 3) -> str:
+    """To so many digits, or to a whole number where that has more, never as 9e+02."""
+    return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
 def _out(arguments: argparse.Namespace) -> Path:

@@ -1,16 +1,20 @@
 """`resnet-flax summary NAME`: one network as the paper's table 1 shows it."""
 
 import argparse
+import textwrap
+from collections.abc import Sequence
 
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import INT32, whole_number
+from resnet_flax.schema import NETWORK_FIELDS
 
 
 def add_arguments(parser: Parser) -> None:
     """Adds what `run` takes."""
     parser.describe(
-        "Show one network layer by layer: the kernel, the output for one image, how many times the "
-        "layer is used, and its multiply-adds in millions (MMAC).",
+        "Show one network layer by layer: the kernel (height x width x input channels x output "
+        "channels), the output for one image (height x width x channels), how many layers in a "
+        "row are like this one, and the multiply-adds of all of these in millions (MMAC).",
         "%(prog)s resnet50",
         "%(prog)s cifar_resnet20 --classes=100",
         "%(prog)s resnet18 --overrides='shortcut=C stem=deep' --size=160",
@@ -34,9 +38,9 @@ def add_arguments(parser: Parser) -> None:
         *("--overrides", "--axes"),
         dest="overrides",
         default="",
-        metavar="KEY=VALUE...",
-        help="Changes to the network, fields of resnet_flax.ResNet with spaces between them "
-        "(default: none).",
+        metavar="'KEY=VALUE KEY=VALUE'",
+        help="Changes to the network, in one quoted string with spaces between them, such as "
+        f"'shortcut=C stem=deep' (default: none). Keys: {', '.join(NETWORK_FIELDS)}.",
     )
     parser.set_defaults(run=run)
 
@@ -52,16 +56,26 @@ def run(arguments: argparse.Namespace) -> int:
     model = create_model(arguments.name, **overrides)
     side = arguments.size or native_size(model)
     summary = summarize(model, (side, side, 3))
-    print(f"{'layer':32} {'kernel':16} {'output':14} {'x':>4} {'MMAC':>9}")
+    rows = [("layer", "kernel hxwxinxout", "output hxwxc", "times", "total MMAC")]
     for layer in summary.layers:
-        kernel = " x ".join(map(str, layer.kernel))
-        output = " x ".join(map(str, layer.output))
         millions = f"{layer.multiply_adds / 1e6:.2f}"
-        print(f"{layer.path:32} {kernel:16} {output:14} {layer.times:4} {millions:>9}")
+        shapes = (_by(layer.kernel), _by(layer.output))
+        rows.append((layer.path, *shapes, str(layer.times), millions))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = [f"{text:{width}}" for text, width in zip(row[:3], widths[:3], strict=True)]
+        right = [f"{text:>{width}}" for text, width in zip(row[3:], widths[3:], strict=True)]
+        print("  ".join([*left, *right]))
     name = " ".join([arguments.name, *arguments.overrides.split()])
-    maps = ", ".join(f"{k} {' x '.join(map(str, v))}" for k, v in summary.features.items())
-    print(
+    maps = ", ".join(f"{k} {_by(v)}" for k, v in summary.features.items())
+    for text in (
         f"{name}: {summary.depth} layers, {summary.parameters:,} parameters, "
-        f"{summary.multiply_adds / 1e9:.3f} GMAC at {side} x {side}\nmaps: {maps}"
-    )
+        f"{summary.multiply_adds / 1e9:.3f} GMAC at {side} x {side}",
+        f"feature maps after the stages: {maps}",
+    ):
+        print(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False))
     return 0
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

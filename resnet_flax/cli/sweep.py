@@ -7,6 +7,7 @@ from resnet_flax.cli import config_flags
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.stoppable import stoppable
 from resnet_flax.cli.types import INT32, output_file, whole_numbers
+from resnet_flax.errors import UserError
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.terminal import say
 
@@ -33,14 +34,16 @@ def add_arguments(parser: Parser) -> None:
         "--workdir",
         default="",
         metavar="DIR",
-        help="The directory for the runs, one directory for each seed (default: runs/sweep/NAME, "
-        "after the config).",
+        help="The directory for the runs, one directory for each seed (default: "
+        "runs/sweep/FILE_VARIANT, such as runs/sweep/cifar10_resnet20; with changed keys give a "
+        "--workdir of their own).",
     )
     parser.add_argument(
         "--out",
-        type=output_file(),
+        type=output_file(".json"),
         metavar="FILE.json",
-        help="A file for the result (default: it is only printed).",
+        help="A file for the result; its directory is created if needed (default: it is only "
+        "printed).",
     )
     parser.set_defaults(run=run)
 
@@ -49,8 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains every seed, prints the mean and deviation; returns the exit status."""
     from resnet_flax.config import config_name
 
+    if any(setting.partition("=")[0] == "seed" for setting in arguments.settings):
+        raise UserError("sweep sets the seed; use --seeds instead of --config.seed")
+    seeds = arguments.seeds
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise UserError(f"--seeds names {seed} twice; give each seed once")
     config = config_flags.load(arguments)
-    seeds = [*dict.fromkeys(arguments.seeds)]
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
     def sweep_until_stopped(stop: SignalHandler) -> None:

@@ -26,8 +26,8 @@ def add_arguments(parser: Parser) -> None:
         "--workdir",
         default="",
         metavar="DIR",
-        help="The directory for checkpoints, curves and the result (default: runs/NAME, after the "
-        "config).",
+        help="The directory for checkpoints, curves and the result (default: runs/FILE_VARIANT, "
+        "such as runs/cifar10_resnet20; with changed keys give a --workdir of their own).",
     )
     parser.add_argument(
         "--print_config",

@@ -76,9 +76,10 @@ class Preprocessing:
         """Raises UserError if images `[h, w, c]` of this shape cannot be normalised."""
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, shape[-1]):
+                given = ",".join(map(str, getattr(self, name)))
                 raise UserError(
-                    f"{name}={getattr(self, name)} has {len(getattr(self, name))} numbers, but "
-                    f"the images have {shape[-1]} channels; give one number or one per channel"
+                    f"--{name}={given} has {len(getattr(self, name))} numbers, but "
+                    f"the images have {shape[-1]} channels; give one number or one a channel"
                 )
         if len(self.pixel_mean):
             of = np.shape(self.pixel_mean)

@@ -104,10 +104,22 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
             _version(builder, split),
         )
     except (ValueError, KeyError, AssertionError) as error:
-        raise UserError(
-            f"{name} has no split {split!r}, or none with examples "
-            f"(it has {', '.join(builder.info.splits)})"
-        ) from error
+        raise UserError(_wrong_split(name, split, tuple(builder.info.splits))) from error
+
+
+# One split, or several with + between them, each with or without a slice in examples or percent.
+_PART = r"\s*[\w.-]+(\[(-?\d+|-?[\d.]+%)?:(-?\d+|-?[\d.]+%)?\])?\s*"
+_SPLIT = re.compile(rf"{_PART}(\+{_PART})*")
+
+
+def _wrong_split(name: str, split: str, known: tuple[str, ...]) -> str:
+    """Why a split that TFDS refuses cannot be used."""
+    if not _SPLIT.fullmatch(split):
+        return f"the split {split!r} is malformed; expected such as {known[-1]}[:10]"
+    names = [part.partition("[")[0].strip() for part in split.split("+")]
+    if all(one in known for one in names):
+        return f"the split {split!r} of {name} is empty; give one with examples"
+    return f"{name} has no split {split!r} (it has {', '.join(known)})"
 
 
 def _version(builder: Any, split: str) -> dict[str, Any]:

@@ -98,10 +98,7 @@ def make_views(
         ten = TenCropTransform(preprocessing.size, shorter, how)
         return [View(ten, preprocessing, flip=True, pool_window=0)]
     pool_window = _last_side(network, image_shape)
-    stride = model.stride
-    chosen = scales or [
-        max(side, round(side * scale / SCALES[0] / stride) * stride) for scale in SCALES
-    ]
+    chosen = scales or scales_of(network, image_shape)
     too_small = [scale for scale in chosen if scale < side]
     if too_small:
         raise UserError(
@@ -109,11 +106,17 @@ def make_views(
             "for; give larger --scales"
         )
     everywhere = _without_place(preprocessing)
-    multiple = 0 if exact else stride
+    multiple = 0 if exact else model.stride
     return [
         View(ScaleTransform(scale, multiple, interpolation=how), everywhere, True, pool_window)
         for scale in dict.fromkeys(chosen)
     ]
+
+
+def scales_of(network: Network, image_shape: tuple[int, ...]) -> list[int]:
+    """The shorter sides of 'multiscale' where none are given, see `make_views`."""
+    side, stride = min(image_shape[:2]), network.model.stride
+    return [max(side, round(side * scale / SCALES[0] / stride) * stride) for scale in SCALES]
 
 
 def _last_side(network: Network, image_shape: tuple[int, ...]) -> int:

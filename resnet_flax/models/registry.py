@@ -110,7 +110,7 @@ def create_model(name: str, /, **overrides: Any) -> ResNet:
     overrides = renamed.keywords(overrides, renamed.ATTRIBUTES, "attribute of networks")
     for attribute in overrides:
         if attribute not in ATTRIBUTES:
-            near = closest(attribute, ATTRIBUTES)
+            near = f"{closest(attribute, ATTRIBUTES)} (known: {', '.join(ATTRIBUTES)})"
             raise UserError(f"{name} has no attribute called {attribute!r}{near}")
     overrides = {key: check_attribute(key, value) for key, value in overrides.items()}
     model = ResNet(**{**VARIANTS[name], **overrides})

@@ -71,10 +71,13 @@ def table(target: Target, runs: Runs) -> str:
 
 def _table(target: Target, runs: Runs) -> str:
     sources = list(dict.fromkeys(_source(run) for run in runs))
-    lines = [target.title, ""]
-    lines.append(
-        f"{'':22}{'':6} {'paper':>6}  {'ours, mean ± std (n)':20} {'diff.':>6}  {'in 2 std':8} from"
-    )
+    lines = [target.title]
+    changed = ", ".join(dict.fromkeys(setting for run in runs for setting in run["changed"]))
+    if changed:
+        lines += textwrap.wrap(f"CHANGED: {changed}", 80, subsequent_indent="    ")
+    lines.append("")
+    head = f"{'':22}{'':6} {'paper':>6}  {'ours, mean ± std (n)':20} {'diff.':>6}"
+    lines += [f"{head}  {'within':7} source", f"{'':65}2 std"]
     for row in target.rows:
         found = of_row(runs, row)
         for column in target.columns:
@@ -93,7 +96,7 @@ def _cells(row: Row, runs: Runs, column: str, sources: list[str]) -> str:
     if not (row.config or row.members or row.weights):
         return f"{printed:>6}  {row.said}"
     if not runs:
-        return f"{printed:>6}  {'not run':20} {'':6}  {'':8}"
+        return f"{printed:>6}  {'not run':20} {'':6}  {'':7}"
     found = summary([run["error"][column] for run in runs], paper)
     spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
     ours = f"{found['mean']:.2f}{spread} ({found['n']})"
@@ -101,13 +104,10 @@ def _cells(row: Row, runs: Runs, column: str, sources: list[str]) -> str:
     inside = {None: "", True: "yes", False: "no"}[found["inside"]]
     marks = sorted({sources.index(_source(run)) + 1 for run in runs})
     where = "".join(f"[{mark}]" for mark in marks)
-    return f"{printed:>6}  {ours:20} {difference:>6}  {inside:8} {where}"
+    return f"{printed:>6}  {ours:20} {difference:>6}  {inside:7} {where}"
 
 
 def _source(run: dict[str, Any]) -> str:
     versions = run["versions"]
-    changed = f"; CHANGED: {' '.join(run['changed'])}" if run["changed"] else ""
     commit = run["commit"][:7] + "+" * run["commit"].endswith("+") or "no commit"
-    return (
-        f"commit {commit}, {run['device']}, JAX {versions['jax']}, Flax {versions['flax']}{changed}"
-    )
+    return f"commit {commit}, {run['device']}, JAX {versions['jax']}, Flax {versions['flax']}"

@@ -224,13 +224,13 @@ TARGETS = {
         draws="responses",
     ),
     "degradation_digits": Target(
-        "Digits: depth and plain networks (not in the paper)",
+        "Digits: plain and residual networks (not in the paper)",
         tuple(_small(kind, depth, "digits") for kind, depth in _SMALL),
         draws="curves",
         note="60 epochs of 1,437 images, for a machine without an accelerator.",
     ),
     "degradation_cifar10": Target(
-        "CIFAR-10, two epochs: depth and plain networks (not the paper's)",
+        "CIFAR-10, two epochs: plain and residual (not in the paper)",
         tuple(_small(kind, depth, "cifar10") for kind, depth in _SMALL),
         draws="curves",
         note="Two epochs on a one-cycle schedule, not the paper's 164, for a machine without an "

@@ -45,8 +45,13 @@ def claimed(workdir: Path, *inside: str) -> Iterator[None]:
             except UserError as error:
                 failed = error
             except OSError as error:
+                reason = f"{error.strerror} ({error.filename})"
+                if isinstance(error, FileExistsError | NotADirectoryError):
+                    there = [p for p in (workdir, *workdir.parents) if p.is_file()]
+                    which = "it" if there[:1] == [workdir] else there[0] if there else ""
+                    reason = f"{which} is a file, not a directory" if which else reason
                 failed = UserError(
-                    f"cannot write to the workdir {workdir}: {error.strerror} ({error.filename}); "
+                    f"cannot write to the workdir {workdir}: {reason}; "
                     "give one that can be written as --workdir"
                 )
         if distributed.all_max(int(failed is not None)):

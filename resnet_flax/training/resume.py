@@ -66,12 +66,25 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
     step = meta["step"]
     word = "is finished" if step == config.steps else "continues"
     notes = [*notes, f"{workdir} {word} at step {step} of {config.steps}"]
+    notes += _planned_otherwise(config, flatten(meta["config"]))
     if changes:
         notes.append(f"warning: the data changed, as accepted: {'; '.join(changes)}")
     averaged = not config.eval.recompute_bn
     if step == config.steps:
         averaged = averaged or meta.get("averaged", True)
     return Start(state, step, averaged, changes, notes)
+
+
+def _planned_otherwise(config: ml_collections.ConfigDict, before: dict[str, Any]) -> list[str]:
+    """A note where a learning rate that falls until the last step was to fall until another."""
+    planned = before.get("steps", config.steps)
+    if planned == config.steps or config.optim.schedule not in ("cosine", "onecycle"):
+        return []
+    return [
+        f"note: the run was planned for {planned} steps; optim.schedule={config.optim.schedule} "
+        f"depends on their number, so its result is not that of a run of {config.steps} steps from "
+        "the start"
+    ]
 
 
 def _check_config(config: ml_collections.ConfigDict, meta: dict[str, Any], workdir: Path) -> None:

@@ -137,8 +137,7 @@ def _read(path: Path, head: bytes) -> tuple[Arrays, Any, bool]:
     if path.suffix == ".caffemodel":
         return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}, True
     raise UserError(
-        f"{path} is not a weights file of a known format: safetensors, torch's .pth, .caffemodel "
-        "or .npz"
+        f"{path} is not a weights file; expected .safetensors, .pth, .th, .caffemodel or .npz"
     )
 
 

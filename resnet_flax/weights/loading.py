@@ -78,6 +78,7 @@ def load(
     """
     name = str(what)
     if weights:
+        _check_without_weights(name)
         if variant not in ("", name):
             raise UserError(f"the network is named twice, {name} and {variant}; leave one out")
         name, variant = str(weights), name
@@ -91,7 +92,9 @@ def load(
     if not _is_checkpoint(Path(name)):
         found = _load_file(name, variant, model, head)
     elif variant:
-        raise UserError(f"{name} already describes its network; leave {variant} out")
+        own = resolve(read_meta(_checkpoint(Path(name)))["config"]).model.name
+        mend = f"give {name} as MODEL without --weights" if weights else "leave --model out"
+        raise UserError(f"{name} already names its network, {own}; {mend}")
     else:
         found = _load_checkpoint(Path(name), model, head)
     if len(found.class_names) != found.model.num_classes:
@@ -137,21 +140,41 @@ def _path_of(name: str) -> Path:
         raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
     if name and path.exists():
         return path
-    unknown = f"{name or repr(name)} is not a file, workdir or published name"
+    unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"
     if name in VARIANTS:
         others = [known for known in CATALOG if known.partition(".")[0] == name]
         hint = f", or use one of {', '.join(others)}" if others else ""
         raise UserError(f"{unknown}, but a network without weights; pass --weights FILE{hint}")
-    raise UserError(unknown + closest(name, [*CATALOG, *VARIANTS]))
+    near = closest(name, [*CATALOG, *VARIANTS])
+    raise UserError(
+        f"{unknown}{near}{' (' if near else '; '}resnet-flax models --published lists them"
+        f"{')' * bool(near)}"
+    )
+
+
+def _check_without_weights(name: str) -> None:
+    """Raises UserError where what should be the name of a network is something with weights."""
+    path = Path(name)
+    for kind, fits in (
+        ("the name of published weights", name in CATALOG),
+        ("a workdir or checkpoint", _is_checkpoint(path)),
+        ("a file", name not in VARIANTS and path.is_file()),
+    ):
+        if fits:
+            raise UserError(f"{name} is {kind} and has weights; leave --weights out")
 
 
 def _is_checkpoint(path: Path) -> bool:
     return (path / "meta").is_dir() or (path / "checkpoints").is_dir()
 
 
+def _checkpoint(path: Path) -> Path:
+    return path if (path / "meta").is_dir() else newest(path / "checkpoints")
+
+
 def _load_checkpoint(path: Path, model: ResNet | None, head: Mapping[str, Any]) -> Pretrained:
-    """The newest undamaged checkpoint of a workdir, or the one at `path`."""
-    checkpoint = path if (path / "meta").is_dir() else newest(path / "checkpoints")
+    """The newest whole checkpoint of a workdir, or the one that `path` is."""
+    checkpoint = _checkpoint(path)
     try:
         meta = read_meta(checkpoint)
         variables = read_variables(checkpoint, meta)

@@ -1,6 +1,7 @@
 """Bad input at the command line: one sentence, exit code 2, no traceback."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,10 @@ import pytest
 from PIL import Image
 
 from resnet_flax.cli import main
+from resnet_flax.errors import UserError
+from resnet_flax.models import VARIANTS
+from resnet_flax.training.loop import train
+from resnet_flax.weights.catalog import CATALOG
 from resnet_flax.weights.files import read_weights
 
 ROOT = Path(__file__).parent.parent.parent
@@ -30,18 +35,39 @@ ROOT = Path(__file__).parent.parent.parent
         (["--workdir=x", "train"], "the flag --workdir=x must come after resnet-flax train"),
         (["models", "--config.steps=3"], "there is no flag '--config.steps=3'; see"),
         (["reproduce"], "resnet-flax reproduce needs an action: list, run or show; see"),
-        (["eval", "x", "--scales=224"], "--scales and --exact need --protocol=multiscale"),
+        (["eval", "x", "--scales=224"], "--scales needs --protocol=multiscale"),
+        (["eval", "x", "--exact"], "error: --exact needs --protocol=multiscale"),
         (["eval"], "MODEL must be given; see resnet-flax eval --help"),
         (["summary", "resnet18", "--size=0"], "--size must be a whole number from 1 to"),
         (["train", "--config=configs/nope.py"], "there is no config file configs/nope.py"),
         (["train", "--config.optim.learning_rat=1"], "did you mean optim.learning_rate"),
-        (["train", "--config.steps=many"], "takes a value of type int, not 'many'"),
+        (["train", "--config.steps=many"], "config key steps must be a whole number, not 'many'"),
         (["train", "--config.optim.learning_rate=-1"], "must be more than 0, not -1.0"),
         (["train", "--config.steps"], "config key steps needs a value"),
         (["train", "--config.steps", "--print_config"], "config key steps needs a value"),
         (
             ["sweep", "--seeds=1,x"],
             "--seeds must be whole numbers from 0 to 2147483647 separated by commas, such as",
+        ),
+        (["sweep", "--seeds=0,3,0"], "--seeds names 0 twice"),
+        (["sweep", "--config.seed=3"], "use --seeds instead of --config.seed"),
+        (["sweep", "--out=b.txt"], "--out must be a file that ends in .json, not 'b.txt'"),
+        (["eval", "x", "--out=b.txt"], "--out must be a file that ends in .json, not 'b.txt'"),
+        (["eval", "x", "--confusion=b.txt"], "--confusion must be a file that ends in .csv"),
+        ([], "resnet-flax needs a verb: data, eval, export, models, reproduce, summary, sweep or"),
+        (["help", "trian"], "there is no verb 'trian'; did you mean train?"),
+        (["train", "--steps=10"], "'--steps=10'; did you mean --config.steps?"),
+        (["train", "--momentum=1"], "did you mean --config.optim.momentum?"),
+        (["train", "--lr", "1"], "did you mean --config.optim.learning_rate?"),
+        (["models", "--steps=10"], "there is no flag '--steps=10'"),
+        (["train", "--config.optim.lr=1"], "'optim.lr'; did you mean optim.learning_rate?"),
+        (["train", "--config.foo=1"], "key 'foo'; see resnet-flax train --help"),
+        (["train", "--config="], "error: --config needs a value"),
+        (["train", "--config=:resnet20"], "error: --config needs a value"),
+        (["models", "--published", "resnet5O"], "no published weights' name contains 'resnet5O'"),
+        (
+            ["train", "--config=configs/digits_resnet20.py:foo"],
+            "error: configs/digits_resnet20.py has no variants; leave ':foo' out",
         ),
     ],
 )
@@ -80,12 +106,50 @@ def test_models_and_summary_print_tables(capsys):
     out = capsys.readouterr().out
     assert "stage2_block1/shortcut/conv" in out
     assert "18 layers, 11,179,077 parameters" in out
-    assert "c5 2 x 2 x 512" in out
+    assert "c5 2x2x512" in out
     assert main(["summary", "resnet18", "--axes=stem=deep stage_sizes=1,1,1,1"]) == 0
     assert "resnet18 stem=deep stage_sizes=1,1,1,1: 12 layers" in capsys.readouterr().out
     assert main(["summary", "resnet19"]) == 2
     assert main(["summary", "resnet18", "--size=16"]) == 2
     assert "smaller than the network's stride" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_summary_is_aligned_in_80_columns(capsys, name):
+    assert main(["summary", name]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, [head, *lines])) <= 80
+    assert head.split("  ")[0] == "layer"
+    rows = [line for line in lines if re.match("stem|stage|head", line)]
+    ends = {re.match(r"\S+ +\S+ +", row).end() for row in rows}
+    assert ends == {head.index("output")}
+    assert {len(row) for row in rows} == {len(head)}
+    assert {re.match(r"(\S+ +){3}\d+", row).end() for row in rows} == {head.index("times") + 5}
+
+
+def test_published_weights_are_listed(capsys):
+    assert main(["models", "--published"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(CATALOG)
+    assert max(map(len, [head, *lines])) <= 80
+    assert main(["models", "--published", "50_v1.caffe"]) == 0
+    (_, line) = capsys.readouterr().out.splitlines()
+    assert line.split() == [*("resnet50_v1.caffe_in1k", "1000", "224"), "github.com,", "by", "hand"]
+
+
+def test_help_is_a_verb_too(capsys):
+    for verb in ([], ["train"], ["reproduce", "show"]):
+        assert main([*verb, "--help"]) == 0
+        page = capsys.readouterr().out
+        assert main(["help", *verb]) == 0
+        assert capsys.readouterr().out == page
+
+
+@pytest.mark.parametrize("inside", ["", "/run"])
+def test_a_workdir_that_is_a_file_is_told(config, tmp_path, inside):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file, not a directory; give one that can be written"):
+        train(config, Path(f"{tmp_path}/file{inside}"))
 
 
 def test_data_is_checked_and_prepared(capsys, tmp_path):

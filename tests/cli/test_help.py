@@ -13,8 +13,9 @@ from resnet_flax.config import load_config
 from resnet_flax.data.transforms import FILTERS
 from resnet_flax.evaluation.multi_view import PROTOCOLS, SCALES
 from resnet_flax.models import VARIANTS
+from resnet_flax.models.registry import ATTRIBUTES
 from resnet_flax.paper.targets import find
-from resnet_flax.schema import SCHEMA
+from resnet_flax.schema import NETWORK_FIELDS, SCHEMA
 from resnet_flax.weights.catalog import CATALOG
 
 ROOT = Path(__file__).parents[2]
@@ -129,14 +130,35 @@ def test_pages_name_their_actions_and_the_keys(capsys):
         assert main([verb, "--help"]) == 0
         out = capsys.readouterr().out
         assert all(f"\n  {action} " in out for action in actions)
-    assert main([]) == 2
+    assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n  {verb} " in out for verb in VERBS)
-    assert main(["--help"]) == 0
-    assert capsys.readouterr().out == out
     for verb in ("train", "sweep"):
         assert main([verb, "--help"]) == 0
-        assert "  optim.weight_decay = 0.0001\n      Weight decay" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "  optim.weight_decay = 0.0001\n      Weight decay" in out
+        assert "with the values they have if the config file does not set them\n" in out
+        assert "runs/FILE_VARIANT" in out or "runs/sweep/FILE_VARIANT" in out
+        assert "Lists take commas (256,480), switches true or false." in " ".join(out.split())
+
+
+def test_files_that_are_written_say_that_their_directory_is_created():
+    kinds = [
+        action
+        for parser in PARSERS.values()
+        for action in parser._actions
+        if (action.metavar or "").startswith("FILE.")
+        if action.type is not None and "output_file" in action.type.__qualname__
+    ]
+    assert len(kinds) == 7  # eval's two, export's, sweep's, and reproduce's three
+    assert all("its directory is created if needed" in action.help for action in kinds)
+
+
+def test_the_fields_of_networks_are_all_listed():
+    decided = {"num_classes", "dtype", "param_dtype", "scan", "remat"}
+    assert set(NETWORK_FIELDS) == set(ATTRIBUTES) - decided - {"ghost_batches", "norm_momentum"}
+    (flag,) = (a for a in PARSERS["summary"]._actions if a.dest == "overrides")
+    assert all(f" {field}" in flag.help for field in NETWORK_FIELDS)
 
 
 def test_pages_import_no_jax():

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_splits_can_be_sliced(data_dir):
         (
             "tfds:digits",
             "validation",
-            r"no split 'validation', .* \(it has train, test\)",
+            r"no split 'validation' \(it has train, test\)",
         ),
         (
             "tfds:cifar10",
@@ -71,6 +72,23 @@ def test_splits_can_be_sliced(data_dir):
 def test_bad_sources_are_explained(data_dir, name, split, message):
     with pytest.raises(UserError, match=message):
         open_source(name, split, data_dir)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("test[:10", "the split 'test[:10' is malformed; expected such as test[:10]"),
+        ("test[:1.5]", "the split 'test[:1.5]' is malformed"),
+        ("test+", "the split 'test+' is malformed"),
+        ("test[:0]", "the split 'test[:0]' of tfds:digits is empty"),
+        ("test[500:]", "the split 'test[500:]' of tfds:digits is empty"),
+        ("test[0:0%]+train[:0]", "of tfds:digits is empty"),
+        ("tst[:0]", "no split 'tst[:0]' (it has train, test)"),
+    ],
+)
+def test_a_slice_of_a_split_that_cannot_be_used_is_explained(data_dir, split, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        open_source("tfds:digits", split, data_dir)
 
 
 def test_a_directory_that_cannot_be_written_is_named(tmp_path):

@@ -16,6 +16,7 @@ from variables import drawn
 
 from resnet_flax import create_model
 from resnet_flax.cli import main
+from resnet_flax.cli.eval_report import describe
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.tfds_source import SEVERAL_LABELS, TfdsSource
@@ -76,7 +77,7 @@ def test_images_that_cannot_be_normalised_are_explained(source):
     two = Preprocessing(0, mean=(0.5, 0.4))
     image = Preprocessing(0, mean=(0.0,), pixel_mean=tuple(np.zeros((8, 8, 3)).tolist()))
     for preprocessing, message in (
-        (two, r"mean=\(0.5, 0.4\) has 2 numbers, but the images have 3 channels"),
+        (two, r"mean=0.5,0.4 has 2 numbers, but the images have 3 channels"),
         (image, r"the mean image has shape \[8, 8, 3\], the images \[9, 11, 3\]"),
     ):
         with pytest.raises(UserError, match=message):
@@ -201,7 +202,7 @@ def test_published_resnet56_makes_its_published_errors(shared_data, tmp_path, ca
         (["--crop_fraction=1e-5"], "--crop_fraction must be a number from 0.05 to 1"),
         (["--interpolation=cubic"], "--interpolation must be bilinear or bicubic, not 'cubic'"),
         (["--mean=nan"], "--mean must be one number, or one for each channel"),
-        (["--mean=0.5,0.4"], "has 2 numbers, but the images have 3 channels"),
+        (["--mean=0.5,0.4"], "error: --mean=0.5,0.4 has 2 numbers, but the images have 3 channels"),
         (
             ["--out=/proc/x/y.json"],
             "--out must be a file that can be written, not '/proc/x/y.json': ",
@@ -252,6 +253,34 @@ def test_what_is_not_said_is_asked_for(shared_data, tmp_path, capsys):
     status, printed, _ = _eval(capsys, *command, "--mean=0.5", "--std=0.25")
     assert status == 0
     assert "of 50" in printed
+    assert "test[:50] (50 images), center: images as they are\n" in printed
+
+
+@pytest.mark.parametrize(
+    ("protocol", "scales", "size", "text"),
+    [
+        ("center", (), 0, "images as they are"),
+        ("center", (), 16, "crop of 16 from a shorter side of 18, bilinear"),
+        ("ten_crop", (), 16, "crops of 16 from a shorter side of 18, bilinear, with mirror images"),
+        ("multiscale", (32, 36), 0, "shorter sides 32, 36, bilinear, with mirror images"),
+    ],
+)
+def test_views_are_described(protocol, scales, size, text):
+    assert describe(Preprocessing(size), protocol, scales) == text
+
+
+def test_the_scales_that_are_taken_by_default_are_printed(config, tmp_path, capsys):
+    config.steps, config.optim.warmup_steps, config.eval.every = 2, 1, 0
+    train(config, tmp_path / "run")
+    command = [tmp_path / "run", "--protocol=multiscale", "--split=test[:20]"]
+    _, printed, _ = _eval(capsys, *command)
+    assert "multiscale: shorter sides 8, " in printed
+    assert "multiscale: shorter sides 12, 16, bil" in _eval(capsys, *command, "--scales=12,16")[1]
+    status, _, error = _eval(capsys, tmp_path / "run", "--weights=w.pth")
+    assert status == 2
+    assert f"{tmp_path / 'run'} is a workdir or checkpoint and has weights; leave --wei" in error
+    _, _, error = _eval(capsys, tmp_path / "run", "--model=resnet50")
+    assert "run already names its network, cifar_resnet8; leave --model out" in error
 
 
 @pytest.mark.filterwarnings("ignore")

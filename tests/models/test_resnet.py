@@ -104,7 +104,11 @@ def test_logits_are_float32_under_bfloat16():
     ("name", "axes", "message"),
     [
         ("cifar_resnet21", {}, "no model called 'cifar_resnet21'; did you mean cifar_resnet"),
-        ("cifar_resnet20", {"shortcuts": "A"}, "no attribute called 'shortcuts'; did you mean shortcut"),
+        (
+            "cifar_resnet20",
+            {"shortcuts": "A"},
+            "no attribute called .shortcuts.; did you mean short",
+        ),
         ("cifar_resnet20", {"shortcut": "D"}, "shortcut must be one of A, B, C, none, not 'D'"),
     ],
 )

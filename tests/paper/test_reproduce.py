@@ -17,6 +17,7 @@ from variables import drawn
 
 from resnet_flax import create_model
 from resnet_flax.cli import main
+from resnet_flax.cli.reproduce import duration
 from resnet_flax.config import load_config
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import ArraySource, open_source
@@ -101,8 +102,8 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "4 training runs, 0 finished; the rest takes" in printed
-    assert "CHANGED: steps=12" in " ".join(printed.split())
+    assert "4 training runs, 0 finished; what is left takes" in printed
+    assert "CHANGED: steps=12, optim.warmup_steps=4, eval" in " ".join(printed.split())
     found = json.loads(out.read_text())
     assert [(run["row"], run["seed"]) for run in found] == [
         *(("plain-20", 0), ("ResNet-20", 0), ("plain-20", 1), ("ResNet-20", 1))
@@ -244,7 +245,7 @@ def test_a_rehearsal_is_no_part_of_the_real_thing(data_dir, tmp_path):
     text = table(target, found)
     assert "10.00 (1)" in text
     assert "90.00 (1)" in text
-    assert text.index("10.00") < text.index("90.00") < text.index("CHANGED: steps=8")
+    assert text.index("10.00") < text.index("CHANGED: steps=8") < text.index("90.00")
     assert table(TARGETS["degradation_cifar10"], found).count("not run") == 4  # other networks
 
 
@@ -286,11 +287,15 @@ def test_costs_are_said_before_anything_is_trained(data_dir, tmp_path, capsys):
     data = ["--config.data.source=tfds:digits", f"--data_dir={data_dir}"]
     assert main([*dry, *data, "--only=ResNet-20"]) == 0
     # 6 x 40.5 million multiply-adds x 128 images x 64,000 steps, at 8 x 8 / 8 x 8 of 32 x 32.
-    assert "1 training runs, 0 finished; the rest takes 1.99 PFLOP, 0.018 hours" in (
+    assert "1 training run, 0 finished; what is left takes 1.99 PFLOP, 66 s at 30 TFLOP/s" in (
         capsys.readouterr().out
     )
-    assert main([*dry, f"--data_dir={tmp_path}"]) == 2
-    assert "cifar10" in capsys.readouterr().err
+    assert main([*dry, f"--data_dir={tmp_path}"]) == 0
+    out, err = capsys.readouterr()
+    assert "\nmissing data: tfds:cifar10 is not prepared in" in out
+    assert err == ""
+    assert main([*dry[:-2], f"--data_dir={tmp_path}"]) == 2
+    assert "cifar10 is not prepared" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -337,7 +342,12 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
         (["show", "table9"], "there is no target 'table9'; did you mean table6"),
         (["run", "table6", "--seeds=0"], "--seeds must be a whole number from 1 to 1000, not '0'"),
         (["run", "table6", "--only=ResNet-21"], "there is no row 'ResNet-21'; did you mean"),
-        (["run", "table6", "--steps=3"], "there is no flag '--steps=3'"),
+        (
+            ["run", "table2", "--only=ResNet-21"],
+            "? (known: plain-18, plain-34, ResNet-18 A, ResNet-34 A)",
+        ),
+        (["run", "table6", "--steps=3"], "there is no flag '--steps=3'; did you mean --config.st"),
+        (["run", "table6", "--out=x.txt"], "--out must be a file that ends in .json"),
         (["run", "table6", "--config.stepz=3"], "there is no config key 'stepz'"),
         (["run", "table6", "--minutes=-1"], "--minutes must be a number from 0 to 1000000, not"),
         (["run", "table6", "--minutes=inf"], "--minutes must be a number from 0"),
@@ -345,12 +355,45 @@ def test_responses_are_of_3x3_layers_behind_their_normalisation():
         (["run", "table6", "--config.seed=3"], "pass --seeds instead of --config.seed"),
         (["run", "table6", "--config.data.data_dir=x"], "pass --data_dir instead of"),
         (["run", "table6", "--figure=f.xyz"], "--figure must be a file that ends in .png"),
-        (["show", "table6", "--out=none.json", "--figure=f.png"], "nothing to draw in none.json"),
+        (["show", "table6", "--out=none.json"], "there is no file of results none.json"),
     ],
 )
 def test_bad_input_is_one_sentence(capsys, arguments, message):
     assert main(["reproduce", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_without_results_nothing_is_drawn(capsys, tmp_path):
+    (tmp_path / "r.json").write_text("[]")
+    files = [f"--out={tmp_path / 'r.json'}", f"--figure={tmp_path / 'f.png'}"]
+    assert main(["reproduce", "show", "table6", *files]) == 2
+    assert f"nothing to draw in {tmp_path / 'r.json'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2.56, "2.6 s"),
+        (0.0123, "0.012 s"),
+        (65.0, "65 s"),
+        (1080.0, "18 min"),
+        (5400.0, "1.5 h"),
+        (3.3e6, "38 days"),
+        (9e8, "10,417 days"),
+    ],
+)
+def test_durations_have_a_suitable_unit(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_targets_are_listed_in_80_columns(capsys):
+    assert main(["reproduce", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(TARGETS)
+    assert max(map(len, lines)) <= 80
+    assert sum("(not in the paper)" in line for line in lines) == 2
+    for target in TARGETS.values():
+        assert max(map(len, table(target, []).splitlines())) <= 80
 
 
 def test_facts_stand_in_the_table_and_what_was_not_run_says_so():

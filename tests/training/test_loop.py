@@ -271,6 +271,15 @@ def test_keys_that_are_safe_may_differ(config, workdir):
     assert _final(workdir)[0] == 14
 
 
+def test_another_number_of_steps_than_planned_is_noted(config, workdir, capsys):
+    config.steps = 14
+    train(config, workdir)
+    note = "note: the run was planned for 12 steps; optim.schedule=cosine depends on their number"
+    assert note in capsys.readouterr().out
+    train(config, workdir)
+    assert "planned" not in capsys.readouterr().out
+
+
 def test_fewer_steps_than_done_are_refused(config, workdir):
     config.steps = 8
     with pytest.raises(UserError, match="has a run of 12 steps, more than steps=8"):
@@ -472,7 +481,7 @@ def test_accumulation_is_the_batch_s_with_groups_and_warned_of_without(config, t
     )
     assert abs(other.loss - whole.loss) > 1e-4 * whole.loss
     config.accumulation = 3
-    with pytest.raises(UserError, match="batch_size=32 in accumulation=3 parts must give complete"):
+    with pytest.raises(UserError, match="batch_size=32 must be a multiple of accumulation=3"):
         train(config, tmp_path / "none")
 
 

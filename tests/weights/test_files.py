@@ -298,9 +298,12 @@ def test_flipped_bits_give_an_error_or_arrays_but_no_traceback(tmp_path):
         (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, not weights"),
         (b"<html><head>", "w.pth is a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "w.pth is a pointer of Git LFS"),
-        (b"hello, world, this is text", "w.pth is not a weights file of a known format"),
+        (b"hello, world, this is text", "w.pth is not a weights file; expected .safetensors, .pth"),
         (pickle.dumps({"a": 1}, protocol=2), "w.pth is a pickle, but not from torch.save"),
-        (_legacy(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)), "w.pth has no state dict"),
+        (
+            _legacy(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)),
+            "w.pth has no state dictionary",
+        ),
     ],
 )
 def test_what_is_no_weights_file_is_explained(tmp_path, content, message):

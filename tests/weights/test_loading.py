@@ -223,8 +223,16 @@ def test_a_checkpoint_of_ours(config, tmp_path):
         load_pretrained(tmp_path / "run", create_model("cifar_plain8", **axes))
     _same(stack(loaded), found.variables)
     _same(load_pretrained(tmp_path / "run" / "checkpoints" / "12", found.model), found.variables)
-    with pytest.raises(UserError, match="already describes its network"):
+    with pytest.raises(
+        UserError, match="run already names its network, cifar_resnet8; leave --model out"
+    ):
         load(str(tmp_path / "run"), variant="resnet18")
+    with pytest.raises(UserError, match=r"cifar_resnet8; give .*run as MODEL without --weights"):
+        load("cifar_resnet8", weights=tmp_path / "run")
+    with pytest.raises(UserError, match="run is a workdir or checkpoint and has weights; leave --"):
+        load(tmp_path / "run", weights="w.pth")
+    with pytest.raises(UserError, match="is the name of published weights and has weights; leave"):
+        load("resnet50.a1_in1k", weights="w.pth")
     victim = next(
         file
         for file in (tmp_path / "run/checkpoints/12/state").rglob("*")
@@ -343,21 +351,26 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
     [
         (
             "resnet50",
-            r"resnet50 is not a file, workdir or published name, but a network without "
-            r"weights; pass --weights FILE, or use one of resnet50.tv_in1k, ",
+            r"resnet50 is not a file, a workdir or the name of published weights, but a network "
+            r"without weights; pass --weights FILE, or use one of resnet50.tv_in1k, ",
         ),
         (
             "resnet5O.tv_in1k",
-            r"is not a file, workdir or published name; did you mean res",
+            r"is not a file, a workdir or the name of published weights; did you mean res",
         ),
-        ("", r"^'' is not a file, workdir or published name"),
-        ("nowhere/w.pth", r"nowhere/w.pth is not a file, workdir or published name"),
+        ("", r"^'' is not a file, a workdir or the name of published weights"),
+        (
+            "nowhere/w.pth",
+            r"nowhere/w.pth is not a file, a workdir or the name of published weights",
+        ),
     ],
 )
 def test_what_is_not_there_is_explained(what, message):
     with pytest.raises(UserError, match=message):
         load(what)
-    with pytest.raises(UserError, match="is not a file, workdir or published name"):
+    with pytest.raises(
+        UserError, match="is not a file, a workdir or the name of published weights"
+    ):
         load_pretrained(what, create_model("resnet50"))
 
 
