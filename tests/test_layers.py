@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 # module imports only from inner rows, or from its own row and package.
 LAYERS = (
     ("errors",),
-    ("renamed", "schema"),
+    ("renamed", "schema", "combinations"),
     ("runtime", "ops"),
     ("config", "sharding"),
     ("models", "data"),

@@ -56,7 +56,13 @@ def _add_run(parser: Parser) -> None:
         output_file(".json"),
         "A file for the results, whose other results are kept; its directory is created if needed",
     )
-    trained = parser.add_argument_group("trainings")
+    _add_trainings(parser)
+    _add_limits(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_trainings(parser: Parser) -> None:
+    trained = parser.add_argument_group("training runs")
     trained.add_argument(
         "--only",
         default="",
@@ -95,8 +101,6 @@ def _add_run(parser: Parser) -> None:
         trained,
         "Change a key of every config, for a rehearsal; resnet-flax train --help lists the keys.",
     )
-    _add_limits(parser)
-    parser.set_defaults(run=_run)
 
 
 def _add_limits(parser: Parser) -> None:
@@ -104,7 +108,7 @@ def _add_limits(parser: Parser) -> None:
     limits.add_argument(
         "--dry_run",
         action="store_true",
-        help="Print what the trainings would take and which data is missing, and do not train.",
+        help="Print what the training runs would take and which data is missing, and do not train.",
     )
     limits.add_argument(
         "--minutes",

@@ -22,8 +22,8 @@ from resnet_flax.evaluation.metrics import Result, add, summarize, zero_sums
 from resnet_flax.runtime import xla_options
 
 PROTOCOLS = {
-    "center": "one view, in the middle",
-    "ten_crop": "centre and four corners with their flips",
+    "center": "one view, in the center",
+    "ten_crop": "center and four corners with their flips",
     "multiscale": "fully convolutional over several scales, with flips",
 }
 
@@ -289,13 +289,8 @@ def measure(predictions: Predictions, source: Source, *, confusion: bool = False
     add_part = jax.jit(add)
     for start in range(0, n, CHUNK):
         part = slice(start, start + CHUNK)
-        label = jnp.asarray(predictions.label[part])
-        valid_labels = None if predictions.valid_labels is None else predictions.valid_labels[part]
-        sums = add_part(
-            sums,
-            jnp.asarray(predictions.log_p[part]),
-            label,
-            jnp.ones(label.shape, bool),
-            None if valid_labels is None else jnp.asarray(valid_labels),
-        )
+        log_p, label = (jnp.asarray(a[part]) for a in (predictions.log_p, predictions.label))
+        several = predictions.valid_labels
+        valid_labels = None if several is None else jnp.asarray(several[part])
+        sums = add_part(sums, log_p, label, jnp.ones(label.shape, bool), valid_labels)
     return summarize(sums, n, getattr(source, "labelled", n))

@@ -99,8 +99,7 @@ def compile_programs(
     normalize = partial(preprocessing.normalize, dtype=model.dtype)
     evaluate = partial(eval_step, model=model, prepare=normalize)
     statistics_of = partial(statistics_step, model=model, prepare=prepare)
-    devices = list(mesh.devices.flat)
-    options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
+    options = _options(mesh, image_shape, model)
     compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
     resident = compile_resident(mesh, shardings, train, options=options)
     statistics = compile_statistics(mesh, shardings, statistics_of, options)
@@ -108,6 +107,11 @@ def compile_programs(
         *(model, schedule, init, shardings),
         *(compiled_train, resident, compiled_eval, statistics),
     )
+
+
+def _options(mesh: jax.sharding.Mesh, image_shape: tuple[int, ...], model: ResNet) -> Any:
+    devices = list(mesh.devices.flat)
+    return xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
 
 
 def ghost_batches(span: str, batch_size: int, devices: int) -> int:
