@@ -24,6 +24,10 @@ def test_each_package_has_quick_tests(package):
     assert functions - quick.listed()
 
 
+def test_the_listed_tests_are_there():
+    assert [name for name in sorted(quick.listed()) if not quick.there(name)] == []
+
+
 def test_parameters_and_gone_tests_are_not_listed():
     assert quick.function_of("tests/test_quick.py::test_a[b-[c]]") == "tests/test_quick.py::test_a"
     assert quick.there("tests/test_quick.py::test_parameters_and_gone_tests_are_not_listed")
