@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
+from resnet_flax import __version__
 from resnet_flax.cli.parser import Parser
 from resnet_flax.errors import UserError
 from resnet_flax.renamed import RenamedWarning
@@ -47,6 +48,12 @@ def build_parser(programs: Mapping[str, str] | None = None) -> Parser:
         "%(prog)s train --config=configs/cifar10.py:resnet20",
         "%(prog)s eval runs/cifar10_resnet20",
         "%(prog)s reproduce list",
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"resnet-flax {__version__}",
+        help="Show the version and exit.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
     for verb, sentence in VERBS.items():
