@@ -1,5 +1,5 @@
 # make train        trains ResNet-20 on handwritten digits, in runs/digits_resnet20
-# make test         lint and tests, under eight minutes on two cores
+# make test         lint and tests, about nine minutes on two cores
 # make test-fast    lint and the quick tests of every package, for after each edit: under 90 seconds
 #                   on two cores once programs are in the compilation cache
 # make slow-tests   measures which tests test-fast leaves out, and writes tests/slow_tests.txt
