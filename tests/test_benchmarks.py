@@ -48,7 +48,7 @@ def test_sessions_go_on_from_each_other(tmp_path, data_dir):
     assert status == 143, printed
     # Elsewhere, with the files that were kept: the first is finished, the second continues.
     status, printed = sit("--only=plain-20", *short)
-    assert "all finished" in printed, printed
+    assert "1 training run, finished" in printed, printed
     status, printed = sit("--only=ResNet-20", "--minutes=0.3", *long)
     assert "continues at step" in printed, printed
     rows = {run["row"] for run in json.loads((keep / "table6.json").read_text())}
