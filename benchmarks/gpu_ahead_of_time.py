@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
-from programs import batch_shapes, config_of_network, programs_of
+from programs import SEED, batch_shapes, config_of_network, programs_of
 from sides import IN_ONE, classes_of, image_shape
 
 from resnet_flax.ops import dispatch
@@ -95,7 +95,7 @@ def main() -> None:
     print(table(found))
     if arguments.out:
         what = ("network", "batch", "what", "settings", "overrides")
-        kept = [_with_overrides(row) for row in read_json(arguments.out) or []]
+        kept = [_with_overrides(row) for row in read_json(arguments.out, list) or []]
         kept = [row for row in kept if any(row[name] != found[name] for name in what)]
         write_json(arguments.out, [*kept, found])
 
@@ -115,13 +115,14 @@ def compiled(arguments: argparse.Namespace) -> Any:
     config = config_of_network(network, batch, arguments.dtype, arguments.settings)
     programs, _ = programs_of(config, classes, shape, list(topology.devices))
     state = jax.eval_shape(programs.init, 0)
-    step, operands = programs.train_step, (batch_shapes(batch, shape),)
+    step, operands = programs.train_step, (batch_shapes(batch, shape), SEED)
     if arguments.what == "resident":
         examples = batch_shapes(50_000, shape)
         step = programs.resident_steps.every
         operands = (
             {name: examples[name] for name in ("image", "label")},
             jax.ShapeDtypeStruct((IN_ONE, batch), np.int32),
+            SEED,
         )
     # Pallas asks which GPU it generates code for.
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=132, platform="cuda")

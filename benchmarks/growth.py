@@ -40,7 +40,7 @@ OUT = Path(__file__).parent.parent / "results" / "growth.json"
 def work(network: str, batch: int, side: int) -> None:
     """Compiles a step in this process, and takes one step for each line of standard input."""
     import jax
-    from programs import config_of, noise, programs_of
+    from programs import SEED, config_of, noise, programs_of
 
     from resnet_flax import sharding
 
@@ -49,12 +49,12 @@ def work(network: str, batch: int, side: int) -> None:
     config = config_of("configs/cifar10.py:resnet20", settings)
     programs, mesh = programs_of(config, 10, shape)
     arrays = jax.device_put(noise(batch, shape, 10), sharding.over_batch(mesh))
-    state = programs.init(0)
+    state, seed = programs.init(0), jax.device_put(SEED)
 
     def step() -> float:
         nonlocal state
         start = time.monotonic()
-        state, sums = programs.train_step(state, arrays)
+        state, sums = programs.train_step(state, arrays, seed)
         jax.block_until_ready(sums)
         return time.monotonic() - start
 
@@ -169,7 +169,7 @@ def main() -> int:
     from resnet_flax.runtime.provenance import provenance
     from resnet_flax.runtime.storage import read_json, write_json
 
-    rows = read_json(arguments.out) or []
+    rows = read_json(arguments.out, list) or []
     for axis in arguments.axes.split(","):
         rows = [row for row in rows if row["axis"] != axis]
         divisor = arguments.batch_divisor

@@ -76,23 +76,23 @@ def compiled(
     """A compiled step, the state before it and its other operands."""
     import jax
     import numpy as np
-    from programs import config_of_network, noise, programs_of
+    from programs import SEED, config_of_network, noise, programs_of
 
     from resnet_flax.ops import dispatch
 
     shape, classes = image_shape(network), classes_of(network)
     config = config_of_network(network, batch, dtype)
     programs, _ = programs_of(config, classes, shape, jax.devices()[:1])
-    state = programs.init(0)
+    state, seed = programs.init(0), jax.device_put(SEED)
     if what == "train":
-        step, operands = programs.train_step, (jax.device_put(noise(batch, shape, classes)),)
+        step, operands = programs.train_step, (jax.device_put(noise(batch, shape, classes)), seed)
     else:
         data = noise(10 * batch, shape, classes)
         order = np.random.default_rng(0).integers(0, 10 * batch, (IN_ONE, batch)).astype(np.int32)
         data = {name: data[name] for name in ("image", "label")}
-        step, operands = programs.resident_steps.every, jax.device_put((data, order))
+        step, operands = programs.resident_steps.every, (*jax.device_put((data, order)), seed)
         if step is None:
-            step, operands = programs.resident_steps.some, (*operands, np.int32(IN_ONE))
+            step, operands = programs.resident_steps.some, (*operands[:2], np.int32(IN_ONE), seed)
     with dispatch.override(**overrides):
         return step.lower(state, *operands).compile(), state, operands
 
@@ -111,7 +111,7 @@ def profile(
         jax.block_until_ready(sums)
         return (time.perf_counter() - start) / number
 
-    in_one = IN_ONE if len(operands) > 1 else 1
+    in_one = IN_ONE if len(operands) > 2 else 1  # else a batch and the seed
     run(3)
     seconds = run(steps) / in_one
     with tempfile.TemporaryDirectory() as scratch:

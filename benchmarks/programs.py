@@ -8,12 +8,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_flax import sharding
-from resnet_flax.config import load_config, override, resolve
+from resnet_flax.apply import tables
+from resnet_flax.apply.experiment import make_programs
+from resnet_flax.config import load_config
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.runtime import xla_options
-from resnet_flax.training.programs import Programs, compile_programs
+from resnet_flax.training.programs import Programs
 
 Shape = tuple[int, int, int]
+# The last argument of every training step; one on a device takes no time to get there.
+SEED = np.int32(0)
 
 
 def config_of(path: str, settings: list[str]) -> ml_collections.ConfigDict:
@@ -24,8 +28,8 @@ def config_of(path: str, settings: list[str]) -> ml_collections.ConfigDict:
       settings: changes, each written 'key=value'.
     """
     config = load_config(path)
-    override(config, settings)
-    return resolve(config)
+    tables.override(config, settings)
+    return tables.check(config)
 
 
 def config_of_network(
@@ -54,7 +58,7 @@ def programs_of(
       devices: the devices of the mesh; by default all.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices)
-    return compile_programs(config, mesh, classes, shape), mesh
+    return make_programs(config, mesh, classes, shape)[1], mesh
 
 
 def batch_shapes(batch: int, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:

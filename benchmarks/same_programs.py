@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from programs import batch_shapes, config_of, for_one_gpu, programs_of
+from programs import SEED, batch_shapes, config_of, for_one_gpu, programs_of
 
 from resnet_flax import create_model
 from resnet_flax.runtime.provenance import provenance
@@ -163,7 +163,7 @@ def whole_step() -> dict[str, dict[str, int]]:
     config = config_of("configs/cifar10.py:resnet20", [])
     programs, _ = programs_of(config, 10, (32, 32, 3), jax.devices()[:1])
     state = jax.eval_shape(programs.init, 0)
-    lowered = programs.train_step.lower(state, batch_shapes(config.batch_size, (32, 32, 3)))
+    lowered = programs.train_step.lower(state, batch_shapes(config.batch_size, (32, 32, 3)), SEED)
     text = lowered.as_text()
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {

@@ -78,7 +78,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
     """
     import jax
     import numpy as np
-    from programs import config_of_network, noise, programs_of
+    from programs import SEED, config_of_network, noise, programs_of
 
     from resnet_flax.evaluation.compile import jit
     from resnet_flax.ops import dispatch
@@ -105,7 +105,11 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
         x = ((images.astype(np.float32) / 255 - np.array(MEAN)) / np.array(STD)).astype(dtype)
         return programs.model.apply(state.variables, x, train=False)
 
-    step = programs.train_step
+    seed = jax.device_put(SEED)
+
+    def step(state: Any, arrays: Any) -> Any:
+        return programs.train_step(state, arrays, seed)
+
     if what == "resident":
         resident = programs.resident_steps
         number = 50_000 if jax.default_backend() != "cpu" else 1000
@@ -115,7 +119,7 @@ def _ours(side: str, network: str, batch: int, what: str, dtype: str) -> tuple[A
         indices = jax.device_put(order.astype(np.int32))
 
         def step(state: Any, arrays: Any) -> Any:
-            return resident(state, data, indices, len(indices))
+            return resident(state, data, indices, len(indices), seed)
 
     return programs.init(0), overridden(step), overridden(predict)
 

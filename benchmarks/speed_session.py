@@ -94,7 +94,7 @@ def main() -> int:
         if took and took > left:
             print("time is up; the same command continues")
             return 75
-        kept = read_json(arguments.out) or []
+        kept = read_json(arguments.out, list) or []
         sides = available(names.split(","))
         planned = {"network": network, "batch": batch, "what": what, "dtype": dtype, **about}
         planned["sides"] = dict.fromkeys(sides)
@@ -113,14 +113,14 @@ def main() -> int:
         found |= about
         print(table(found), flush=True)
         if arguments.against:
-            said, slower = difference(found, read_json(arguments.against) or [])
+            said, slower = difference(found, read_json(arguments.against, list) or [])
             print(said, flush=True)
             worse = worse or slower
         else:
             write_json(arguments.out, [*(old for old in kept if key(old) != key(found)), found])
         took = time.monotonic() - begun
     if arguments.figure:
-        draw(read_json(arguments.out) or [], about["processor"], arguments.figure)
+        draw(read_json(arguments.out, list) or [], about["processor"], arguments.figure)
     return int(worse)
 
 

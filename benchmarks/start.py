@@ -43,7 +43,7 @@ def first_step(data_dir: str, cache: str) -> float:
 def compiled(name: str, batch: int) -> float:
     """Seconds that the training step of a network takes to compile, including tracing."""
     import jax
-    from programs import batch_shapes, config_of, programs_of
+    from programs import SEED, batch_shapes, config_of, programs_of
 
     shape = (224, 224, 3)
     settings = [f"batch_size={batch}", "model.dtype=float32"]
@@ -51,7 +51,7 @@ def compiled(name: str, batch: int) -> float:
     arrays = batch_shapes(batch, shape)
     state = jax.eval_shape(programs.init, 0)
     start = time.monotonic()
-    programs.train_step.lower(state, arrays).compile()
+    programs.train_step.lower(state, arrays, SEED).compile()
     return time.monotonic() - start
 
 

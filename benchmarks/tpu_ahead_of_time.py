@@ -23,7 +23,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is used, so 
 
 import jax
 from jax.experimental import topologies
-from programs import batch_shapes, config_of, programs_of
+from programs import SEED, batch_shapes, config_of, programs_of
 
 from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.storage import write_json
@@ -55,7 +55,7 @@ def main() -> None:
     shape = (side, side, 3)
     programs, mesh = programs_of(config, arguments.classes, shape, devices)
     state = jax.eval_shape(programs.init, 0)
-    lowered = programs.train_step.lower(state, batch_shapes(config.batch_size, shape))
+    lowered = programs.train_step.lower(state, batch_shapes(config.batch_size, shape), SEED)
     start = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - start

@@ -308,11 +308,11 @@ def main() -> int:
         found |= about
         print(table(found), flush=True)
         if arguments.against:
-            said, slower = difference(found, read_json(arguments.against) or [])
+            said, slower = difference(found, read_json(arguments.against, list) or [])
             print(said)
             worse = worse or slower
         if arguments.out:
-            kept = [old for old in read_json(arguments.out) or [] if key(old) != key(found)]
+            kept = [old for old in read_json(arguments.out, list) or [] if key(old) != key(found)]
             write_json(arguments.out, [*kept, found])
     return int(worse)
 

@@ -22,7 +22,7 @@ Prepare the data set once by `resnet-flax data prepare tfds:cifar10`.
 
 import ml_collections
 
-from resnet_flax.config import default_config
+from resnet_flax import default_config
 from resnet_flax.errors import UserError, closest
 
 DEPTHS = (20, 32, 44, 56, 110)

@@ -9,7 +9,7 @@ of the training split.
 
 import ml_collections
 
-from resnet_flax.config import default_config
+from resnet_flax import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:

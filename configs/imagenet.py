@@ -16,7 +16,7 @@ images/s per device, which an A100 reaches with other software, 8 of them would 
 
 import ml_collections
 
-from resnet_flax.config import default_config
+from resnet_flax import default_config
 
 EPOCH = 1_281_167 / 1024
 

@@ -28,7 +28,7 @@ at the steps at which figure 4 of the paper shows that.
 
 import ml_collections
 
-from resnet_flax.config import default_config
+from resnet_flax import default_config
 from resnet_flax.errors import UserError, closest
 
 NETWORKS = (

@@ -12,19 +12,19 @@ _PUBLIC = {
     "ResNet": "resnet_flax.models",
     "UserError": "resnet_flax.errors",
     "create_model": "resnet_flax.models",
-    "default_config": "resnet_flax.config",
+    "default_config": "resnet_flax.apply.tables",
     "load": "resnet_flax.weights.loading",
     "load_pretrained": "resnet_flax.weights.loading",
     "parse_overrides": "resnet_flax.models",
-    "train": "resnet_flax.training.loop",
+    "train": "resnet_flax.apply.experiment",
 }
 
 if TYPE_CHECKING:
     from resnet_flax import data
-    from resnet_flax.config import default_config
+    from resnet_flax.apply.experiment import train
+    from resnet_flax.apply.tables import default_config
     from resnet_flax.errors import UserError
     from resnet_flax.models import VARIANTS, ResNet, create_model, parse_overrides
-    from resnet_flax.training.loop import train
     from resnet_flax.weights.loading import load, load_pretrained
 
 __all__ = [
@@ -41,13 +41,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "data":
-        return importlib.import_module("resnet_flax.data")
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'resnet_flax' has no attribute {name!r}")
+if not TYPE_CHECKING:  # for which any name would have a value
+
+    def __getattr__(name: str) -> Any:
+        if name == "data":
+            return importlib.import_module("resnet_flax.data")
+        if name in _PUBLIC:
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        raise AttributeError(f"module 'resnet_flax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

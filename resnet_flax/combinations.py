@@ -24,8 +24,6 @@ def check_combinations(flat: dict[str, Any]) -> None:
             f"model.bn_group_size={span} examples in each"
         )
     _check_data(flat)
-    if flat["optim.schedule"] == "piecewise" and not flat["optim.boundaries"]:
-        raise UserError("optim.schedule=piecewise needs optim.boundaries, the steps of its drops")
     if flat["optim.warmup_steps"] >= flat["steps"]:
         raise UserError(
             f"optim.warmup_steps={flat['optim.warmup_steps']} must be less than "

@@ -1,10 +1,10 @@
-"""Experiments: read from files and the command line, checked against the schema.
+"""Experiments: read from files and the command line, and checked.
 
-A config file's `get_config()` starts from `default_config()` and fills in what differs;
-`resolve` checks whatever it returns.
+A config file's `get_config()` starts from `default_config()` and fills in what differs; `check`
+checks whatever it returns, once, and completes it. It imports none of the families that a config
+chooses from (optimizers, losses, data sources): their tables are passed in, see `keys.Tables`.
 """
 
-import ast
 import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
@@ -13,15 +13,26 @@ from typing import Any, ClassVar
 
 import ml_collections
 
-from resnet_flax import renamed
+from resnet_flax import keys, renamed
 from resnet_flax.combinations import check_combinations
 from resnet_flax.errors import UserError, closest
-from resnet_flax.schema import EXPECTED, SCHEMA, Value, unknown_key
+from resnet_flax.keys import Key, Tables, Value
+from resnet_flax.runtime import storage
+from resnet_flax.runtime.imports import importing_from
+from resnet_flax.schema import SCHEMA, all_keys, unknown_key
+
+NO_TABLES = Tables()
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """The schema's defaults; assigning an unknown key raises, a former one (`renamed`) warns."""
-    return _nest({key: entry.default for key, entry in SCHEMA.items()})
+def default_config(known: Mapping[str, Key] = SCHEMA) -> ml_collections.ConfigDict:
+    """The default of every key.
+
+    Any key can be assigned: `check` finds those that there are not.
+
+    Args:
+      known: the keys; by default those that every experiment has.
+    """
+    return _nest({key: entry.default for key, entry in known.items()}).unlock()
 
 
 class _Group(ml_collections.ConfigDict):  # type: ignore[misc]
@@ -43,7 +54,7 @@ def _nest(flat: dict[str, Value]) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     for key, value in flat.items():
         _set(config, key, value)
-    return config.lock()
+    return config
 
 
 def _set(config: ml_collections.ConfigDict, key: str, value: Value) -> None:
@@ -73,31 +84,53 @@ def flatten(config: ml_collections.ConfigDict | Mapping[str, Any]) -> dict[str, 
     return flat
 
 
-def resolve(
-    config: ml_collections.ConfigDict | Mapping[str, Any],
+def check(
+    config: ml_collections.ConfigDict | Mapping[str, Any], tables: Tables = NO_TABLES
 ) -> ml_collections.ConfigDict:
-    """The complete config: the schema's defaults, updated with `config` and checked.
+    """The complete config: the defaults, updated with `config`, and checked.
 
     Args:
-      config: any subset of the schema's keys, nested or flat as in checkpoints; old names
-        (`renamed`) are read, with a warning.
+      config: any subset of the keys, nested or flat as in checkpoints; old names (`renamed`) are
+        read, with a warning.
+      tables: what values choose from.
 
     Returns:
-      A locked config that has every key of the schema.
+      A locked config that has every key.
 
     Raises:
       UserError: a key is unknown (the error names the nearest known one), or a value is of the
-        wrong type, out of range, or incompatible with another.
+        wrong type, out of range, in no table, or incompatible with another.
     """
-    flat = {key: entry.default for key, entry in SCHEMA.items()}
+    known = all_keys(tables)
+    flat: dict[str, Any] = {key: entry.default for key, entry in known.items()}
     given = renamed.keywords(flatten(config), renamed.CONFIG_KEYS, "config key")
     for key, value in given.items():
-        if key not in SCHEMA:
-            raise unknown_key(key)
-        flat[key] = _checked(key, value)
-    flat["model.overrides"] = renamed.overrides(str(flat["model.overrides"]), _current_attribute)
+        if key not in known:
+            raise unknown_key(key, known)
+        flat[key] = keys.checked(f"config key {key}", known[key], value)
+    flat["model.overrides"] = renamed.overrides(flat["model.overrides"], _current_attribute)
+    _check_overrides(flat["model.overrides"], tables.attributes)
+    for key, names in tables.lists.items():
+        for word in flat[key].split():
+            keys.chosen(f"config key {key}", names, word)
     check_combinations(flat)
-    return _nest(flat)
+    for key, table in tables.choices.items():
+        keys.chosen(f"config key {key}", table, flat[key]).check(flat)
+    return _nest(flat).lock()
+
+
+def _check_overrides(text: str, attributes: Mapping[str, Key]) -> None:
+    """Checks `model.overrides` as keys are."""
+    for name, value in keys.words(text):
+        if not attributes:
+            continue
+        if name not in attributes:
+            raise UserError(
+                f"model.overrides cannot set {name}{closest(name, attributes)} (it can set "
+                f"{', '.join(attributes)})"
+            )
+        key = attributes[name]
+        keys.checked(f"{name} in model.overrides", key, keys.parsed(value, type(key.default)))
 
 
 def _current_key(key: str) -> str:
@@ -108,17 +141,29 @@ def _current_attribute(name: str) -> str:
     return renamed.current(name, renamed.ATTRIBUTES, "attribute of networks")
 
 
-def override(config: ml_collections.ConfigDict, settings: Iterable[str]) -> None:
-    """Changes `config` in place by settings written 'key=value', as on the command line."""
+def override(
+    config: ml_collections.ConfigDict, settings: Iterable[str], known: Mapping[str, Key] = SCHEMA
+) -> None:
+    """Changes `config` in place by settings written 'key=value', as on the command line.
+
+    Args:
+      config: to change.
+      settings: such as 'optim.learning_rate=0.05'.
+      known: all keys.
+
+    Raises:
+      UserError: there is no such key, or a setting has no value that the key takes.
+    """
     _take_current_keys(config)
     for setting in settings:
         key, equals, text = setting.partition("=")
         key = _current_key(key)
-        if key not in SCHEMA:
-            raise unknown_key(key)
+        if key not in known:
+            raise unknown_key(key, known)
         if not equals:
             raise UserError(f"config key {key} needs a value: --config.{key}=VALUE")
-        value = _checked(key, _parsed(text, type(SCHEMA[key].default)))
+        value = keys.parsed(text, type(known[key].default))
+        value = keys.checked(f"config key {key}", known[key], value)
         with config.unlocked():
             _set(config, key, value)
 
@@ -134,56 +179,27 @@ def _take_current_keys(config: ml_collections.ConfigDict) -> None:
                 _set(config, _current_key(old), value)
 
 
-def _parsed(text: str, kind: type) -> Any:
-    """`text` as a value of `kind`; unchanged if it is not one, which `_checked` rejects."""
-    if kind is str:
-        return text
-    if kind is bool:
-        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    if kind is tuple:
-        value = tuple(value) if isinstance(value, tuple | list) else (value,)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        value = int(value)  # 1e3
-    return value
-
-
-def _checked(key: str, value: Any) -> Value:
-    entry = SCHEMA[key]
-    kind = type(entry.default)
-    if kind is float and type(value) is int and abs(value) < 1e300:
-        value = float(value)
-    if isinstance(value, tuple | list):
-        value = tuple(value)
-    numbers = value if kind is tuple and isinstance(value, tuple) else (value,)
-    is_number = [isinstance(n, int | float) and not isinstance(n, bool) for n in numbers]
-    huge = kind is float and type(value) is int
-    if not huge and (type(value) is not kind or (kind is tuple and not all(is_number))):
-        raise UserError(f"config key {key} must be {EXPECTED[kind]}, not {value!r}")
-    if any(isinstance(n, int | float) and not abs(n) < 1e300 for n in numbers):
-        raise UserError(f"config key {key} takes finite numbers, not {value!r}")
-    if entry.rule is not None:
-        valid, expected = entry.rule
-        if not valid(value):
-            raise UserError(f"config key {key} must be {expected}, not {value!r}")
-    return value
-
-
 def conflicts(
-    config: ml_collections.ConfigDict, saved: dict[str, Any], besides: tuple[str, ...] = ()
+    config: ml_collections.ConfigDict,
+    saved: dict[str, Any],
+    known: Mapping[str, Key],
+    besides: tuple[str, ...] = (),
 ) -> dict[str, tuple]:
     """Keys that must equal those of a saved config but differ: `{key: (saved, now)}`.
 
-    Keys in `besides` may differ. A key that the saved config lacks, because it was written before
-    the key existed, counts as its default.
+    A key that the saved config lacks, because it was written before the key existed, counts as its
+    default.
+
+    Args:
+      config: checked.
+      saved: of a checkpoint.
+      known: all keys, see `all_keys`.
+      besides: keys that may differ.
     """
     now, then = flatten(config), renamed.saved_config(flatten(saved))
     return {
         key: (then.get(key, entry.default), now[key])
-        for key, entry in SCHEMA.items()
+        for key, entry in known.items()
         if not entry.resume_safe and key not in besides and then.get(key, entry.default) != now[key]
     }
 
@@ -194,15 +210,16 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     A relative path that does not exist is looked up in the configs that come with the package, with
     or without the leading 'configs/'.
     """
-    name, _, variant = path.partition(":")
-    file = _find(name)
+    name, variant = _split(path)
+    file = _find(str(storage.local(name)))
     spec = importlib.util.spec_from_file_location(f"resnet_flax_config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise UserError(f"the config file {name} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = _call(module, name, variant)
+        with importing_from(file.parent.absolute()):
+            spec.loader.exec_module(module)
+            config = _call(module, name, variant)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -222,9 +239,20 @@ def _call(module: Any, name: str, variant: str) -> Any:
     return module.get_config(variant) if variant else module.get_config()
 
 
+def _split(path: str) -> tuple[str, str]:
+    """The file and the variant of 'FILE.py:VARIANT'; directories may have colons too."""
+    name, ending, variant = path.partition(".py:")
+    if ending:
+        return f"{name}.py", variant
+    if path.endswith(".py") or path.startswith("file:"):
+        return path, ""
+    name, _, variant = path.partition(":")
+    return name, variant
+
+
 def config_name(path: str) -> str:
     """A directory name: 'cifar10_resnet20' for 'configs/cifar10.py:resnet20'."""
-    name, _, variant = path.partition(":")
+    name, variant = _split(path)
     stem = name.rpartition("/")[2].removesuffix(".py")
     return f"{stem}_{variant}" if variant else stem
 

@@ -1,38 +1,27 @@
-"""Every config key with its default, type, range and meaning.
+"""The config keys that every experiment has, with their default, type, range and meaning.
 
-Values are bool, int, float, str or tuples of numbers: None and lists could not be overridden from
-the command line.
+Optimizers, schedules, losses and data sources add keys of their own, see `apply.tables`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
 
 from resnet_flax.errors import UserError, closest
+from resnet_flax.keys import (
+    COUNT,
+    FRACTION,
+    NOT_NEGATIVE,
+    PIXELS,
+    POSITIVE,
+    PROBABILITY,
+    SEED,
+    SHARE,
+    SIDES,
+    STEPS,
+    Key,
+    Tables,
+    one_of,
+)
 
-Value = bool | int | float | str | tuple[int | float, ...]
-
-
-class Key(NamedTuple):
-    """One key: its default (which fixes the type), its meaning, and what it must satisfy."""
-
-    default: Value
-    meaning: str
-    rule: tuple[Callable[[Any], bool], str] | None = None
-    resume_safe: bool = False  # may differ when a run is continued
-
-
-def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: value in words, "one of " + ", ".join(words)
-
-
-# What a value of each type must be, for errors.
-EXPECTED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    tuple: "numbers with commas between them, such as 0.3,0.4",
-}
 # What people call some keys.
 _ABBREVIATIONS = {
     "lr": "optim.learning_rate",
@@ -48,29 +37,14 @@ NETWORK_FIELDS = (
     *("stage_sizes", "stage_features", "stem_features", "block", "shortcut", "stride_on"),
     *("preactivation", "groups", "width_per_group", "se_ratio", "se_divisor"),
     *("stem", "stem_norm", "stem_bias", "stem_pool", "avg_down"),
-    *("norm", "norm_unbiased", "zero_init", "output_stride"),
+    *("norm", "norm_unbiased", "zero_init", "output_stride", "implementation"),
 )
 
-_SEED = (lambda value: 0 <= value < 2**31, "at least 0 and less than 2**31")
-_COUNT = (lambda value: 0 < value < 2**31, "more than 0 and less than 2**31")
-_POSITIVE = (lambda value: value > 0, "more than 0")
-_NOT_NEGATIVE = (lambda value: value >= 0, "0 or more")
-_FRACTION = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
 _DEVICES = (lambda value: value > 0 or value == -1, "a number of devices, or -1")
-_STEPS = (
-    lambda value: all(type(b) is int and a < b for a, b in zip((0, *value), value, strict=False)),
-    "whole numbers, each more than the one before",
-)
-_SIDES = (
-    lambda value: all(type(n) is int and n > 0 for n in value),
-    "whole numbers, each more than 0",
-)
 _RANGE = (
     lambda value: len(value) == 2 and 0 < value[0] <= value[1],
     "two numbers more than 0, the first not more than the second",
 )
-_SHARE = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
-_PROBABILITY = (lambda value: 0 <= value <= 1, "at least 0 and at most 1")
 _SCALES = (lambda value: min(value, default=0) > 0, "one or more numbers, each more than 0")
 _NUMBERS = (lambda value: len(value) > 0, "one or more numbers")
 _SPAN = (
@@ -81,14 +55,19 @@ _SPAN = (
 )
 
 SCHEMA: dict[str, Key] = {
-    "seed": Key(0, "Seed of the initialization, the data order and the augmentation.", _SEED),
-    "steps": Key(1000, "Training steps in all.", _COUNT, True),
-    "batch_size": Key(128, "Training examples in each step, over all devices.", _POSITIVE),
+    "seed": Key(0, "Seed of the initialization, the data order and the augmentation.", SEED),
+    "init": Key(
+        "",
+        "Weights to start from: a published name, a weights file or a workdir; empty for random "
+        "ones.",
+    ),
+    "steps": Key(1000, "Training steps in all.", COUNT, True),
+    "batch_size": Key(128, "Training examples in each step, over all devices.", POSITIVE),
     "accumulation": Key(
-        1, "Microbatches of a batch, whose gradients are computed one after another.", _POSITIVE
+        1, "Microbatches of a batch, whose gradients are computed one after another.", POSITIVE
     ),
     "steps_per_dispatch": Key(
-        1, "Steps per dispatch to the device; more than 1 needs data.resident.", _COUNT, True
+        1, "Steps per dispatch to the device; more than 1 needs data.resident.", COUNT, True
     ),
     "model.name": Key("cifar_resnet20", "Name of the network; resnet-flax models lists them."),
     "model.overrides": Key(
@@ -103,13 +82,13 @@ SCHEMA: dict[str, Key] = {
         0,
         "Blocks in a group for rematerialization: only the group's input is stored and the rest "
         "computed again in the backward pass; 0 stores everything.",
-        _NOT_NEGATIVE,
+        NOT_NEGATIVE,
         True,
     ),
     "model.dtype": Key(
         "float32",
         "Type of the computation, float32 or bfloat16; parameters stay float32.",
-        _one_of("float32", "bfloat16"),
+        one_of("float32", "bfloat16"),
     ),
     "model.bn_group_size": Key(
         "global",
@@ -117,23 +96,16 @@ SCHEMA: dict[str, Key] = {
         _SPAN,
     ),
     "model.norm_momentum": Key(
-        0.9, "Fraction of the running statistics that each step keeps.", _FRACTION
+        0.9, "Fraction of the running statistics that each step keeps.", FRACTION
     ),
     "data.source": Key("tfds:digits", "Data set: tfds:NAME or folder:DIR."),
-    "data.data_dir": Key(
-        "",
-        "Directory with TensorFlow Datasets (TFDS) data; empty for TFDS_DATA_DIR, or "
-        "~/tensorflow_datasets.",
-        None,
-        True,
-    ),
     "data.in_memory": Key(False, "Decode all images once and keep them in memory.", None, True),
     "data.resident": Key(False, "Keep the training images on the devices.", None, True),
     "data.train_split": Key("train", "Split to train on."),
     "data.holdout": Key(
         0.0,
         "Fraction of data.train_split that is held out from training as the split 'holdout'.",
-        _FRACTION,
+        FRACTION,
     ),
     "data.eval_split": Key(
         "test",
@@ -142,13 +114,13 @@ SCHEMA: dict[str, Key] = {
         True,
     ),
     "data.eval_batch_size": Key(
-        0, "Examples in a batch of the evaluation; 0 for batch_size.", _NOT_NEGATIVE, True
+        0, "Examples in a batch of the evaluation; 0 for batch_size.", NOT_NEGATIVE, True
     ),
-    "data.workers": Key(0, "Processes that read images; 0 reads in threads.", _NOT_NEGATIVE, True),
+    "data.workers": Key(0, "Processes that read images; 0 reads in threads.", NOT_NEGATIVE, True),
     "data.timeout": Key(
         300.0,
         "Seconds to wait for a batch before the run saves and stops; 0 for no limit.",
-        _NOT_NEGATIVE,
+        NOT_NEGATIVE,
         True,
     ),
     "data.accept_changes": Key(
@@ -160,13 +132,13 @@ SCHEMA: dict[str, Key] = {
     "data.crop": Key(
         "none",
         "Crop of a training image: none, jitter (the paper's) or random_resized.",
-        _one_of("none", "jitter", "random_resized"),
+        one_of("none", "jitter", "random_resized"),
     ),
-    "data.size": Key(0, "Side of the crops in pixels; 0 uses images as they are.", _NOT_NEGATIVE),
+    "data.size": Key(0, "Side of the crops in pixels; 0 uses images as they are.", PIXELS),
     "data.early_sizes": Key(
-        (), "Sides of earlier training images in pixels, before data.size.", _SIDES
+        (), "Sides of earlier training images in pixels, before data.size.", SIDES
     ),
-    "data.early_steps": Key((), "Steps at which training switches to the next size.", _STEPS),
+    "data.early_steps": Key((), "Steps at which training switches to the next size.", STEPS),
     "data.jitter": Key(
         (256, 480), "Range of the shorter side before the crop jitter, in pixels.", _RANGE
     ),
@@ -177,27 +149,27 @@ SCHEMA: dict[str, Key] = {
         (3 / 4, 4 / 3), "Range of the aspect ratio of a random crop, width by height.", _RANGE
     ),
     "data.eval_size": Key(
-        0, "Side of the evaluation's center crop in pixels; 0 for data.size.", _NOT_NEGATIVE
+        0, "Side of the evaluation's center crop in pixels; 0 for data.size.", PIXELS
     ),
     "data.crop_fraction": Key(
-        0.875, "Side of the evaluation's crop as a fraction of the resized shorter side.", _SHARE
+        0.875, "Side of the evaluation's crop as a fraction of the resized shorter side.", SHARE
     ),
     "data.interpolation": Key(
-        "bilinear", "Filter of resizing: bilinear or bicubic.", _one_of("bilinear", "bicubic")
+        "bilinear", "Filter of resizing: bilinear or bicubic.", one_of("bilinear", "bicubic")
     ),
     "data.policy": Key(
         "none",
         "Augmentation by random operations: none, randaugment or trivialaugment.",
-        _one_of("none", "randaugment", "trivialaugment"),
+        one_of("none", "randaugment", "trivialaugment"),
     ),
-    "data.policy_operations": Key(2, "Number of randaugment's operations on an image.", _POSITIVE),
+    "data.policy_operations": Key(2, "Number of randaugment's operations on an image.", POSITIVE),
     "data.policy_magnitude": Key(
         9,
         "Magnitude of randaugment's operations, from 0 to 30.",
         (lambda n: 0 <= n <= 30, "0 to 30"),
     ),
     "data.repeats": Key(
-        1, "Times that each example occurs in a batch, augmented differently each time.", _POSITIVE
+        1, "Times that each example occurs in a batch, augmented differently each time.", POSITIVE
     ),
     "data.mean": Key(
         (0.0,),
@@ -211,43 +183,44 @@ SCHEMA: dict[str, Key] = {
     ),
     "data.pixel_mean": Key(False, "Subtract the mean training image instead of data.mean."),
     "data.pad": Key(
-        0, "Black pixels on each side before a random crop of the original size.", _NOT_NEGATIVE
+        0, "Black pixels on each side before a random crop of the original size.", PIXELS
     ),
     "data.flip": Key(False, "Mirror half of the training images left to right."),
     "data.pca_lighting": Key(
         0.0,
         "Standard deviation of the shift along the principal components of color.",
-        _NOT_NEGATIVE,
+        NOT_NEGATIVE,
     ),
     "data.erase": Key(
-        0.0, "Probability that a rectangle of a training image is erased.", _PROBABILITY
+        0.0, "Probability that a rectangle of a training image is erased.", PROBABILITY
     ),
-    "data.mixup": Key(0.0, "Alpha of the Beta distribution of mixup; 0 for none.", _NOT_NEGATIVE),
-    "data.cutmix": Key(0.0, "Alpha of the Beta distribution of CutMix; 0 for none.", _NOT_NEGATIVE),
-    "optim.learning_rate": Key(0.1, "Learning rate; where it varies, the highest.", _POSITIVE),
-    "optim.schedule": Key(
-        "cosine",
-        "Learning rate schedule: cosine, piecewise, constant or onecycle.",
-        _one_of("cosine", "piecewise", "constant", "onecycle"),
-    ),
+    "data.mixup": Key(0.0, "Alpha of the Beta distribution of mixup; 0 for none.", NOT_NEGATIVE),
+    "data.cutmix": Key(0.0, "Alpha of the Beta distribution of CutMix; 0 for none.", NOT_NEGATIVE),
+    "optim.learning_rate": Key(0.1, "Learning rate; where it varies, the highest.", POSITIVE),
+    "optim.optimizer": Key("sgd", "Optimizer; its settings are keys below."),
+    "optim.schedule": Key("cosine", "Learning rate schedule; its settings are keys below."),
     "optim.warmup_steps": Key(
-        0, "Steps of warm-up, in which the rate increases linearly from 0.", _NOT_NEGATIVE
+        0, "Steps of warm-up, in which the rate increases linearly from 0.", NOT_NEGATIVE
     ),
     "optim.warmup_rate": Key(
-        0.0, "Constant rate during the warm-up; 0 for the linear increase.", _NOT_NEGATIVE
+        0.0, "Constant rate during the warm-up; 0 for the linear increase.", NOT_NEGATIVE
     ),
-    "optim.boundaries": Key((), "Steps at which a piecewise rate drops.", _STEPS),
-    "optim.drop": Key(0.1, "Factor of each drop.", _POSITIVE),
-    "optim.momentum": Key(0.9, "Momentum of SGD.", _FRACTION),
-    "optim.nesterov": Key(False, "Use Nesterov momentum."),
-    "optim.weight_decay": Key(
-        1e-4, "Weight decay as an L2 gradient, which is added before the momentum.", _NOT_NEGATIVE
+    "optim.loss": Key("cross_entropy", "Training loss; its settings are keys below."),
+    "optim.on_divergence": Key(
+        "stop",
+        "What follows if training diverges: stop; skip_batches, continue from a checkpoint "
+        "without the batches since then; or lower_rate, continue from it with lower rates.",
+        one_of("stop", "skip_batches", "lower_rate"),
+        True,
     ),
-    "optim.decay": Key(
-        "kernels", "Parameters that decay: kernels, or all.", _one_of("kernels", "all")
+    "optim.divergence_factor": Key(
+        0.5,
+        "Factor by which optim.on_divergence=lower_rate multiplies all learning rates.",
+        (lambda value: 0 < value < 1, "more than 0 and less than 1"),
+        True,
     ),
-    "optim.label_smoothing": Key(
-        0.0, "Fraction of the target that is spread evenly over all classes.", _FRACTION
+    "optim.divergence_retries": Key(
+        3, "Times that it continues from one checkpoint before it stops.", POSITIVE, True
     ),
     "mesh.data": Key(
         -1,
@@ -266,32 +239,62 @@ SCHEMA: dict[str, Key] = {
         0,
         "Training batches over which batch normalization statistics are recomputed at the end; 0 "
         "keeps the running statistics.",
-        _NOT_NEGATIVE,
+        NOT_NEGATIVE,
+    ),
+    "eval.metrics": Key(
+        "", "More metrics of each evaluation, by name with spaces between.", None, True
     ),
     "eval.every": Key(
-        0, "Steps between evaluations; 0 for one at the end only.", _NOT_NEGATIVE, True
+        0, "Steps between evaluations; 0 for one at the end only.", NOT_NEGATIVE, True
     ),
     "checkpoint.every": Key(
-        0, "Steps between checkpoints; 0 for one at the end only.", _NOT_NEGATIVE, True
+        0, "Steps between checkpoints; 0 for one at the end only.", NOT_NEGATIVE, True
     ),
-    "checkpoint.keep": Key(2, "Newest checkpoints that are kept.", _POSITIVE, True),
-    "log.every": Key(50, "Steps between lines in metrics.jsonl.", _POSITIVE, True),
+    "checkpoint.keep": Key(2, "Newest checkpoints that are kept.", POSITIVE, True),
+    "checkpoint.on_failure": Key(
+        "stop",
+        "What follows if a checkpoint or a record cannot be written: stop, or continue training "
+        "and write it the next time (several processes stop).",
+        one_of("stop", "continue"),
+        True,
+    ),
+    "log.every": Key(50, "Steps between lines in metrics.jsonl.", POSITIVE, True),
     "log.tensorboard": Key(True, "Write TensorBoard event files.", None, True),
     "log.progress": Key(True, "Show a progress bar on a terminal.", None, True),
 }
 
 
-def keys_called(name: str) -> list[str]:
-    """The keys that are exactly of this name, with or without their group, or abbreviated so."""
+def all_keys(tables: Tables) -> dict[str, Key]:
+    """The keys of every experiment and those that the entries of the tables add."""
+    added = tables.keys()
+    twice = added.keys() & SCHEMA.keys()
+    if twice:
+        raise UserError(f"there is a config key {min(twice)} already; use another name")
+    groups = list(dict.fromkeys(key.partition(".")[0] for key in SCHEMA))
+
+    def place(key: str) -> int:
+        group = key.partition(".")[0]
+        return groups.index(group) if group in groups else len(groups)
+
+    return dict(sorted({**SCHEMA, **added}.items(), key=lambda item: place(item[0])))
+
+
+def keys_called(name: str, keys: Iterable[str]) -> list[str]:
+    """The keys that are exactly of this name, with or without their group, or abbreviated so.
+
+    Args:
+      name: what a user wrote.
+      keys: all keys.
+    """
     last = name.rpartition(".")[2]
-    keys = [key for key in SCHEMA if key == name or key.endswith(f".{name}")]
-    return keys or [_ABBREVIATIONS[word] for word in (last,) if word in _ABBREVIATIONS]
+    found = [key for key in keys if key == name or key.endswith(f".{name}")]
+    return found or [_ABBREVIATIONS[word] for word in (last,) if word in _ABBREVIATIONS]
 
 
-def unknown_key(key: str) -> UserError:
-    """The error for a config key that is not there."""
-    called = keys_called(key)
-    near = f"; did you mean {' or '.join(called)}?" if called else closest(key, SCHEMA)
+def unknown_key(key: str, keys: Mapping[str, Key]) -> UserError:
+    """The error for a config key that is not among `keys`."""
+    called = keys_called(key, keys)
+    near = f"; did you mean {' or '.join(called)}?" if called else closest(key, keys)
     return UserError(
         f"there is no config key {key!r}{near or '; see resnet-flax train --help for all keys'}"
     )

@@ -103,9 +103,26 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, axis: int = 0) -> dict[s
     return _put(batch, over_batch(mesh, axis))
 
 
+def put_shared(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays on the devices, of which every process has the same, whole."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf: Any) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+    return jax.tree.map(put, tree)
+
+
 def put_whole(arrays: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The arrays, replicated on every device; each process has all of them."""
     return _put(arrays, replicated(mesh))
+
+
+def put_number(number: int, mesh: Mesh) -> jax.Array:
+    """A whole number, int32 `[]`, on every device: an argument of programs, put explicitly."""
+    return put_whole({"number": np.array(number, np.int32)}, mesh)["number"]
 
 
 def _put(arrays: dict[str, np.ndarray], sharding: NamedSharding) -> dict[str, jax.Array]:

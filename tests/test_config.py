@@ -1,35 +1,32 @@
 import json
+import pickle
+import sys
 from pathlib import Path
 
 import ml_collections
 import pytest
 
-from resnet_flax.config import (
-    SCHEMA,
-    conflicts,
-    default_config,
-    flatten,
-    load_config,
-    override,
-    resolve,
-)
+from resnet_flax import config as configs
+from resnet_flax.apply.tables import check, default_config, keys, override
+from resnet_flax.config import conflicts, flatten, load_config
 from resnet_flax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
+KEYS = keys()
 
 
 def test_defaults_satisfy_the_schema():
-    assert flatten(resolve(default_config())) == {k: entry.default for k, entry in SCHEMA.items()}
+    assert flatten(check(default_config())) == {k: entry.default for k, entry in KEYS.items()}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda f: f.name)
 def test_every_config_resolves(file):
-    config = resolve(load_config(str(file)))
-    assert set(flatten(config)) == set(SCHEMA)
+    config = check(load_config(str(file)))
+    assert set(flatten(config)) == set(KEYS)
 
 
 def test_a_partial_config_is_completed():
-    config = resolve(ml_collections.ConfigDict({"optim": {"learning_rate": 1}}))
+    config = check(ml_collections.ConfigDict({"optim": {"learning_rate": 1}}))
     assert config.optim.learning_rate == 1.0
     assert isinstance(config.optim.learning_rate, float)
     assert config.optim.momentum == 0.9
@@ -83,6 +80,12 @@ def test_overrides_take_the_type_of_the_key():
         ("model.bn_group_size=" + "9" * 5000, "model.bn_group_size must be global, device or"),
         ("optim.boundaries=5,5", "optim.boundaries must be whole numbers, each more than"),
         ("optim.boundaries=0.5,", "optim.boundaries must be whole numbers, each more than"),
+        ("optim.boundaries=4294967296", "each more than the one before and less than 2**31"),
+        ("data.pad=2147483648", "data.pad must be at least 0 and less than 32768"),
+        ("data.eval_size=4e9", "data.eval_size must be at least 0 and less than 32768"),
+        ("data.early_sizes=40000", "each more than 0 and less than 32768"),
+        ("batch_size=2147483648", "batch_size must be less than 2**31, not 2147483648"),
+        ("log.every=1e12", "log.every must be less than 2**31, not 1000000000000"),
         ("mesh.data=0", "mesh.data must be a number of devices, or -1"),
         ("data.jitter=480,256", "data.jitter must be two numbers more than 0, the first not more"),
         ("data.crop_area=0.5", "data.crop_area must be two numbers"),
@@ -93,8 +96,13 @@ def test_overrides_take_the_type_of_the_key():
     ],
 )
 def test_bad_overrides_are_explained(setting, message):
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        override(default_config(), [setting])
+    def checked():
+        config = default_config()
+        override(config, [setting])
+        return check(config)
+
+    with pytest.raises(UserError, match=message.replace("(", r"\(").replace("**", r"\*\*")):
+        checked()
 
 
 @pytest.mark.parametrize(
@@ -138,22 +146,22 @@ def test_what_cannot_go_together(settings, message):
     config = default_config()
     override(config, settings)
     with pytest.raises(UserError, match=message):
-        resolve(config)
+        check(config)
 
 
 def test_unknown_key_in_a_config_file_is_named():
     with pytest.raises(UserError, match=r"no config key 'optim.lr'"):
-        resolve(ml_collections.ConfigDict({"optim": {"lr": 0.1}}))
+        check(ml_collections.ConfigDict({"optim": {"lr": 0.1}}))
 
 
 def test_conflicts_name_the_keys_and_pass_what_is_safe():
-    config = resolve(default_config())
+    config = check(default_config())
     saved = flatten(config)
     saved["data.mean"] = list(saved["data.mean"])  # as JSON returns it
-    assert conflicts(config, saved) == {}
+    assert conflicts(config, saved, KEYS) == {}
     saved |= {"steps": 5, "mesh.data": 3, "optim.momentum": 0.5}
     del saved["optim.nesterov"]  # from before the key existed: its default
-    assert conflicts(config, saved) == {"optim.momentum": (0.5, 0.9)}
+    assert conflicts(config, saved, KEYS) == {"optim.momentum": (0.5, 0.9)}
 
 
 def test_config_files_are_found_from_anywhere(tmp_path, monkeypatch):
@@ -191,6 +199,66 @@ def test_variants_that_a_config_file_does_not_have_are_explained(tmp_path):
 def test_keys_and_defaults_are_kept():
     """Existing configs and checkpoints depend on them; new keys are added to the file."""
     golden = json.loads((ROOT / "tests" / "goldens" / "config_keys.json").read_text())
-    defaults = {key: entry.default for key, entry in SCHEMA.items()}
+    defaults = {key: entry.default for key, entry in KEYS.items()}
     found = {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}
     assert found == golden
+
+
+@pytest.mark.parametrize("given", ["{}/of:day 1/own.py:small", "file://{}/of:day%201/own.py:small"])
+def test_a_config_file_may_be_in_any_directory(tmp_path, given):
+    (tmp_path / "of:day 1").mkdir()
+    (tmp_path / "of:day 1" / "beside_own.py").write_text(
+        "from resnet_flax.config import default_config\n"
+    )
+    (tmp_path / "of:day 1" / "own.py").write_text(
+        "def get_config(variant=''):\n"
+        "    from beside_own import default_config\n"
+        "    config = default_config()\n"
+        "    config.steps = len(variant)\n"
+        "    return config\n"
+    )
+    assert load_config(given.format(tmp_path)).steps == 5
+    assert configs.config_name(given.format(tmp_path)) == "own_small"
+    assert load_config(given.format(tmp_path).removesuffix(":small")).steps == 0
+
+
+def test_two_configs_import_files_of_one_name_each_from_beside_it(tmp_path):
+    for steps in (3, 5):
+        beside = tmp_path / str(steps)
+        (beside / "family").mkdir(parents=True)
+        (beside / "numbers_beside.py").write_text(f"STEPS = {steps}\n")
+        (beside / "family" / "__init__.py").write_text("")
+        (beside / "family" / "rates.py").write_text(f"RATE = {steps / 10}\n")
+        (beside / "own.py").write_text(
+            "from numbers_beside import STEPS\n"
+            "from resnet_flax.config import default_config\n"
+            "def get_config():\n"
+            "    from family.rates import RATE\n"
+            "    config = default_config()\n"
+            "    config.steps, config.optim.learning_rate = STEPS, RATE\n"
+            "    return config\n"
+        )
+    for steps in (3, 5, 3):
+        config = load_config(f"{tmp_path}/{steps}/own.py")
+        assert (config.steps, config.optim.learning_rate) == (steps, steps / 10)
+
+
+def test_what_a_config_imported_from_beside_it_can_be_imported_later(tmp_path):
+    (tmp_path / "values_beside.py").write_text("class Value: pass\n")
+    (tmp_path / "later_beside.py").write_text(
+        "import values_beside\n"
+        "def value():\n"
+        "    import values_beside\n"
+        "    return values_beside.Value()\n"
+    )
+    (tmp_path / "own.py").write_text(
+        "import later_beside\n"
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'value': later_beside.value})\n"
+    )
+    path = list(sys.path)
+    first, again = (load_config(f"{tmp_path}/own.py").value for _ in range(2))
+    assert type(first()) is type(again())  # tables may have the first one
+    assert type(pickle.loads(pickle.dumps(first()))) is type(first())
+    assert sys.path == path

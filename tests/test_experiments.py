@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from marks import long
 
-from resnet_flax.config import flatten, load_config, resolve
+from resnet_flax.apply.experiment import train
+from resnet_flax.apply.tables import check
+from resnet_flax.config import flatten, load_config
 from resnet_flax.errors import UserError
 from resnet_flax.models import VARIANTS, create_model
 from resnet_flax.training.checkpoint_files import read_meta
-from resnet_flax.training.loop import train
 
 
 def _short(path, **changes):
@@ -149,7 +150,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("path", RECIPES)
 def test_recipes_are_those_of_the_papers(path):
-    config = flatten(resolve(load_config(f"configs/{path}")))
+    config = flatten(check(load_config(f"configs/{path}")))
     assert {key: config.get(key) for key in RECIPES[path]} == RECIPES[path]
 
 
@@ -158,11 +159,11 @@ def test_every_variant_resolves():
 
     for module in (cifar10, imagenet_paper):
         for network in module.NETWORKS:
-            config = resolve(module.get_config(network))
+            config = check(module.get_config(network))
             create_model(config.model.name)
     for name in VARIANTS:
         if not name.startswith(("cifar", "wrn")):
-            config = resolve(load_config(f"configs/imagenet.py:{name}"))
+            config = check(load_config(f"configs/imagenet.py:{name}"))
             assert config.model.name == name
 
 

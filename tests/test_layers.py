@@ -12,13 +12,15 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 # module imports only from inner rows, or from its own row and package.
 LAYERS = (
     ("errors",),
-    ("renamed", "schema", "combinations"),
+    ("keys", "renamed"),
+    ("schema", "combinations"),
     ("runtime", "ops"),
     ("config", "sharding"),
     ("models", "data"),
     ("evaluation",),
-    ("training",),
+    ("tasks", "training"),
     ("weights",),
+    ("apply",),
     ("", "sweep", "paper"),
     ("cli",),
     ("__main__",),

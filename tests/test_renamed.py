@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from resnet_flax import create_model
+from resnet_flax.apply.experiment import train
+from resnet_flax.apply.tables import check, default_config, override
 from resnet_flax.cli import main
-from resnet_flax.config import conflicts, default_config, load_config, override, resolve
+from resnet_flax.config import conflicts, load_config
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.multi_view import Network
@@ -23,8 +25,8 @@ from resnet_flax.models import scan
 from resnet_flax.paper.planning import changes, trainings
 from resnet_flax.paper.targets import find
 from resnet_flax.renamed import RenamedWarning, saved_config
+from resnet_flax.schema import SCHEMA
 from resnet_flax.training.checkpoint_files import read_meta
-from resnet_flax.training.loop import train
 from resnet_flax.training.writers import read_metrics
 from resnet_flax.weights import catalog
 from resnet_flax.weights.loading import load
@@ -39,8 +41,8 @@ def test_old_config_keys_are_read_with_a_sentence_that_names_the_new():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         config.model.norm_span = "32"  # as a config file has it
-        config.model.axes = "squeeze=16 stem=deep shortcut_pool=True"
-        found = resolve(config)
+        config.model.axes = "squeeze=16 stem=deep shortcut=B shortcut_pool=True"
+        found = check(config)
         assert config.model.norm_span == "32"
     assert all(warning.filename == __file__ for warning in said)
     sentences = "; ".join(str(warning.message) for warning in said)
@@ -49,15 +51,15 @@ def test_old_config_keys_are_read_with_a_sentence_that_names_the_new():
     assert "shortcut_pool is called avg_down now" in sentences
     assert found.data.pca_lighting == 0.1
     assert found.model.bn_group_size == "32"
-    assert found.model.overrides == "se_ratio=16 stem=deep avg_down=True"
+    assert found.model.overrides == "se_ratio=16 stem=deep shortcut=B avg_down=True"
     with warnings.catch_warnings(action="error"):
-        assert resolve(found) == found
+        assert check(found) == found
 
 
 def test_an_old_and_a_new_key_that_differ_are_refused():
     same = {"model.norm_span": "8", "model.bn_group_size": "8"}
     with pytest.warns(RenamedWarning):
-        assert resolve(same).model.bn_group_size == "8"
+        assert check(same).model.bn_group_size == "8"
     both = {"model.norm_span": "8", "model.bn_group_size": "16"}
     with (
         pytest.warns(RenamedWarning),
@@ -65,7 +67,7 @@ def test_an_old_and_a_new_key_that_differ_are_refused():
             UserError, match=r"norm_span and model\.bn_group_size are the same config key; give"
         ),
     ):
-        resolve(both)
+        check(both)
 
 
 OLD_FILE = """
@@ -93,7 +95,7 @@ def test_the_last_value_counts_under_whichever_name(tmp_path, kind):
     def found(*settings):
         config = load_config(f"{tmp_path / 'old.py'}:{kind}")
         override(config, settings)
-        resolved = resolve(config)
+        resolved = check(config)
         return resolved.data.pca_lighting, resolved.model.bn_group_size
 
     assert found() == (0.2, "64")
@@ -106,8 +108,8 @@ def test_the_last_value_counts_under_whichever_name(tmp_path, kind):
 @pytest.mark.filterwarnings("ignore::resnet_flax.renamed.RenamedWarning")
 def test_a_target_that_was_changed_under_old_names_is_found(tmp_path):
     target = find("degradation_digits")
-    old = ["model.norm_span=8", "model.axes=squeeze=2"]
-    new = ["model.bn_group_size=8", "model.overrides=se_ratio=2"]
+    old = ["model.norm_span=8", "model.axes=squeeze_multiple=2"]
+    new = ["model.bn_group_size=8", "model.overrides=se_divisor=2"]
     assert changes(old) == changes(new) == new
     assert changes(["data.timeout=600", "data.accept_changes=true"]) == []
     first = trainings(target, [0], tmp_path, new)[0].workdir
@@ -162,13 +164,13 @@ def test_an_old_and_a_new_attribute_that_differ_are_refused():
 
 
 def test_what_was_saved_before_is_read_without_a_word():
-    config = resolve({"model.bn_group_size": "32", "model.overrides": "se_ratio=16"})
+    config = check({"model.bn_group_size": "32", "model.overrides": "se_ratio=16"})
     saved = {"model.norm_span": "32", "model.axes": "squeeze=16"}
-    assert conflicts(config, saved) == {}
-    assert conflicts(config, {**saved, "model.norm_span": "8"}) == {
+    assert conflicts(config, saved, SCHEMA) == {}
+    assert conflicts(config, {**saved, "model.norm_span": "8"}, SCHEMA) == {
         "model.bn_group_size": ("8", "32")
     }
-    assert resolve(saved_config(saved)) == config
+    assert check(saved_config(saved)) == config
 
 
 def test_old_attributes_and_arguments_of_networks_are_read():

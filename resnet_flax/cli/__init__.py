@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from resnet_flax import __version__
+from resnet_flax.cli import leaving
 from resnet_flax.cli.parser import Parser
 from resnet_flax.errors import UserError
 from resnet_flax.renamed import RenamedWarning
-from resnet_flax.runtime import terminal
-from resnet_flax.runtime.storage import OF_THE_MACHINE
+from resnet_flax.runtime import machine, terminal
+from resnet_flax.runtime.signals import not_ignored
 from resnet_flax.runtime.terminal import leave_quietly, say
 
 VERBS = {
@@ -73,8 +74,9 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
 
     Returns:
       The exit status: 0 for success, 2 for an error in the user's input or machine (one sentence on
-      standard error explains it), 128 + n if stopped by signal n, with everything saved. A bug in
-      this program ends in a traceback and status 1.
+      standard error explains it), 128 + n if stopped by signal n, with everything saved, and 1 if a
+      second Ctrl-C ended training before it was. A bug in this program ends in a traceback and
+      status 1.
     """
     try:
         status = _run(sys.argv[1:] if argv is None else argv, programs)
@@ -85,10 +87,12 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno not in OF_THE_MACHINE:
+    except Exception as error:
+        # A failed write to standard output names no file.
+        sentence = machine.explained(error, "standard output, or a file,")
+        if sentence is None:
             raise
-        status = fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+        status = fail(str(sentence))
     return status
 
 
@@ -104,21 +108,27 @@ def main_and_exit(
     Raises:
       SystemExit: with the status of `main`.
     """
+    # The entry points have set a handler for the imports, which ends the process at once.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    terminal.open_closed()
     try:
-        status = main(argv, programs)
+        with not_ignored(lambda: leaving.end(128 + signal.SIGINT)):
+            status = main(argv, programs)
     except Exception:
         if not _stuck():
             raise
         say(traceback.format_exc(), sys.stderr)
         status = 1
+    # Python's own way out takes a moment, in which a Ctrl-C would print a traceback.
+    signal.signal(signal.SIGINT, lambda *_: leaving.end(status))
     if _stuck():
-        os._exit(status)
+        leaving.end(status)
     sys.exit(status)
 
 
 def _stuck() -> bool:
     """Whether a thread hangs in a read or a write; Python would wait for it forever."""
-    readers = sys.modules.get("resnet_flax.data.readers")  # not imported here: Grain takes seconds
+    readers = leaving.readers()
     return terminal.stuck() or (readers is not None and readers.stuck())
 
 

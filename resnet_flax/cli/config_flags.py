@@ -53,13 +53,14 @@ def _config_file(text: str) -> str:
 
 
 def load(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
-    """The resolved config that `--config` and `--config.KEY` describe."""
-    from resnet_flax.config import load_config, override, resolve
+    """The checked config that `--config` and `--config.KEY` describe."""
+    from resnet_flax.apply.tables import check, override
+    from resnet_flax.config import load_config
 
     config = load_config(arguments.config)
     try:
         override(config, arguments.settings)
-        return resolve(config)
+        return check(config)
     except UserError:
         raise
     except Exception as error:  # a value for a group, a cycle of references, a placeholder
@@ -69,13 +70,13 @@ def load(arguments: argparse.Namespace) -> "ml_collections.ConfigDict":
 
 def keys_page() -> str:
     """Every config key with its default and meaning."""
-    from resnet_flax.schema import SCHEMA
+    from resnet_flax.apply.tables import keys
 
     lines = [
         "config keys, with the values they have if the config file does not set them",
         "(resnet-flax train --print_config shows those of your config):",
     ]
-    for key, entry in SCHEMA.items():
+    for key, entry in keys().items():
         lines.append(f"  {key} = {entry.default!r}")
         indent = 6 * " "
         lines.append(

@@ -54,8 +54,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from resnet_flax.data.tfds_source import prepare
+    from resnet_flax.data.sources.tfds import prepare
+    from resnet_flax.runtime import distributed
 
+    distributed.refuse_several("data prepare")
     name = arguments.source.removeprefix("tfds:")
     print(f"prepared in {prepare(name, arguments.data_dir)}")
     return _check(arguments)

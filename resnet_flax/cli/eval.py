@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from resnet_flax.cli import eval_flags
+from resnet_flax.cli import eval_flags, processes
 from resnet_flax.cli.parser import Parser, either
+from resnet_flax.cli.stoppable import heard
 from resnet_flax.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,25 +34,47 @@ def run(arguments: argparse.Namespace) -> int:
     for flag in ("scales", "exact"):
         if getattr(arguments, flag) and arguments.protocol != "multiscale":
             raise UserError(f"--{flag} needs --protocol=multiscale")
+    heartbeat = processes.start(arguments)
+    if heartbeat is not None:
+        heartbeat.again = "start the same command in all processes again"
+    with heard(heartbeat):
+        _evaluate(arguments)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluates, together with the other processes if there are any; the first one reports."""
+    import jax
+
     from resnet_flax.cli import eval_report
-    from resnet_flax.evaluation.pretrained import evaluate_pretrained, report
-    from resnet_flax.runtime import compilation_cache
+    from resnet_flax.data.fingerprint import take
+    from resnet_flax.data.sources.parts import example_of
+    from resnet_flax.evaluation.pretrained import evaluate_pretrained
+    from resnet_flax.runtime import compilation_cache, distributed
     from resnet_flax.runtime.progress import Progress
 
     compilation_cache.enable()
-    models = _open_models(arguments)
-    data, data_dir, split = _data(arguments, models[0].config)
-    names = next((one.class_names for one in models if one.class_names), ())
-    networks = _networks(arguments, models, names)
-    source = _source(arguments, (data, split, data_dir), names, models[0].model.num_classes)
-    names = names or source.class_names
-    print("\n".join(one.origin for one in models))
-    print(
-        f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
-        f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
-        flush=True,
-    )
-    with Progress() as progress:
+    with distributed.together("cannot open its model or its data"):
+        models = _open_models(arguments)
+        data, data_dir, split = _data(arguments, models[0].config)
+        names = next((one.class_names for one in models if one.class_names), ())
+        networks = _networks(arguments, models, names)
+        where = data, split, data_dir
+        source = _source(arguments, where, models[0].config, names, models[0].model.num_classes)
+        example_of(source, 0)  # the processes agree on whether they could read the others
+        fingerprint = take(source) if jax.process_count() > 1 else {}
+        names = names or source.class_names
+    if jax.process_count() > 1:
+        _check_same_on_all(arguments, networks, fingerprint)
+    if distributed.is_primary():
+        print("\n".join(one.origin for one in models))
+        print(
+            f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
+            f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
+            flush=True,
+        )
+    # A launcher may give processes a terminal though it writes to a file.
+    with Progress(wanted=jax.process_count() == 1) as progress:
         bar = progress.add("eval", len(source), text="compiling")
         result = evaluate_pretrained(
             networks,
@@ -60,20 +83,58 @@ def run(arguments: argparse.Namespace) -> int:
             scales=arguments.scales,
             exact=arguments.exact,
             confusion=arguments.confusion is not None,
+            more=arguments.metrics,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             progress=partial(bar.update, text=""),
         )
+    if distributed.is_primary():
+        _report(arguments, (data, split), models, networks, result, names)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    where: tuple[str, str],
+    models: Sequence[Any],
+    networks: "Sequence[Network]",
+    result: Any,
+    names: tuple[str, ...],
+) -> None:
+    """Writes and prints a result; `where` is the data set and its split."""
+    from resnet_flax.cli import eval_report
+    from resnet_flax.evaluation.pretrained import report
+
     reported = report(result, names)
-    eval_report.show(reported, every=arguments.per_class)
+    # Files first: a terminal that is gone would end the program before.
     if arguments.out:
-        what = {"data": data, "split": split, "protocol": arguments.protocol}
+        what = {"data": where[0], "split": where[1], "protocol": arguments.protocol}
         if arguments.protocol == "multiscale":
             what |= {"scales": arguments.scales or "default", "exact": arguments.exact}
         eval_report.write(arguments.out, what, models, networks, reported)
     if arguments.confusion:
         eval_report.write_confusion(arguments.confusion, result.confusion, names)
-    return 0
+    eval_report.show(reported, every=arguments.per_class)
+
+
+def _check_same_on_all(
+    arguments: argparse.Namespace, networks: "Sequence[Network]", fingerprint: Mapping[str, Any]
+) -> None:
+    """Raises UserError in every process unless all evaluate the same in the same way."""
+    from resnet_flax.runtime import distributed
+    from resnet_flax.training.digests import digests
+
+    # Hosts may have files in other places; what is in these is compared instead.
+    places = ("model_name", "weights", "ensemble", "data", "data_dir", "out", "confusion")
+    besides = (*places, *processes.FLAGS, "workers", "per_class", "run", "parser")
+    flags = {name: value for name, value in vars(arguments).items() if name not in besides}
+    flags["confusion"] = arguments.confusion is not None
+    distributed.assert_same_on_all(flags, what="command", compare="its flags")
+    models = {
+        str(i): [repr(network.model), network.preprocessing.to_json(), digests(network.variables)]
+        for i, network in enumerate(networks)
+    }
+    distributed.assert_same_on_all(models, what="model", compare="its files")
+    distributed.assert_same_on_all(fingerprint, what="data set", compare="its files")
 
 
 def _open_models(arguments: argparse.Namespace) -> list[Any]:
@@ -104,20 +165,33 @@ def _split(data: str, data_dir: str, asked: str | None, config: Mapping[str, Any
         return str(config["data.eval_split"])
     from resnet_flax.data.sources import splits_of
 
-    splits = splits_of(data, data_dir)
+    splits = splits_of(data, data_dir, **_options(data, config))
     for split in eval_flags.SPLITS:
         if split in splits:
             return split
     raise UserError(f"{data} has no split {either(eval_flags.SPLITS)}; pass --split=SPLIT")
 
 
+def _options(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a run has for the keys of its data store, which may be a user's own."""
+    if data != config.get("data.source"):
+        return {}
+    found = {key.removeprefix("data."): config[key] for key in config if key.startswith("data.")}
+    return {name: value for name, value in found.items() if name != "data_dir"}
+
+
 def _source(
-    arguments: argparse.Namespace, where: tuple[str, str, str], names: tuple[str, ...], outputs: int
+    arguments: argparse.Namespace,
+    where: tuple[str, str, str],
+    config: Mapping[str, Any],
+    names: tuple[str, ...],
+    outputs: int,
 ) -> Any:
     from resnet_flax.data.sources import open_source
     from resnet_flax.evaluation.labels import as_outputs
 
-    return as_outputs(open_source(*where), names, outputs, by_number=arguments.by_number)
+    source = open_source(*where, **_options(where[0], config))
+    return as_outputs(source, names, outputs, by_number=arguments.by_number)
 
 
 def _networks(

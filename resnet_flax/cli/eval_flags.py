@@ -1,5 +1,6 @@
 """The flags of `resnet-flax eval`."""
 
+from resnet_flax.cli import processes
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import (
     channel_numbers,
@@ -24,6 +25,7 @@ def add(parser: Parser) -> None:
     _add_protocol(parser)
     _add_preprocessing(parser)
     _add_output(parser)
+    processes.add_flags(parser)
 
 
 def _add_network(parser: Parser) -> None:
@@ -179,6 +181,14 @@ def _add_output(parser: Parser) -> None:
         metavar="FILE.json",
         help="A file for the results; its directory is created if needed (default: they are only "
         "printed).",
+    )
+    group.add_argument(
+        "--metrics",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="Further metrics: balanced_error, the mean over classes of the top-1 error "
+        "(default: none).",
     )
     group.add_argument(
         "--confusion",

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ def show(reported: Mapping[str, Any], *, every: bool) -> None:
     print(_line("top-5", reported["top5_error"]))
     print(f"{'negative log likelihood':24} {reported['negative_log_likelihood']:7.4f}")
     print(f"{'calibration error':24} {100 * reported['calibration_error']:7.2f} %")
+    for name, value in reported.get("metrics", {}).items():
+        print(f"{name:24} {f'{value:7.4f}' if isinstance(value, float) else value}")
     classes = sorted(reported["classes"].items(), key=lambda item: -item[1]["rate"])
     few = classes if every or len(classes) <= 20 else classes[:5]
     for name, rate in few:
@@ -108,9 +111,9 @@ def _used(found: Any, network: Network) -> dict[str, Any]:
 def write_confusion(path: Path, matrix: Any, names: Sequence[str]) -> None:
     """Writes the confusion matrix as CSV, a row for each label and a column for each prediction."""
     names = names or [str(i) for i in range(len(matrix))]
-    storage.make_directory(path.parent)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", *names])
-        writer.writerows([name, *row] for name, row in zip(names, matrix, strict=True))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["label", *names])
+    writer.writerows([name, *row] for name, row in zip(names, matrix, strict=True))
+    storage.write(path, text.getvalue())
     print(f"written to {path}: one row for each label, one column for each prediction")

@@ -37,9 +37,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file; returns the exit status."""
+    from resnet_flax.runtime import distributed
     from resnet_flax.weights.loading import export, load
     from resnet_flax.weights.torch_layout import layout_of
 
+    distributed.refuse_several("export")
     found = load(arguments.model_name, variant=arguments.model)
     export(found, arguments.out)
     print(f"{found.origin}, in {layout_of(found.model)}'s names: {arguments.out}")

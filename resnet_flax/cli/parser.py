@@ -91,9 +91,10 @@ class Parser(argparse.ArgumentParser):
         """A hint where '--steps' is meant to be '--config.steps'."""
         if SETTINGS_FLAG not in self._option_string_actions:
             return ""
+        from resnet_flax.apply import tables
         from resnet_flax.schema import keys_called
 
-        keys = keys_called(flag.lstrip("-"))
+        keys = keys_called(flag.lstrip("-"), tables.keys())
         return f"; did you mean {' or '.join(_SETTING + key for key in keys)}?" if keys else ""
 
     def _ask_for_action(self) -> NoReturn:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from resnet_flax.cli.config_flags import add_settings
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.stoppable import stoppable
-from resnet_flax.cli.types import number, output_file, whole_number
+from resnet_flax.cli.types import directory, number, output_file, whole_number
 from resnet_flax.errors import UserError, closest
+from resnet_flax.runtime import storage
 from resnet_flax.runtime.signals import SignalHandler
+from resnet_flax.runtime.terminal import say
 
 if TYPE_CHECKING:
     from resnet_flax.paper.planning import Training
@@ -78,6 +80,7 @@ def _add_trainings(parser: Parser) -> None:
     )
     trained.add_argument(
         "--workdir",
+        type=directory,
         default="runs/reproduce",
         metavar="DIR",
         help="The directory for the runs (default: %(default)s).",
@@ -160,7 +163,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from resnet_flax.paper.targets import find
 
     target = find(arguments.target)
-    if arguments.out and not arguments.out.exists():
+    if arguments.out and not storage.exists(arguments.out):
         raise UserError(
             f"there is no file of results {arguments.out}; resnet-flax reproduce run "
             f"{arguments.target} --out={arguments.out} makes it"
@@ -179,16 +182,23 @@ def _run(arguments: argparse.Namespace) -> int:
 def _run_until_stopped(arguments: argparse.Namespace, stop: SignalHandler) -> None:
     from resnet_flax.paper import planning, runs
     from resnet_flax.paper.targets import find
+    from resnet_flax.runtime import distributed
 
+    distributed.refuse_several("reproduce run")
     target = _only(find(arguments.target), arguments.only)
     out = _out(arguments)
+    if not arguments.out:
+        try:
+            output_file(".json")(str(out))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--out, by default {out}, {error}") from error
     runs.results(out)
     here = [f"data.data_dir={arguments.data_dir}"] if arguments.data_dir else []
     planned = planning.trainings(
         target, range(arguments.seeds), Path(arguments.workdir), [*arguments.settings, *here]
     )
     if planned:
-        print(_cost(planned, arguments.tflops), flush=True)
+        say(_cost(planned, arguments.tflops))
     lacks = planning.lacking(planned)
     if arguments.dry_run:
         for sentence in lacks:
@@ -197,7 +207,7 @@ def _run_until_stopped(arguments: argparse.Namespace, stop: SignalHandler) -> No
     if lacks:
         raise UserError("; ".join(lacks))
     with runs.time_limit(arguments.minutes):
-        runs.run(
+        diverged = runs.run(
             target,
             planned,
             out,
@@ -206,7 +216,11 @@ def _run_until_stopped(arguments: argparse.Namespace, stop: SignalHandler) -> No
             data_dir=arguments.data_dir,
             batch_size=arguments.batch_size,
         )
-    _print(target, out, arguments.figure)
+    _print(target, out, arguments.figure, say, needed=not diverged)
+    if diverged:
+        raise UserError(
+            f"training diverged for {'; '.join(diverged)}; see above for the step and the remedy"
+        )
 
 
 def _only(target: "Target", names: str) -> "Target":
@@ -256,14 +270,27 @@ def _out(arguments: argparse.Namespace) -> Path:
     return arguments.out or Path(f"results/{arguments.target}.json")
 
 
-def _print(target: "Target", out: Path, figure: Path | None) -> None:
+def _print(
+    target: "Target",
+    out: Path,
+    figure: Path | None,
+    say: Callable[[str], None] = print,
+    *,
+    needed: bool = True,
+) -> None:
+    """Prints a target's table and draws its figure.
+
+    Raises:
+      UserError: there is nothing to draw, and a figure is needed.
+    """
     from resnet_flax.paper.figures import draw
     from resnet_flax.paper.runs import results
     from resnet_flax.paper.table import table
 
     found = results(out)
-    print(table(target, found))
+    say(table(target, found))
     if figure:
-        if not draw(target, found, figure):
+        if draw(target, found, figure):
+            say(f"figure: {figure}")
+        elif needed:
             raise UserError(f"there is nothing to draw in {out} yet; reproduce run fills it")
-        print(f"figure: {figure}")

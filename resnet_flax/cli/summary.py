@@ -30,9 +30,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--classes",
-        type=whole_number(1, INT32),
+        type=whole_number(0, INT32),
         metavar="N",
-        help="The number of classes (default: 1000, or 10 for networks for CIFAR).",
+        help="The number of classes; 0 leaves out the head (default: 1000, or 10 for networks for "
+        "CIFAR).",
     )
     parser.add_argument(
         *("--overrides", "--axes"),
@@ -51,14 +52,16 @@ def run(arguments: argparse.Namespace) -> int:
     from resnet_flax.models.summary import native_size, summarize
 
     overrides = parse_overrides(arguments.overrides)
-    if arguments.classes:
+    if arguments.classes is not None:
         overrides["num_classes"] = arguments.classes
     model = create_model(arguments.name, **overrides)
     side = arguments.size or native_size(model)
     summary = summarize(model, (side, side, 3))
-    rows = [("layer", "kernel hxwxinxout", "output hxwxc", "times", "total MMAC")]
+    rows = [("layer", "kernel hxwxinxout", "output hxwxc", "times", "MMAC")]
+    # Decimals are left out where they would not fit into 80 columns.
+    decimals = 2 if max(layer.multiply_adds for layer in summary.layers) < 1e11 else 0
     for layer in summary.layers:
-        millions = f"{layer.multiply_adds / 1e6:.2f}"
+        millions = f"{layer.multiply_adds / 1e6:.{decimals}f}"
         shapes = (_by(layer.kernel), _by(layer.output))
         rows.append((layer.path, *shapes, str(layer.times), millions))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

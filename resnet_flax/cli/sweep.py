@@ -6,7 +6,7 @@ from pathlib import Path
 from resnet_flax.cli import config_flags
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.stoppable import stoppable
-from resnet_flax.cli.types import INT32, output_file, whole_numbers
+from resnet_flax.cli.types import INT32, directory, output_file, whole_numbers
 from resnet_flax.errors import UserError
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.runtime.terminal import say
@@ -18,7 +18,8 @@ def add_arguments(parser: Parser) -> None:
     """Adds what `run` takes."""
     parser.describe(
         "Train one config with several seeds, and print the mean and standard deviation of the "
-        "error. Called again, it continues: a finished seed is not trained again.",
+        "error. Called again, it continues: a finished seed is not trained again. If training "
+        "diverges with a seed, the mean is that of the others, and the exit status is 2.",
         "%(prog)s --seeds=0,1,2 --out=digits.json",
         "%(prog)s --config=configs/cifar10.py:resnet20_quick --seeds=0,1",
     )
@@ -32,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--workdir",
+        type=directory,
         default="",
         metavar="DIR",
         help="The directory for the runs, one directory for each seed (default: "
@@ -62,17 +64,27 @@ def run(arguments: argparse.Namespace) -> int:
     workdir = Path(arguments.workdir or f"runs/sweep/{config_name(arguments.config)}")
 
     def sweep_until_stopped(stop: SignalHandler) -> None:
+        from resnet_flax.runtime import distributed
         from resnet_flax.runtime.storage import write_json
         from resnet_flax.sweep import sweep
 
+        distributed.refuse_several("sweep")
         result = sweep(config, seeds, workdir, stop)
+        seeds_lost = list(result["diverged"])
+        diverged = f"seed{'s' * (len(seeds_lost) > 1)} {' and '.join(seeds_lost)}"
+        if result["n"]:
+            spread = "" if result["std"] is None else f" ± {result['std']:.2f}"
+            without = f", without {diverged}, which diverged" * bool(seeds_lost)
+            say(
+                f"{result['split']} error: {result['mean']:.2f}{spread} % "
+                f"(n = {result['n']}, highest {result['max']:.2f}{without})"
+            )
         if arguments.out:
             write_json(arguments.out, result)
             say(f"result: {arguments.out}")
-        spread = "" if result["std"] is None else f" ± {result['std']:.2f}"
-        say(
-            f"{result['split']} error: {result['mean']:.2f}{spread} % "
-            f"(n = {result['n']}, highest {result['max']:.2f})"
-        )
+        if seeds_lost:
+            raise UserError(
+                f"training diverged with {diverged}; see above for the step and the remedy"
+            )
 
     return stoppable(sweep_until_stopped)

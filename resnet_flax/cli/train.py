@@ -3,10 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from resnet_flax.cli import config_flags
+from resnet_flax.cli import config_flags, processes
 from resnet_flax.cli.parser import Parser
-from resnet_flax.cli.stoppable import stoppable
-from resnet_flax.cli.types import INT32, whole_number
+from resnet_flax.cli.stoppable import heard, stoppable
+from resnet_flax.cli.types import directory
 from resnet_flax.runtime.signals import SignalHandler
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def add_arguments(parser: Parser) -> None:
     config_flags.add_config(parser)
     parser.add_argument(
         "--workdir",
+        type=directory,
         default="",
         metavar="DIR",
         help="The directory for checkpoints, curves and the result (default: runs/FILE_VARIANT, "
@@ -34,43 +35,8 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="Print the value of every config key, and do not train.",
     )
-    _add_process_flags(parser)
+    processes.add_flags(parser)
     parser.set_defaults(run=run)
-
-
-def _add_process_flags(parser: Parser) -> None:
-    group = parser.add_argument_group(
-        "multiple processes",
-        "Only for processes started by hand, one on each host. SLURM, Open MPI,\n"
-        "Kubernetes and Cloud TPU need none of these flags.",
-    )
-    group.add_argument(
-        "--coordinator",
-        default="",
-        metavar="HOST:PORT",
-        help="The address of the first process, to which the others connect.",
-    )
-    group.add_argument(
-        "--num_processes",
-        type=whole_number(0, INT32),
-        default=0,
-        metavar="N",
-        help="The number of processes.",
-    )
-    group.add_argument(
-        "--process_id",
-        type=whole_number(-1, INT32),
-        default=-1,
-        metavar="I",
-        help="The number of this process, from 0 to N-1.",
-    )
-    group.add_argument(
-        "--coordinator_seconds",
-        type=whole_number(1, INT32),
-        default=300,
-        metavar="S",
-        help="Seconds to wait for the other processes (default: %(default)s).",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -81,25 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     def train_until_stopped(stop: SignalHandler) -> None:
-        from resnet_flax.runtime import distributed
-
-        distributed.start(
-            arguments.coordinator,
-            arguments.num_processes,
-            arguments.process_id,
-            arguments.coordinator_seconds,
-        )
+        heartbeat = processes.start(arguments)
+        from resnet_flax.apply.experiment import run_experiment
         from resnet_flax.config import config_name
-        from resnet_flax.training.loop import train
 
-        train(config, arguments.workdir or f"runs/{config_name(arguments.config)}", stop)
+        workdir = arguments.workdir or f"runs/{config_name(arguments.config)}"
+        with heard(heartbeat):
+            run_experiment(config, workdir, stop)
 
     return stoppable(train_until_stopped)
 
 
 def _print_config(config: "ml_collections.ConfigDict") -> None:
     from resnet_flax.config import flatten
-    from resnet_flax.schema import SCHEMA
 
-    values = flatten(config)
-    print("\n".join(f"{key} = {values[key]!r}" for key in SCHEMA))
+    print("\n".join(f"{key} = {value!r}" for key, value in flatten(config).items()))

@@ -4,11 +4,14 @@ Each parses a string or raises ArgumentTypeError, whose message continues the na
 '--seeds' + ' must be a whole number from 1 to 1000, not 'x''.
 """
 
-import contextlib
 import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+
+from resnet_flax.data.sources import SOURCES
+from resnet_flax.errors import UserError
+from resnet_flax.runtime import storage
 
 # The highest number that a 32-bit integer holds.
 INT32 = 2**31 - 1
@@ -90,11 +93,11 @@ def output_file(ending: str = "") -> Callable[[str], Path]:
     """
 
     def parse(text: str) -> Path:
-        path = Path(text)
+        path = _local(text)
         if not path.name.lower().endswith(ending):
             raise ArgumentTypeError(f"must be a file that ends in {ending}, not {text!r}")
         try:
-            _try_to_write(path)
+            storage.probe_file(path)
         except OSError as error:
             raise ArgumentTypeError(
                 f"must be a file that can be written, not {text!r}: {error.strerror}"
@@ -104,10 +107,22 @@ def output_file(ending: str = "") -> Callable[[str], Path]:
     return parse
 
 
+def directory(text: str) -> str:
+    """A type for a directory on this machine; empty for none."""
+    return str(_local(text)) if text else ""
+
+
+def _local(text: str) -> Path:
+    try:
+        return storage.local(text)
+    except UserError as error:
+        raise ArgumentTypeError(f"must be a path: {error}") from error
+
+
 def data_source(text: str) -> str:
     """A type for the name of a data set."""
     kind, _, name = text.partition(":")
-    if kind not in ("tfds", "folder") or not name:
+    if kind not in SOURCES or not name:
         raise ArgumentTypeError(
             f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}"
         )
@@ -136,19 +151,3 @@ def _float(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _try_to_write(path: Path) -> None:
-    if path.exists():
-        path.open("ab").close()
-        return
-    missing = [parent for parent in path.parents if not parent.exists()]
-    try:
-        if missing:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("xb").close()
-        path.unlink()
-    finally:
-        for parent in missing:
-            with contextlib.suppress(OSError):
-                parent.rmdir()

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Num
 
 Images = Float[Array, "b h w c"]
 Targets = Float[Array, "b classes"]
+Seed = int | Int[Array, ""]
 
 # Principal components of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012, section 4.1),
 # with the numbers of fb.resnet.torch: the eigenvalues, and the components as columns.
@@ -26,7 +27,7 @@ COLOUR_COMPONENTS = (
 
 
 def crop_and_flip(
-    images: Num[Array, "b h w c"], step: Int[Array, ""], *, seed: int, pad: int, flip: bool
+    images: Num[Array, "b h w c"], step: Int[Array, ""], *, seed: Seed, pad: int, flip: bool
 ) -> Num[Array, "b h w c"]:
     """CIFAR's augmentation: pad, random crop, random flip (He et al. 2015, section 4.2).
 
@@ -42,9 +43,9 @@ def crop_and_flip(
     def one(image: Array, key: Array) -> Array:
         crop_key, flip_key = jax.random.split(key)
         if pad:
-            corner = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+            corner = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1, jnp.int32)
             padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-            image = jax.lax.dynamic_slice(padded, (*corner, 0), (h, w, c))
+            image = jax.lax.dynamic_slice(padded, (*corner, jnp.int32(0)), (h, w, c))
         if flip:
             image = jnp.where(jax.random.bernoulli(flip_key), image[:, ::-1], image)
         return image
@@ -53,7 +54,7 @@ def crop_and_flip(
 
 
 def pca_lighting(
-    x: Images, step: Int[Array, ""], *, seed: int, alpha_std: float, std: Sequence[float]
+    x: Images, step: Int[Array, ""], *, seed: Seed, alpha_std: float, std: Sequence[float]
 ) -> Images:
     """Adds random multiples of the principal components of colour to each image.
 
@@ -68,12 +69,12 @@ def pca_lighting(
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,), jnp.float32))(keys)
     scale = alpha_std * np.multiply(COLOUR_COMPONENTS, COLOUR_EIGENVALUES)
     components = jnp.asarray(scale / np.reshape(std, (-1, 1)), jnp.float32)
-    first, second, third = (_product(draws[:, k, None], components[:, k]) for k in range(3))
+    first, second, third = (_product(draws[:, k, None], components[None, :, k]) for k in range(3))
     shifts = first + second + third
     return x + shifts[:, None, None].astype(x.dtype)
 
 
-def erase(x: Images, step: Int[Array, ""], *, seed: int, probability: float) -> Images:
+def erase(x: Images, step: Int[Array, ""], *, seed: Seed, probability: float) -> Images:
     """Random erasing: sets a rectangle of some images to 0, the mean colour (Zhong et al. 2020).
 
     The rectangle has 2 to 33 % of the area and a ratio of 0.3 to 3.3. It is clipped to the image.
@@ -105,7 +106,7 @@ def mix(
     targets: Targets,
     step: Int[Array, ""],
     *,
-    seed: int,
+    seed: Seed,
     mixup: float,
     cutmix: float,
     distance: int = 1,
@@ -141,7 +142,7 @@ def mix(
     inside = _box(h, w, top, left, bottom, right)
     other = jnp.roll(x, distance, axis=0)
     blended = (_product(share, x) + _product(1 - share, other)).astype(x.dtype)
-    x = jnp.where(cut, jnp.where(inside, other, x), blended)
+    x = jnp.where(cut, jnp.where(inside[None], other, x), blended)
     others = jnp.roll(targets, distance, axis=0)
     return x, _product(share, targets) + _product(1 - share, others)
 
@@ -152,18 +153,19 @@ def _product(a: Array, b: Array) -> Array:
     The rounding keeps compilers from fusing the product and a following sum into one operation,
     which they do in some programs only: the same image has the same bits in every program.
     """
-    product = a * b.astype(jnp.promote_types(b.dtype, a.dtype))
+    wide = np.promote_types(a.dtype, b.dtype)
+    product = a.astype(wide) * b.astype(wide)
     info = jnp.finfo(product.dtype)
     return jax.lax.reduce_precision(product, info.nexp, info.nmant - 1)
 
 
-def _key(seed: int, use: int) -> Array:
+def _key(seed: Seed, use: int) -> Array:
     """A different key for each use of randomness."""
     key = jax.random.key(seed)
     return jax.random.fold_in(key, 2**32 - 1 - use) if use else key
 
 
-def _keys(seed: int, step: Array, b: int, use: int = 0) -> Array:
+def _keys(seed: Seed, step: Array, b: int, use: int = 0) -> Array:
     """A key for each example of a batch, by its position in the stream."""
     position = step.astype(jnp.uint32) * b + jnp.arange(b, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(_key(seed, use), position)
@@ -171,6 +173,6 @@ def _keys(seed: int, step: Array, b: int, use: int = 0) -> Array:
 
 def _box(h: int, w: int, top: Array, left: Array, bottom: Array, right: Array) -> Array:
     """`[h, w, 1]`, true in the rectangle."""
-    rows, columns = jnp.arange(h), jnp.arange(w)
-    inside = ((rows >= top) & (rows < bottom))[:, None] & (columns >= left) & (columns < right)
-    return inside[..., None]
+    rows, columns = (jnp.arange(side, dtype=jnp.float32) for side in (h, w))
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return (in_rows[:, None] & in_columns[None, :])[..., None]

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from resnet_flax.data.pipeline import Shapes, shapes_of
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
+from resnet_flax.data.sources.parts import example_of, label_of
 from resnet_flax.errors import UserError
 
 # Splits of up to SMALL examples are checked completely, larger ones on evenly spaced samples.
@@ -14,7 +16,7 @@ SMALL, SAMPLE = 1000, 256
 
 
 class _Shapes:
-    """Shapes of a split's transformed images."""
+    """The shapes of a split's transformed examples."""
 
     def __init__(self, source: Source, transform: Any, split: str, indices: np.ndarray) -> None:
         self._source, self._transform = source, transform
@@ -23,10 +25,11 @@ class _Shapes:
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> tuple[int, ...]:
+    def __getitem__(self, index: int) -> Shapes:
         try:
-            image = self._source[int(self._indices[index])]["image"]
-            return self._transform(image).shape
+            example = example_of(self._source, int(self._indices[index]))
+            label_of(example, len(self._source.class_names))
+            return shapes_of(example, self._transform(example["image"]))
         except UserError as error:
             raise UserError(f"in the split {self._split!r}, {error}") from error
 
@@ -36,7 +39,7 @@ def check_examples(
     transform: Callable[[Any], np.ndarray],
     split: str,
     patience: Patience = PATIENT,
-) -> tuple[int, ...]:
+) -> Shapes:
     """Reads examples as an evaluation does, so that errors appear now and not hours later.
 
     Args:
@@ -46,7 +49,7 @@ def check_examples(
       patience: see `readers.reading`.
 
     Returns:
-      The shape of a transformed image.
+      The shapes of a transformed example.
 
     Raises:
       UserError: there are no examples, one cannot be read or decoded, or they differ in size.
@@ -58,11 +61,12 @@ def check_examples(
     indices = np.unique(np.linspace(0, number - 1, count).round().astype(int))
     with reading(_Shapes(source, transform, split, indices), 0, patience) as found:
         shapes = list(found)
+    first = shapes[0]["image"]
     for index, other in zip(indices, shapes, strict=True):
-        if other != shapes[0]:
+        if other["image"] != first:
             raise UserError(
-                f"in the split {split!r}, example {indices[0]} has shape {list(shapes[0])} "
-                f"(height, width, channels) and example {index} {list(other)}; set data.size, with "
+                f"in the split {split!r}, example {indices[0]} has shape {list(first)} (height, "
+                f"width, channels) and example {index} {list(other['image'])}; set data.size, with "
                 "data.crop for training, so that they get the same size"
             )
     return shapes[0]

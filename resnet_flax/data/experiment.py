@@ -9,22 +9,30 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_flax.data import augment
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.data.sources import Source, hold_out, open_source
+from resnet_flax.data.sources import SOURCES, Source, hold_out, open_source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
+
+
+def open_split(
+    data: ml_collections.ConfigDict, source: str, split: str, class_names: tuple[str, ...] = ()
+) -> Source:
+    """Opens a split of a data set, with the options that the config's `data` has for its store."""
+    entry = SOURCES.get(source.partition(":")[0])
+    options = {key.rpartition(".")[2]: key for key in (entry.keys if entry else ())}
+    values = {name: data[key.removeprefix("data.")] for name, key in options.items()}
+    return open_source(source, split, class_names=class_names, **values)
 
 
 def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
     """The training and the evaluation split of a config's `data`."""
-    train_source = open_source(data.source, data.train_split, data.data_dir)
+    train_source = open_split(data, data.source, data.train_split)
     held_out: Source | None = None
     if data.holdout:
         train_source, held_out = hold_out(train_source, data.holdout)
     if data.eval_split == "holdout" and held_out is not None:
         eval_source = held_out
     else:
-        eval_source = open_source(
-            data.source, data.eval_split, data.data_dir, train_source.class_names
-        )
+        eval_source = open_split(data, data.source, data.eval_split, train_source.class_names)
     return train_source, eval_source
 
 
@@ -75,7 +83,7 @@ def augment_and_normalize(
     *,
     data: ml_collections.ConfigDict,
     preprocessing: Preprocessing,
-    seed: int,
+    seed: Any,
     classes: int,
     dtype: Any,
 ) -> tuple[Float[Array, "b h w c"], Array]:
@@ -87,7 +95,7 @@ def augment_and_normalize(
       step: number of the batch.
       data: the config's.
       preprocessing: its normalisation applies to training too.
-      seed: of the augmentation.
+      seed: of the augmentation, an int or an array of one.
       classes: number of classes.
       dtype: of the result.
 

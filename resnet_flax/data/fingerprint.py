@@ -2,13 +2,16 @@
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from resnet_flax.data.sources import FolderSource, Share, Source
-from resnet_flax.data.tfds_source import TfdsSource
+from resnet_flax.data.sources import Source
+from resnet_flax.data.sources.folder import FolderSource
+from resnet_flax.data.sources.parts import Share
+from resnet_flax.data.sources.tfds import TfdsSource
+from resnet_flax.errors import UserError
 from resnet_flax.runtime import storage
 
 Files = dict[str, int]
@@ -20,9 +23,9 @@ def take(source: Source) -> dict[str, Any]:
     """The fingerprint of a source, as it is saved in a checkpoint.
 
     For a folder: the names and sizes of its images and the contents of the first one of each class;
-    for a TFDS set: its version and the names and sizes of its files. Directories and file times are
-    not part of it, nor are the contents of other images: if one is replaced by another of the same
-    size, that is not detected.
+    for a TFDS set: its version and the names, sizes and first 64 KiB of its files. Directories and
+    file times are not part of it, nor are other contents: if an image is replaced by another of the
+    same size, that may not be detected.
 
     Args:
       source: from `open_source`, or a subset of one.
@@ -30,7 +33,7 @@ def take(source: Source) -> dict[str, Any]:
     Returns:
       JSON: `kind`, `count` of examples, `class_names`; for a folder `classes`, with each class's
       count of images, a digest of their names and sizes, and a digest of the first image; for a
-      TFDS set `set` and `files`.
+      TFDS set `set`, `files` and `digests`; for others what their method `fingerprint` returns.
     """
     while isinstance(source, Share):
         source = source.source
@@ -42,8 +45,18 @@ def take(source: Source) -> dict[str, Any]:
             classes[name].append(sha256(first).hexdigest()[:16])
         return {"kind": "folder", **found, "classes": classes}
     if isinstance(source, TfdsSource):
-        return {"kind": "tfds", **found, **source.version}
-    return {"kind": type(source).__name__, **found}
+        return {"kind": "tfds", **found, **source.fingerprint()}
+    kind = type(source).__name__
+    own = getattr(source, "fingerprint", dict)
+    own = own() if callable(own) else own
+    try:
+        own = json.loads(json.dumps(dict(own)))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the method fingerprint of {kind} must return a dict of JSON, such as "
+            f"{{'version': 1}}, not {own!r}"
+        ) from error
+    return {"kind": kind, **found, **own}
 
 
 def _classes(files: Sequence[tuple[str, int]]) -> dict[str, list[Any]]:
@@ -72,7 +85,7 @@ def write_listings(path: Path, listings: dict[str, Files]) -> None:
 def read_listings(path: Path) -> dict[str, Files]:
     """What `write_listings` wrote; empty if the file is missing or damaged."""
     try:
-        found = json.loads(gzip.decompress(path.read_bytes()))
+        found = json.loads(gzip.decompress(storage.read(path)))
     except (OSError, ValueError, EOFError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -92,6 +105,8 @@ def differences(
     Returns:
       At most a few dozen words per kind of difference: classes, then files, then counts.
     """
+    if "digests" not in before:
+        now = without_digests(now)
     if before == now:
         return []
     if before.get("kind") != now["kind"]:
@@ -100,7 +115,7 @@ def differences(
     if before.get("set") != now.get("set"):
         found.append(f"it is {now.get('set')} and was {before.get('set')}")
     if now["kind"] == "tfds":
-        found += _file_differences(before.get("files", {}), now["files"])
+        found += _file_differences(_with_digests(before), _with_digests(now))
     elif now["kind"] == "folder":
         changed = [c for c in both if before["classes"].get(c) != now["classes"].get(c)]
         # The listing is used only if it matches the checkpoint.
@@ -117,6 +132,13 @@ def differences(
     if before["count"] != now["count"]:
         found.append(f"there are {now['count']:,} examples and were {before['count']:,}")
     return found or ["its fingerprint differs"]
+
+
+def without_digests(found: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint as it was before 2026-11-29, when a TFDS set had no `digests`."""
+    if found.get("kind") != "tfds":
+        return found
+    return {name: value for name, value in found.items() if name != "digests"}
 
 
 def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -139,7 +161,13 @@ def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[lis
     return found, [name for name in names if name in then]
 
 
-def _file_differences(before: Files, now: Files) -> list[str]:
+def _with_digests(found: dict[str, Any]) -> dict[str, tuple[int, str]]:
+    """The size and the digest of each file of a TFDS set."""
+    digests = found.get("digests", {})
+    return {name: (size, digests.get(name, "")) for name, size in found.get("files", {}).items()}
+
+
+def _file_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
     other = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     kinds = ((gone, "removed"), (new, "added"), (other, "changed"))

@@ -1,5 +1,6 @@
 """The mean training image."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,11 @@ import numpy as np
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 
-# Larger sets are sampled at so many evenly spaced examples: the mean's noise is then about 1.
+# Sets of more pixels than `WHOLE`, as bytes, are sampled at so many evenly spaced examples: the
+# mean's noise is then about 1. This depends on the images alone, so that a run with the same ones
+# has the same mean, however it reads them.
 SAMPLE = 4096
+WHOLE = 2**30
 
 
 class _Pixels:
@@ -29,7 +33,7 @@ class _Pixels:
 def pixel_mean(
     source: Source,
     transform: Callable[[Any], np.ndarray],
-    sample: int,
+    shape: tuple[int, ...],
     patience: Patience = PATIENT,
 ) -> np.ndarray:
     """The mean training image, `[h, w, c]` float32 from 0 to 255.
@@ -37,10 +41,12 @@ def pixel_mean(
     Args:
       source: the training images.
       transform: makes them of one size, see `transforms.EvalTransform`.
-      sample: number of evenly spaced examples to use if there are more.
+      shape: of a transformed image.
       patience: see `readers.reading`.
     """
-    indices = np.linspace(0, len(source) - 1, min(sample, len(source))).round().astype(int)
+    whole = len(source) * math.prod(shape) <= WHOLE
+    number = len(source) if whole else min(SAMPLE, len(source))
+    indices = np.linspace(0, len(source) - 1, number).round().astype(int)
     with reading(_Pixels(source, transform, indices), 0, patience) as images:
         total = sum(images)
     # Rounded as in checkpoints.

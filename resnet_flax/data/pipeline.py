@@ -3,27 +3,30 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from resnet_flax import renamed
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import Source
+from resnet_flax.data.sources.parts import example_of, label_of
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+# Of an example's arrays: `image` and, where it may have several correct labels, `valid_labels`.
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainShares:
     """A host's parts of the global training batches, by the batch's number.
 
-    `Sampler` defines the stream of examples; batch s starts at position `s * batch_size`, and a
-    host's part of it is contiguous. An example's random draws depend on the seed and its position.
+    `Sampler` defines the stream of examples; batch s starts at position
+    `(s + data_offset) * batch_size`, and a host's part of it is contiguous. An example's random
+    draws depend on the seed and its position.
     """
 
     source: Source
@@ -33,6 +36,7 @@ class TrainShares:
     host: int
     hosts: int
     start: int
+    data_offset: int = 0
 
     def __len__(self) -> int:
         return sys.maxsize - self.start
@@ -40,14 +44,14 @@ class TrainShares:
     def __getitem__(self, index: int) -> Batch:
         step = self.start + index
         share = self.batch_size // self.hosts
-        first = step * self.batch_size + self.host * share
+        first = (step + self.data_offset) * self.batch_size + self.host * share
         indices = self.sampler.examples(first, share)
-        examples = [renamed.example(self.source[int(i)]) for i in indices]
+        examples = [example_of(self.source, int(i)) for i in indices]
         images = [
             self.transform(example["image"], _generator(self.sampler.seed, first + i), step)
             for i, example in enumerate(examples)
         ]
-        return _batch(images, examples, np.ones(share, bool))
+        return _batch(self.source, images, examples, np.ones(share, bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +75,10 @@ class EvalShares:
         first, share = index * self.batch_size, self.batch_size // self.hosts
         wanted = range(first + self.host * share, first + (self.host + 1) * share)
         indices = [i if i < len(self.source) else first for i in wanted]
-        examples = [renamed.example(self.source[i]) for i in indices]
+        examples = [example_of(self.source, i) for i in indices]
         images = [self.transform(example["image"]) for example in examples]
-        return _batch(images, examples, np.array([i < len(self.source) for i in wanted]))
+        mask = np.array([i < len(self.source) for i in wanted])
+        return _batch(self.source, images, examples, mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Examples:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = renamed.example(self.source[index])
+        example = example_of(self.source, index)
         return {**example, "image": self.transform(example["image"]), "index": index}
 
 
@@ -100,6 +105,7 @@ def train_batches(
     transform: Callable[..., np.ndarray] | None = None,
     repeats: int = 1,
     start: int = 0,
+    data_offset: int = 0,
     host: int = 0,
     hosts: int = 1,
     workers: int = 0,
@@ -116,6 +122,7 @@ def train_batches(
       transform: see `transforms.TrainTransform`; its default changes nothing.
       repeats: see `Sampler`.
       start: the first batch, counted from 0.
+      data_offset: number of earlier batches that were left out.
       host: index of this host.
       hosts: number of hosts.
       workers: reader processes; 0 reads in threads of this one.
@@ -131,7 +138,14 @@ def train_batches(
         raise UserError(f"batch_size={batch_size} must be a multiple of the {hosts} hosts")
     sampler = Sampler(len(source), seed, repeats)
     shares = TrainShares(
-        source, sampler, transform or TrainTransform(), batch_size, host, hosts, start
+        source,
+        sampler,
+        transform or TrainTransform(),
+        batch_size,
+        host,
+        hosts,
+        start,
+        data_offset,
     )
     with reading(shares, workers, patience) as batches:
         yield batches
@@ -185,20 +199,40 @@ def eval_examples(
         yield examples
 
 
+def shapes_of(example: Mapping[str, Any], image: np.ndarray) -> Shapes:
+    """The shapes of an example with that image in place of its own."""
+    more = {"valid_labels": np.shape(example["valid_labels"])} if "valid_labels" in example else {}
+    return {"image": image.shape, **more}
+
+
+def blank_batch(shapes: Shapes, size: int) -> Batch:
+    """A batch of zeros, or a part of one, of which no example counts.
+
+    Args:
+      shapes: of an example.
+      size: number of examples.
+    """
+    types = {"image": np.uint8, "valid_labels": bool}
+    arrays = {name: np.zeros((size, *shape), types[name]) for name, shape in shapes.items()}
+    return {**arrays, "label": np.zeros(size, np.int32), "mask": np.zeros(size, bool)}
+
+
 def _generator(seed: int, position: int) -> np.random.Generator:
     # The permutations use the same keys, with another counter.
     return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1]))
 
 
-def _batch(images: list[np.ndarray], examples: list[Any], mask: np.ndarray) -> Batch:
+def _batch(
+    source: Source, images: list[np.ndarray], examples: list[Any], mask: np.ndarray
+) -> Batch:
     if len({image.shape for image in images}) > 1:
         raise UserError(
             "the images have different sizes "
             f"({', '.join(sorted({str(image.shape) for image in images})[:3])}, ...); set "
             "data.size, with data.crop for training, so that they get the same size"
         )
-    labels = np.array([example["label"] for example in examples], np.int32)
-    batch = {"image": np.stack(images), "label": labels, "mask": mask}
+    labels = [label_of(example, len(source.class_names)) for example in examples]
+    batch = {"image": np.stack(images), "label": np.array(labels, np.int32), "mask": mask}
     if "valid_labels" in examples[0]:
         batch["valid_labels"] = np.stack([example["valid_labels"] for example in examples])
     return batch

@@ -108,7 +108,7 @@ class Preprocessing:
         """
         if not len(self.pixel_mean):
             return images
-        mean_image = jnp.asarray(np.array(self.pixel_mean, np.float32))
+        mean_image = jnp.asarray(np.array([self.pixel_mean], np.float32))
         return images.astype(mean_image.dtype) - mean_image
 
     def standardize(self, images: Num[Array, "b h w c"], dtype: Any) -> Float[Array, "b h w c"]:
@@ -121,9 +121,12 @@ class Preprocessing:
           images: from 0 to 255.
           dtype: of the result; computed in float32 or more.
         """
-        levels = images.astype(jnp.promote_types(dtype, jnp.float32))
-        centred = levels - jnp.asarray(np.multiply(self.mean, 255), levels.dtype)
-        return (centred / jnp.asarray(np.multiply(self.std, 255), levels.dtype)).astype(dtype)
+        levels = images.astype(np.promote_types(dtype, np.float32))
+        mean, std = (
+            jnp.asarray(np.multiply(value, 255).reshape(1, 1, 1, -1), levels.dtype)
+            for value in (self.mean, self.std)
+        )
+        return ((levels - mean) / std).astype(dtype)
 
     def to_json(self) -> dict[str, Any]:
         """The form in checkpoints and exported files."""

@@ -38,6 +38,14 @@ _seen: set[Any] = set()
 _ended: set[int] = set()
 
 
+# The status of a reader process that `refuse_in_import` ended, and the sentence on it.
+_UNGUARDED = 93
+_GUARD = (
+    "the processes of data.workers import the main script, which starts training or reading when "
+    'it is imported; put its calls below `if __name__ == "__main__":`, or use data.workers=0'
+)
+
+
 class WaitInterrupted(Exception):  # noqa: N818  not an error
     """A signal came while waiting for a batch."""
 
@@ -75,6 +83,8 @@ def reading(
       `WaitInterrupted` if interrupted, and whatever reading raises. Leaving the context stops the
       readers.
     """
+    if workers:
+        refuse_in_import()
     reader = _Reader(examples, workers, patience)
     try:
         yield reader
@@ -82,9 +92,35 @@ def reading(
         reader.close()
 
 
+def refuse_in_import() -> None:
+    """Ends a reader process whose import of the main script started a run or readers of its own.
+
+    Python imports the script in each new process; what is not below `if __name__ == "__main__":`
+    is executed again.
+
+    Raises:
+      UserError: another program's process does so.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):
+        if process.name.startswith(_NAME):
+            os._exit(_UNGUARDED)  # the main process says why
+        raise UserError(_GUARD)
+
+
 def stuck() -> bool:
     """Whether a thread hangs in a read; Python would wait for it at exit."""
     return any(not done.is_set() for done in _closed)
+
+
+def kill_processes() -> None:
+    """Kills the reader processes that are left; for a program that ends by `os._exit`.
+
+    One that is frozen does not see that its parent ends, and would keep its memory.
+    """
+    for process in _grain_processes():
+        _ended.add(process.pid)
+        process.kill()
 
 
 class _Signed:
@@ -128,7 +164,7 @@ class _Reader:
                     return element[1]
         code = re.search(r"Worker process was terminated .* exit code (-?\d+)", str(self._ended))
         if code:
-            raise _died(int(code[1])) from self._ended
+            raise _died(int(code[1])) from None  # the cause says less
         raise self._ended
 
     def close(self) -> None:
@@ -202,6 +238,8 @@ def _check_processes() -> None:
 
 
 def _died(code: int) -> UserError:
+    if code == _UNGUARDED:
+        return UserError(_GUARD)
     if code < 0:
         return UserError(
             f"a reader process was killed by {signal.Signals(-code).name}, as the kernel does when "

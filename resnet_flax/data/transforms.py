@@ -59,7 +59,7 @@ class TrainTransform:
         image = to_image(image)
         resample = FILTERS[self.interpolation]
         if self.crop != "none":
-            size = self.sizes[bisect_right(self.boundaries, step)]
+            size = self._size(step)
             if self.crop == "jitter":
                 image = jitter_crop(image, rng, size, self.jitter, resample)
             else:
@@ -70,6 +70,18 @@ class TrainTransform:
         elif self.policy == "trivialaugment":
             image = trivial_augment(image, rng)
         return to_array(image)
+
+    def shape(self, image: tuple[int, ...], step: int) -> tuple[int, ...]:
+        """The shape of a training image, `(h, w, c)`.
+
+        Args:
+          image: the shape before the transform.
+          step: of the example's batch.
+        """
+        return image if self.crop == "none" else (*2 * (self._size(step),), image[-1])
+
+    def _size(self, step: int) -> int:
+        return self.sizes[bisect_right(self.boundaries, step)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +176,17 @@ def to_image(image: Any) -> Image.Image:
 
 
 def to_array(image: Any) -> np.ndarray:
-    """Converts a Pillow image or an array to an array `[h, w, c]` uint8."""
+    """Converts a Pillow image or an array to an array `[h, w, c]` uint8.
+
+    Raises:
+      UserError: it has another type, which would be taken for levels from 0 to 255.
+    """
     array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"an image is {array.dtype} {list(array.shape)}; images must be Pillow images of 8 "
+            "bits per channel, or arrays [height, width, channels] of uint8, from 0 to 255"
+        )
     return array[..., None] if array.ndim == 2 else array
 
 

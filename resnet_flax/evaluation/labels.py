@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from resnet_flax import renamed
+from resnet_flax.data import fingerprint
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 
@@ -33,6 +34,10 @@ class Relabelled:
             found["valid_labels"][self._outputs[example["valid_labels"]]] = True
         return found
 
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the source, see `fingerprint.take`."""
+        return fingerprint.take(self._source)
+
 
 def as_outputs(
     source: Source, class_names: tuple[str, ...], classes: int, *, by_number: bool = False
@@ -49,8 +54,9 @@ def as_outputs(
       The source itself if the names are unknown or the same.
 
     Raises:
-      UserError: the source has a class that the network lacks.
+      UserError: the network has no head, or lacks a class of the source.
     """
+    check_head(classes)
     theirs = source.class_names
     if not class_names or by_number:
         if len(theirs) != classes:
@@ -71,3 +77,12 @@ def as_outputs(
             "if they are the same in the same order"
         )
     return Relabelled(source, np.array([number[name] for name in theirs]), class_names)
+
+
+def check_head(num_classes: int) -> None:
+    """Raises UserError if a network has no head, so that it predicts no classes."""
+    if num_classes == 0:
+        raise UserError(
+            "a network without a head (num_classes=0) predicts no classes and cannot be evaluated; "
+            "give one with a head"
+        )

@@ -1,70 +1,59 @@
-"""Exact metrics: sums over examples on the device, divided once on the host."""
+"""Exact metrics: states that are added up over batches on the device, and read on the host.
 
-import dataclasses
-import math
-from typing import Any
+A metric is one class: the state of a batch, how two states merge, and what the state of a split
+says. `Metrics` computes several from the same outputs.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from resnet_flax.errors import UserError
-
-Sums = dict[str, Array]
-
 # Bins of the calibration error, as in Guo et al. 2017.
 BINS = 15
 
+State = dict[str, Array]
 
-def zero_sums(classes: int, dtype: Any = jnp.float32, *, confusion: bool = False) -> Sums:
-    """The sums before the first batch.
 
-    Args:
-      classes: number of classes.
-      dtype: of the logits, and of the sums that are not counts.
-      confusion: count predictions by label, `[classes, classes]`.
+class Outputs(NamedTuple):
+    """What a metric of a classifier sees of a batch.
+
+    Attributes:
+      logits: `[b, classes]`.
+      label: `[b]`.
+      counted: `[b]`, false for examples that do not count: padding, and those without a label.
+      rank: `[b]`, how many classes rank before the correct one: 0 is a correct prediction. Equal
+        logits rank in the order of classes, as in argmax; of a logit that is not finite, it is
+        the last rank.
+      loss: `[b]`, negative log likelihood in nats, 0 where an example does not count.
+      confidence: `[b]`, the largest probability, 0 where an example does not count.
     """
-    counts = {
-        name: jnp.zeros(n, jnp.int32)
-        for name, n in (
-            ("seen", ()),
-            ("count", classes),
-            ("errors", classes),
-            ("errors5", classes),
-        )
-    }
-    # Each sum that is not a count, and its accumulated rounding error (compensated summation).
-    sums = {
-        name + part: jnp.zeros(n, dtype)
-        for name, n in (("loss", classes), ("bin_excess", BINS))
-        for part in ("", "_rest")
-    }
-    if confusion:
-        counts["confusion"] = jnp.zeros((classes, classes), jnp.int32)
-    return {**counts, **sums}
+
+    logits: Float[Array, "b classes"]
+    label: Int[Array, " b"]
+    counted: Bool[Array, " b"]
+    rank: Int[Array, " b"]
+    loss: Float[Array, " b"]
+    confidence: Float[Array, " b"]
 
 
-def add(
-    sums: Sums,
+def outputs_of(
     logits: Float[Array, "b classes"],
     label: Int[Array, " b"],
     mask: Bool[Array, " b"],
     valid_labels: Bool[Array, "b classes"] | None = None,
-) -> Sums:
-    """Adds a batch.
-
-    A prediction is correct if its label has the greatest logit (top-1), or one of the five greatest
-    (top-5); equal logits rank in the order of classes, as in argmax. A NaN logit is never correct.
+) -> Outputs:
+    """What metrics see of a batch.
 
     Args:
-      sums: of the previous batches.
       logits: of the examples.
-      label: of the examples; errors are also counted per label.
-      mask: false for padding, which adds nothing.
+      label: of the examples.
+      mask: false for padding.
       valid_labels: the correct classes where an example may have several (ImageNet ReaL): any of
-        them is correct, and the likelihood is that of all. An example without any is seen, but does
-        not count.
+        them is correct, and the likelihood is that of all. An example without any does not count.
     """
     log_p = jax.nn.log_softmax(logits)
     if valid_labels is None:
@@ -76,28 +65,82 @@ def add(
         counted = mask & valid_labels.any(1)
     loss = jnp.where(counted, loss, 0)  # not a product: padding may give NaN or infinity
     confidence = jnp.where(counted, jnp.exp(log_p.max(1)), 0)
-    bins = jnp.clip((confidence * BINS).astype(jnp.int32), 0, BINS - 1)
-    of_class = {
-        "count": counted,
-        "errors": counted & (rank >= 1),
-        "errors5": counted & (rank >= 5),
-        "loss": loss,
-    }
-    # These terms are small; a plain sum of confidences would be large and lose digits.
-    of_bin = {"bin_excess": jnp.where(counted, confidence - (rank < 1), 0)}
-    new = {"seen": sums["seen"] + mask.sum(dtype=jnp.int32)}
-    if "confusion" in sums:
-        # A correct prediction counts as the label, even if it was another of several correct ones.
-        predicted = jnp.where(rank < 1, label, logits.argmax(1))
-        hits = counted.astype(jnp.int32)
-        new["confusion"] = sums["confusion"].at[label, predicted].add(hits)
-    for values, where in ((of_class, label), (of_bin, bins)):
-        for name, value in values.items():
-            of_batch = jnp.zeros_like(sums[name]).at[where].add(value.astype(sums[name].dtype))
-            new[name] = sums[name] + of_batch
-            if f"{name}_rest" in sums:
-                new[f"{name}_rest"] = sums[f"{name}_rest"] + _lost(sums[name], of_batch)
-    return new
+    return Outputs(logits, label, counted, rank, loss, confidence)
+
+
+def _rank(logits: Float[Array, "b classes"], label: Int[Array, " b"]) -> Int[Array, " b"]:
+    """How many classes rank before the label; the last rank if a logit is not finite."""
+    classes = logits.shape[-1]
+    own = jnp.take_along_axis(logits, label[:, None], 1)
+    before = jnp.arange(classes)[None, :] < label[:, None]
+    rank = ((logits > own) | ((logits == own) & before)).sum(1, dtype=jnp.int32)
+    return jnp.where(jnp.isfinite(logits).all(1), rank, max(classes, 5))
+
+
+class Metric:
+    """A metric: override `of_batch` and `compute`, and `merge` if states are not added."""
+
+    def of_batch(self, outputs: Outputs) -> State:
+        """The state of a batch: arrays whose shapes do not depend on its size."""
+        raise NotImplementedError
+
+    def merge(self, a: State, b: State) -> State:
+        """The state of two batches together; a state of zeros must change nothing."""
+        return jax.tree.map(jnp.add, a, b)
+
+    def compute(self, state: Mapping[str, np.ndarray]) -> Any:
+        """What the state of a split says: a number, or several as lists; on the host."""
+        raise NotImplementedError
+
+
+def _per_class(values: Array, outputs: Outputs) -> Array:
+    """Sums over the examples of each label, `[classes]`."""
+    return jnp.zeros(outputs.logits.shape[-1], values.dtype).at[outputs.label].add(values)
+
+
+class Count(Metric):
+    """The number of examples of each class that count."""
+
+    def of_batch(self, outputs: Outputs) -> State:
+        """See `Metric`."""
+        return {"count": _per_class(outputs.counted.astype(jnp.int32), outputs)}
+
+    def compute(self, state: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """One number for each class."""
+        return tuple(map(int, state["count"]))
+
+
+class Errors(Metric):
+    """The number of wrong predictions of each class.
+
+    Args:
+      k: a prediction is correct if its label is among the `k` classes of the greatest logits.
+    """
+
+    def __init__(self, k: int = 1) -> None:
+        self.k = k
+
+    def of_batch(self, outputs: Outputs) -> State:
+        """See `Metric`."""
+        wrong = outputs.counted & (outputs.rank >= self.k)
+        return {"errors": _per_class(wrong.astype(jnp.int32), outputs)}
+
+    def compute(self, state: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+        """One number for each class."""
+        return tuple(map(int, state["errors"]))
+
+
+class _Compensated(Metric):
+    """A sum with its accumulated rounding error, so that millions of terms lose no digits."""
+
+    def merge(self, a: State, b: State) -> State:
+        """See `Metric`."""
+        lost = _lost(a["sum"], b["sum"])
+        return {"sum": a["sum"] + b["sum"], "rest": a["rest"] + b["rest"] + lost}
+
+    def total(self, state: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The sum in float64."""
+        return state["sum"].astype(np.float64) + state["rest"]
 
 
 def _lost(a: Array, b: Array) -> Array:
@@ -107,86 +150,70 @@ def _lost(a: Array, b: Array) -> Array:
     return (a - (total - part)) + (b - part)
 
 
-def _rank(logits: Float[Array, "b classes"], label: Int[Array, " b"]) -> Int[Array, " b"]:
-    """How many classes rank before the label; the last rank if a logit is not finite."""
-    classes = logits.shape[-1]
-    own = jnp.take_along_axis(logits, label[:, None], 1)
-    before = jnp.arange(classes) < label[:, None]
-    rank = ((logits > own) | ((logits == own) & before)).sum(1, dtype=jnp.int32)
-    return jnp.where(jnp.isfinite(logits).all(1), rank, max(classes, 5))
+class Loss(_Compensated):
+    """The sum of the negative log likelihoods, in nats."""
+
+    def of_batch(self, outputs: Outputs) -> State:
+        """See `Metric`."""
+        total = _per_class(outputs.loss, outputs)
+        return {"sum": total, "rest": jnp.zeros_like(total)}
+
+    def compute(self, state: Mapping[str, np.ndarray]) -> float:
+        """Over all classes."""
+        return float(self.total(state).sum())
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The metrics of a split.
+class Calibration(_Compensated):
+    """The expected calibration error times the number of examples (Guo et al. 2017, eq. 3).
 
-    Attributes:
-      count: number of examples that count.
-      error: top-1 error rate, between 0 and 1.
-      top5_error: top-5 error rate.
-      loss: mean negative log likelihood, in nats.
-      calibration_error: expected calibration error (Guo et al. 2017, eq. 3) with `BINS` bins of
-        equal width: the mean difference between confidence and accuracy.
-      class_counts: examples of each class.
-      class_errors: how many of these are wrong.
-      confusion: `[label][prediction]` numbers of examples, if they were counted.
+    `BINS` bins of equal width; in each, how much confidence exceeds accuracy.
     """
 
-    count: int
-    error: float
-    top5_error: float
-    loss: float
-    calibration_error: float
-    class_counts: tuple[int, ...]
-    class_errors: tuple[int, ...]
-    confusion: tuple[tuple[int, ...], ...] | None = None
+    def of_batch(self, outputs: Outputs) -> State:
+        """See `Metric`."""
+        bins = jnp.clip((outputs.confidence * BINS).astype(jnp.int32), 0, BINS - 1)
+        # These terms are small; a plain sum of confidences would be large and lose digits.
+        correct = (outputs.rank < 1).astype(outputs.confidence.dtype)
+        excess = jnp.where(outputs.counted, outputs.confidence - correct, 0)
+        total = jnp.zeros(BINS, excess.dtype).at[bins].add(excess)
+        return {"sum": total, "rest": jnp.zeros_like(total)}
 
-    @property
-    def errors(self) -> int:
-        """Number of wrong first predictions."""
-        return sum(self.class_errors)
+    def compute(self, state: Mapping[str, np.ndarray]) -> float:
+        """Over all bins."""
+        return float(np.abs(self.total(state)).sum())
 
 
-def summarize(sums: Sums, expected: int, labelled: int | None) -> Result:
-    """The metrics; checks that each example was seen once.
+class Confusion(Metric):
+    """The number of examples of each label that get each prediction.
 
-    Args:
-      sums: of all batches.
-      expected: number of examples of the split.
-      labelled: how many of these have a label; None if unknown.
-
-    Raises:
-      RuntimeError: the number of examples seen is not `expected`, or of those counted `labelled`.
+    A correct prediction counts as the label, even if it was another of several correct ones.
     """
-    total = {name: np.asarray(value) for name, value in jax.device_get(sums).items()}
-    for name in ("loss", "bin_excess"):
-        total[name] = total[name].astype(np.float64) + total[f"{name}_rest"]
-    seen, count = int(total["seen"]), int(total["count"].sum())
-    if seen != expected:
-        raise RuntimeError(f"evaluation counted {seen} examples of {expected}")
-    if labelled is not None and count != labelled:
-        raise RuntimeError(f"evaluation counted {count} labelled examples of {labelled}")
-    if not count:
-        raise UserError("no example of the split has a label; give a split with labels")
-    return Result(
-        count=count,
-        error=int(total["errors"].sum()) / count,
-        top5_error=int(total["errors5"].sum()) / count,
-        loss=float(total["loss"].sum()) / count,
-        calibration_error=float(np.abs(total["bin_excess"]).sum()) / count,
-        class_counts=tuple(map(int, total["count"])),
-        class_errors=tuple(map(int, total["errors"])),
-        confusion=tuple(map(tuple, total["confusion"].tolist())) if "confusion" in total else None,
-    )
+
+    def of_batch(self, outputs: Outputs) -> State:
+        """See `Metric`."""
+        classes = outputs.logits.shape[-1]
+        predicted = jnp.where(outputs.rank < 1, outputs.label, outputs.logits.argmax(1))
+        table = jnp.zeros((classes, classes), jnp.int32)
+        hits = outputs.counted.astype(jnp.int32)
+        return {"confusion": table.at[outputs.label, predicted].add(hits)}
+
+    def compute(self, state: Mapping[str, np.ndarray]) -> tuple[tuple[int, ...], ...]:
+        """`[label][prediction]`."""
+        return tuple(map(tuple, state["confusion"].tolist()))
 
 
-def interval(errors: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of an error rate, of 95 % by default (Wilson 1927).
+class BalancedError(Metric):
+    """The mean over classes of the top-1 error rate, in which rare classes weigh as much."""
 
-    It keeps its coverage for few errors too, unlike the normal interval `rate ± z * std`.
-    """
-    rate, share = errors / count, z**2 / count
-    centre = (rate + share / 2) / (1 + share)
-    reach = z / (1 + share) * math.sqrt(rate * (1 - rate) / count + share / (4 * count))
-    # Rounding must not exclude the rate itself if it is 0 or 1.
-    return max(0.0, min(rate, centre - reach)), min(1.0, max(rate, centre + reach))
+    def of_batch(self, outputs: Outputs) -> State:
+        """See `Metric`."""
+        return Count().of_batch(outputs) | Errors().of_batch(outputs)
+
+    def compute(self, state: Mapping[str, np.ndarray]) -> float:
+        """Of the classes that have examples."""
+        there = state["count"] > 0
+        return float((state["errors"][there] / state["count"][there]).mean())
+
+
+# By a name in `eval.metrics`: metrics besides those that `result.Metrics` always has.
+METRICS: dict[str, Metric] = {"balanced_error": BalancedError()}

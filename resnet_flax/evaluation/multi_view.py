@@ -18,7 +18,7 @@ from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.compile import jit
-from resnet_flax.evaluation.metrics import Result, add, summarize, zero_sums
+from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.runtime import xla_options
 
 PROTOCOLS = {
@@ -206,7 +206,8 @@ def predict(
     """
     mesh = sharding.make_mesh(devices=devices)
     replicated = sharding.replicated(mesh)
-    variables = jax.device_put(network.variables, replicated)
+    over_batch = sharding.over_batch(mesh)
+    variables = sharding.put_shared(network.variables, replicated)
     shape = network.preprocessing.transform(source[0]["image"]).shape
     pixels = batch_size * _area(shape)
     platform = mesh.devices.flat[0].platform
@@ -227,14 +228,14 @@ def predict(
                 pool_window=view.pool_window,
             ),
             options,
-            in_shardings=(replicated, sharding.over_batch(mesh)),
+            in_shardings=(replicated, over_batch),
             out_shardings=replicated,
         )
         with eval_examples(source, view.transform, workers) as examples:
             for images, group in _alike(examples, pixels, mesh.size):
                 at = [example["index"] for example in group]
-                batch = sharding.put_batch({"image": images}, mesh)["image"]
-                found = np.asarray(score(variables, batch))[: len(group)]
+                batch = sharding.put_shared(images, over_batch)
+                found = jax.device_get(score(variables, batch))[: len(group)]
                 log_p[at] = np.logaddexp(log_p[at], found)
                 label[at] = [example["label"] for example in group]
                 if valid_labels is not None:
@@ -276,21 +277,23 @@ def average(predictions: Sequence[Predictions]) -> Predictions:
     return predictions[0]._replace(log_p=log_p - np.log(len(predictions)).astype(log_p.dtype))
 
 
-def measure(predictions: Predictions, source: Source, *, confusion: bool = False) -> Result:
+def measure(predictions: Predictions, source: Source, metrics: Metrics | None = None) -> Result:
     """The metrics of predictions.
 
     Args:
       predictions: of all examples of `source`.
       source: for their number.
-      confusion: count the confusion matrix too.
+      metrics: what is measured; by default what a classifier always has.
     """
     n, classes = predictions.log_p.shape
-    sums = zero_sums(classes, predictions.log_p.dtype, confusion=confusion)
-    add_part = jax.jit(add)
+    metrics = metrics or Metrics(classes)
+    states = metrics.zeros(predictions.log_p.dtype)
+    add_part = jax.jit(metrics.add)
     for start in range(0, n, CHUNK):
         part = slice(start, start + CHUNK)
-        log_p, label = (jnp.asarray(a[part]) for a in (predictions.log_p, predictions.label))
+        log_p, label = jax.device_put((predictions.log_p[part], predictions.label[part]))
         several = predictions.valid_labels
-        valid_labels = None if several is None else jnp.asarray(several[part])
-        sums = add_part(sums, log_p, label, jnp.ones(label.shape, bool), valid_labels)
-    return summarize(sums, n, getattr(source, "labelled", n))
+        valid_labels = None if several is None else jax.device_put(several[part])
+        mask = jax.device_put(np.ones(label.shape, bool))
+        states = add_part(states, log_p, label, mask, valid_labels)
+    return metrics.result(states, n, getattr(source, "labelled", n))

@@ -7,11 +7,14 @@ from typing import Any
 import jax
 
 from resnet_flax import sharding
-from resnet_flax.data.pipeline import eval_batches
+from resnet_flax.data.parts import complete_batches, unread
+from resnet_flax.data.pipeline import blank_batch, eval_batches, shapes_of
 from resnet_flax.data.sources import Source
+from resnet_flax.data.sources.parts import example_of
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.evaluate import evaluate
-from resnet_flax.evaluation.metrics import Result, interval
+from resnet_flax.evaluation.labels import check_head
+from resnet_flax.evaluation.metrics import METRICS
 from resnet_flax.evaluation.multi_view import (
     Network,
     Predictions,
@@ -21,7 +24,9 @@ from resnet_flax.evaluation.multi_view import (
     measure,
     predict,
 )
+from resnet_flax.evaluation.result import Metrics, Result, interval
 from resnet_flax.evaluation.step import compile_eval, eval_step
+from resnet_flax.keys import chosen
 from resnet_flax.runtime import xla_options
 
 
@@ -33,6 +38,7 @@ def evaluate_pretrained(
     scales: Sequence[int] = (),
     exact: bool = False,
     confusion: bool = False,
+    more: Sequence[str] = (),
     batch_size: int,
     workers: int = 0,
     devices: Any = None,
@@ -47,24 +53,31 @@ def evaluate_pretrained(
       scales: see `multi_view.make_views`.
       exact: see `multi_view.make_views`.
       confusion: count the confusion matrix too.
+      more: names of further metrics in `METRICS`.
       batch_size: rounded up to a multiple of the devices; does not affect the result.
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
       progress: called with the number of finished views of images, and of all.
     """
     image = source[0]["image"]
-    for _, _, preprocessing in networks:
+    for model, _, preprocessing in networks:
+        check_head(model.num_classes)
         preprocessing.check(preprocessing.transform(image).shape)
+    metrics = Metrics(
+        networks[0].model.num_classes,
+        confusion=confusion,
+        more={name: chosen("--metrics", METRICS, name) for name in more},
+    )
     settings = {"batch_size": batch_size, "workers": workers, "devices": devices}
     if protocol == "center" and len(networks) == 1:
-        result = _in_the_middle(networks[0], source, confusion, progress, **settings)
+        result = _in_the_middle(networks[0], source, metrics, progress, **settings)
     else:
         views = []
         for network in networks:
             shape = network.preprocessing.transform(image).shape
             views.append(make_views(protocol, network, shape, scales, exact))
         found = _over_views(networks, source, views, progress, **settings)
-        result = measure(average(found), source, confusion=confusion)
+        result = measure(average(found), source, metrics)
     if not result.loss < float("inf"):
         raise UserError(
             f"the network's loss is {result.loss}: its weights are damaged, or for images with "
@@ -97,7 +110,7 @@ def _over_views(
 def _in_the_middle(
     network: Network,
     source: Source,
-    confusion: bool,
+    metrics: Metrics,
     progress: Callable[[int, int], None],
     *,
     batch_size: int,
@@ -110,10 +123,13 @@ def _in_the_middle(
     size = -(-batch_size // mesh.size) * mesh.size
     replicated = sharding.replicated(mesh)
     prepare = partial(preprocessing.normalize, dtype=model.dtype)
-    shape = preprocessing.transform(source[0]["image"]).shape
+    example = example_of(source, 0)
+    image = preprocessing.transform(example["image"])
+    blank = blank_batch(shapes_of(example, image), size // jax.process_count())
     platform = mesh.devices.flat[0].platform
-    options = xla_options.options(platform, shape, model.dtype, training=False)
-    step = compile_eval(mesh, replicated, partial(eval_step, model=model, prepare=prepare), options)
+    options = xla_options.options(platform, image.shape, model.dtype, training=False)
+    one_step = partial(eval_step, model=model, prepare=prepare, metrics=metrics)
+    step = compile_eval(mesh, replicated, one_step, options)
     with eval_batches(
         source,
         batch_size=size,
@@ -123,15 +139,17 @@ def _in_the_middle(
         workers=workers,
     ) as batches:
         return evaluate(
-            *(
-                step,
-                jax.device_put(variables, replicated),
+            metrics,
+            step,
+            sharding.put_shared(variables, replicated),
+            complete_batches(
                 batches,
-                mesh,
-                source,
-                model.num_classes,
+                -(-len(source) // size),
+                lambda _: blank,
+                partial(unread, "the evaluation"),
             ),
-            confusion=confusion,
+            mesh,
+            source,
             after_batch=lambda done: progress(min(done * size, len(source)), len(source)),
         )
 
@@ -150,6 +168,7 @@ def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:
         "top5_error": rate(round(result.top5_error * result.count), result.count),
         "negative_log_likelihood": result.loss,
         "calibration_error": result.calibration_error,
+        **({"metrics": dict(result.more)} if result.more else {}),
         "classes": {
             class_names[i] if class_names else str(i): rate(errors, count)
             for i, (count, errors) in enumerate(classes)

@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
-from resnet_flax.models.layers import Conv, conv_norm, norm_act
-from resnet_flax.ops import relu
+from resnet_flax.models.conv_norm import conv_norm, norm_act
+from resnet_flax.models.layers import Conv
+from resnet_flax.ops import is_symbolic, relu
 
 SHORTCUTS = ("A", "B", "C", "none")
 
@@ -49,7 +52,7 @@ class Shortcut(nn.Module):
         if not projects(self.option, x.shape[-1], self.features, self.strides):
             if self.strides == 1 and x.shape[-1] == self.features:
                 return x
-            x = x[:, :: self.strides, :: self.strides]
+            x = every(x, self.strides)
             # Half on either side, as in the published CIFAR weights; all on one side would be the
             # same network up to a permutation of channels.
             extra = self.features - x.shape[-1]
@@ -69,10 +72,26 @@ def projects(option: str, channels: int, features: int, strides: int) -> bool:
     return option == "C" or (option == "B" and (strides > 1 or channels != features))
 
 
+def every(x: Map, strides: int) -> Float[Array, "b h2 w2 c"]:
+    """Every `strides`-th position."""
+    if not is_symbolic(x.shape):
+        return x[:, ::strides, ::strides]
+    # A window's number of positions has the same form as a convolution's, so that `jax.export` can
+    # see that they are equal; a slice's has not.
+    return nn.avg_pool(x, (1, 1), (strides, strides))
+
+
 def average_pool(x: Map, size: int) -> Float[Array, "b h2 w2 c"]:
     """Average pooling with stride `size`; windows at the edge are clipped."""
-    over = [(0, -n % size) for n in x.shape[1:3]]
-    return nn.avg_pool(x, (size, size), (size, size), over, count_include_pad=False)
+    # Of a symbolic side, in the form of a convolution's number of positions: see `every`. What no
+    # window covers has no effect.
+    over = [(0, size - 1 if is_symbolic([n]) else -n % size) for n in x.shape[1:3]]
+    dtype = np.promote_types(x.dtype, np.float32)
+    ones = jnp.ones((1, *x.shape[1:3], 1), dtype)
+    sums, counts = (
+        nn.pool(each, 0.0, lax.add, (size, size), (size, size), over) for each in (x, ones)
+    )
+    return sums.astype(dtype) / counts
 
 
 def smooth(x: Map) -> Map:
@@ -88,12 +107,14 @@ class SqueezeExcitation(nn.Module):
       multiple: squeezed channels are rounded to a multiple of this, as in timm; 1 in the paper.
       dtype: type of the computation.
       param_dtype: type of the parameters.
+      implementation: see `ResNet`; Flax's ReLU has a derivative of its own, like ours.
     """
 
     ratio: int
     multiple: int
     dtype: Any
     param_dtype: Any
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -101,7 +122,8 @@ class SqueezeExcitation(nn.Module):
         c = x.shape[-1]
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         squeezed = squeezed_features(c, self.ratio, self.multiple)
-        s = nn.relu(nn.Dense(squeezed, name="reduce", **types)(x.mean((1, 2))))
+        s = nn.Dense(squeezed, name="reduce", **types)(x.mean((1, 2)))
+        s = relu(s) if self.implementation == "xla" else nn.relu(s)
         s = nn.Dense(c, name="expand", **types)(s)
         return x * jax.nn.sigmoid(s)[:, None, None]
 
@@ -147,6 +169,7 @@ class ResidualBlock(nn.Module):
     norm: Callable[..., Any]
 
     expansion: ClassVar[int] = 1
+    grouped: ClassVar[bool] = False  # whether groups and width_per_group have an effect
 
     def _relu_of_sum(self, conv: Conv, name: str, y: Map, x: BlockInput, train: bool) -> MapOut:
         """The last convolution, its normalisation, the shortcut of `x`, and ReLU of the sum."""
@@ -202,6 +225,7 @@ class Bottleneck(ResidualBlock):
     """
 
     expansion: ClassVar[int] = 4
+    grouped: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Map, train: bool) -> MapOut:
@@ -233,6 +257,7 @@ class PreActBottleneck(ResidualBlock):
     """A bottleneck that normalises and activates before its convolutions (He et al. 2016)."""
 
     expansion: ClassVar[int] = 4
+    grouped: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: Map, train: bool) -> MapOut:
@@ -264,7 +289,8 @@ def _three_convolutions(block: ResidualBlock) -> tuple[Conv, Conv, Conv]:
     )
 
 
-# By `ResNet.block` and `ResNet.preactivation`.
+# By `ResNet.block` and `ResNet.preactivation`. A block takes the attributes of `ResidualBlock`, and
+# `(x, train)`.
 BLOCKS: dict[tuple[str, bool], type[ResidualBlock]] = {
     ("basic", False): BasicBlock,
     ("bottleneck", False): Bottleneck,

@@ -1,6 +1,7 @@
 """Convolution and normalisation modules, and functions that apply the two in sequence."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ class Conv(nn.Module):
       use_bias: add a bias; has no effect before a normalisation.
       dtype: type of the computation.
       param_dtype: type of the parameters.
+      implementation: see `ResNet`.
     """
 
     features: int
@@ -44,6 +46,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    implementation: str = "auto"
 
     @property
     def spec(self) -> ConvSpec:
@@ -76,7 +79,8 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 features"]:
         """The convolution of `x`, computed in `dtype`."""
         kernel, bias = self.parameters(x.shape[-1])
-        y = ops.conv2d(x.astype(self.dtype), kernel.astype(self.dtype), *self.spec)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = ops.conv2d(x, kernel, *self.spec, implementation=self.implementation)
         return y if bias is None else y + bias.astype(self.dtype)
 
 
@@ -100,6 +104,7 @@ class BatchNorm(nn.Module):
         block is to start as the identity.
       dtype: type of the output.
       param_dtype: type of parameters and statistics.
+      implementation: see `ResNet`.
     """
 
     groups: int = 1
@@ -109,6 +114,7 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    implementation: str = "auto"
 
     @nn.compact
     def parameters(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
@@ -136,10 +142,12 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             shift = bias - running_mean.value * factor
-            return ops.add_relu(x * factor + shift, activate, residual).astype(self.dtype)
-        spec = self.spec(x.shape, activate, heuristics.batch_norm_implementation())
+            y = x.astype(self.param_dtype) * ops.wide(factor, x) + ops.wide(shift, x)
+            return ops.add_relu(y, activate, residual).astype(self.dtype)
+        spec = self.spec(x.shape, activate, heuristics.batch_norm_implementation(shape=x.shape))
         running = lax.stop_gradient((running_mean.value, running_var.value))
-        y, mean, var = ops.batch_norm(spec, x, scale, bias, residual, running[0])
+        operands = x, scale, bias, residual, running[0]
+        y, mean, var = ops.batch_norm(spec, *operands, implementation=self.implementation)
         self._update(spec.update_running(mean, var, running), running_mean, running_var)
         return y
 
@@ -163,7 +171,7 @@ class BatchNorm(nn.Module):
         self._update(updated, running_mean, running_var)
         return y
 
-    def spec(self, shape: Sequence[int], activate: bool, implementations: Any) -> BatchNormSpec:
+    def spec(self, shape: Sequence[Any], activate: bool, implementations: Any) -> BatchNormSpec:
         """The static parameters of a normalisation of shape `[b, h, w, c]` in training."""
         b, h, w, _ = shape
         if b % self.groups:
@@ -173,12 +181,7 @@ class BatchNorm(nn.Module):
             )
         n = b // self.groups * h * w
         return BatchNormSpec(
-            self.groups,
-            self.epsilon,
-            activate,
-            self.dtype,
-            self.param_dtype,
-            implementations,
+            *(self.groups, self.epsilon, activate, self.dtype, self.param_dtype, implementations),
             self.momentum,
             n / max(n - 1, 1) if self.unbiased else 1.0,
         )
@@ -228,66 +231,27 @@ class GroupNorm(nn.Module):
         centred = x - mean
         var = jnp.square(centred).mean((1, 2, 4), keepdims=True)
         y = (centred * lax.rsqrt(var + self.epsilon)).reshape(b, h, w, c)
-        return ops.add_relu(y * scale + bias, activate, residual).astype(self.dtype)
+        y = y * ops.wide(scale, y) + ops.wide(bias, y)
+        return ops.add_relu(y, activate, residual).astype(self.dtype)
 
 
-def norm_act(
-    norm: nn.Module,
-    x: Float[Array, "b h w c"],
-    train: bool,
-    residual: Array | None = None,
-) -> Float[Array, "b h w c"]:
-    """Normalises `x`, adds `residual` if there is one, and applies the ReLU.
-
-    In training this is one operation, which saves only `x` for its gradient (and with a residual
-    its output, which the next layer saves too). In evaluation the compiler fuses the steps, and
-    `capture_intermediates` can return the normalisation's own output.
-
-    Args:
-      norm: `BatchNorm` or `GroupNorm`.
-      x: feature maps.
-      train: see `BatchNorm`.
-      residual: with the shape of `x`.
-    """
-    if train:
-        return norm(x, train, activate=True, residual=residual)
-    y = norm(x, train)
-    return ops.relu(y if residual is None else y + residual)
+def _batch_norm(network: Any) -> Callable[..., nn.Module]:
+    return partial(
+        BatchNorm,
+        *(network.ghost_batches, network.norm_momentum, network.norm_unbiased),
+        implementation=network.implementation,
+    )
 
 
-def conv_norm(
-    conv: Conv,
-    norm: nn.Module,
-    x: Float[Array, "b h w c"],
-    train: bool,
-    activate: bool = False,
-    shortcut: Callable[[], Array | None] = lambda: None,
-) -> Float[Array, "b h2 w2 f"]:
-    """A convolution and a normalisation of its output, fused in training if that is faster.
+def _group_norm(network: Any) -> Callable[..., nn.Module]:
+    del network
+    return GroupNorm
 
-    If they are fused, the convolution's output need not be saved for the gradient, or not even be
-    written, and `capture_intermediates` does not return it.
 
-    Args:
-      conv: the convolution.
-      norm: `BatchNorm` or `GroupNorm`.
-      x: feature maps.
-      train: see `BatchNorm`.
-      activate: apply the ReLU at the end.
-      shortcut: returns what is added before the ReLU, with the shape of the output, or None. It is
-        called after the convolution: with another order of the same operations XLA rounds
-        differently, and continued runs would not be reproduced bit for bit.
-    """
-    if train and isinstance(norm, BatchNorm) and not conv.use_bias:
-        implementations = ops.fused(
-            x.shape,
-            conv.kernel_shape(x.shape[-1]),
-            conv.spec,
-            dtype=conv.dtype,
-            param_dtype=conv.param_dtype,
-            groups=norm.groups,
-        )
-        if implementations is not None:
-            return norm.of_conv(conv, x, implementations, activate, shortcut())
-    y, residual = conv(x), shortcut()
-    return norm_act(norm, y, train, residual) if activate else norm(y, train, residual=residual)
+# By `ResNet.norm`: from a network, whose attributes it may use, to what makes its normalizations.
+# That takes `scale_init`, `dtype`, `param_dtype` and `name`; the modules take `(x, train, activate,
+# residual)`, see `BatchNorm.__call__`.
+NORMS: dict[str, Callable[[Any], Callable[..., nn.Module]]] = {
+    "batch": _batch_norm,
+    "group": _group_norm,
+}

@@ -6,30 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.errors import InvalidRngError
 from jaxtyping import Array, Float
 
 from resnet_flax import renamed
 from resnet_flax.errors import UserError
-from resnet_flax.models.blocks import BLOCKS, SHORTCUTS, SqueezeExcitation
-from resnet_flax.models.layers import BatchNorm, Conv, GroupNorm, norm_act
+from resnet_flax.models.blocks import BLOCKS, SqueezeExcitation
+from resnet_flax.models.conv_norm import norm_act
+from resnet_flax.models.layers import NORMS, Conv
 from resnet_flax.models.scan import scan_in_groups
 from resnet_flax.models.stem import Stem
+from resnet_flax.ops import is_symbolic
 
 Dtype = Any
 
 # As in torch's nn.Linear: uniform within +-1 / sqrt(features).
 head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-# The allowed values of the attributes that are strings.
-CHOICES = {
-    "block": ("basic", "bottleneck"),
-    "shortcut": SHORTCUTS,
-    "stride_on": ("1x1", "3x3"),
-    "stem": ("cifar", "imagenet", "deep"),
-    "stem_pool": ("padded", "ceil"),
-    "norm": ("batch", "group"),
-    "output_stride": (8, 16, 32),
-}
 
 
 class ResNet(nn.Module):
@@ -45,7 +37,7 @@ class ResNet(nn.Module):
       stage_sizes: number of blocks of each stage.
       stage_features: width of each stage; a bottleneck's output is four times as wide.
       stem_features: channels of the stem.
-      block: 'basic' (two 3x3) or 'bottleneck' (1x1, 3x3, 1x1).
+      block: 'basic' (two 3x3), 'bottleneck' (1x1, 3x3, 1x1), or another name in `BLOCKS`.
       shortcut: 'A', 'B', 'C' (He et al. 2015, section 3.3) or 'none', a plain network.
       stride_on: the bottleneck's convolution with the stride: '1x1' as in the paper, or '3x3'
         ("v1.5", torchvision and most others).
@@ -61,7 +53,7 @@ class ResNet(nn.Module):
       stem_bias: the stem's convolutions have a bias, as in the Caffe model of ResNet-50.
       stem_pool: 'padded', or 'ceil' as in Caffe, see `ops.max_pool`.
       avg_down: projections stride by average pooling (ResNet-D).
-      norm: 'batch' or 'group'.
+      norm: 'batch', 'group' or another name in `NORMS`.
       zero_init: initialise blocks to the identity (Goyal et al. 2017, section 5.1).
       output_stride: largest total stride; strides beyond it are replaced by dilation.
       scan: run identical blocks in a loop over stacked parameters; the compilation time then does
@@ -69,10 +61,14 @@ class ResNet(nn.Module):
       remat: save only the input of each group of this many blocks for the backward pass and
         recompute the rest; 0 saves everything, 1 each block's input. For n identical blocks, about
         sqrt(n) needs the least memory. On XLA's CPU backend it only has an effect with `scan`.
-      num_classes: outputs of the head.
+      num_classes: outputs of the head; 0 leaves the head out, and the network returns the features
+        that would be its input, as in timm.
       ghost_batches: number of groups of examples that batch normalisation treats separately.
       norm_momentum: fraction of the running statistics that a step keeps.
       norm_unbiased: update running variances with unbiased ones, as in torch.
+      implementation: 'auto', the fastest known one of each operation on each kind of device; or
+        'xla', JAX's own operations with JAX's own derivatives, for transformations and exporters
+        that cannot take the others. Parameters are the same, and results equal up to rounding.
       dtype: type of the computation; logits always have `param_dtype`.
       param_dtype: type of parameters, statistics and logits.
     """
@@ -102,6 +98,7 @@ class ResNet(nn.Module):
     ghost_batches: int = 1
     norm_momentum: float = 0.9
     norm_unbiased: bool = False
+    implementation: str = "auto"
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
@@ -114,17 +111,18 @@ class ResNet(nn.Module):
         train: bool,
         return_features: bool = False,
         pool_window: int = 0,
-    ) -> Float[Array, "b *positions classes"] | dict[str, Array]:
-        """Logits `[b, classes]`, or all feature maps.
+    ) -> Float[Array, "b *positions outputs"] | dict[str, Array]:
+        """Logits `[b, classes]`, without a head features `[b, features]`, or all feature maps.
 
         Args:
           x: normalised images.
           train: normalise by the batch's statistics and update the running ones (the caller makes
             `batch_stats` mutable); otherwise normalise by the running ones.
-          return_features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and `logits`.
+          return_features: return a dict of the stages' maps `c2`, `c3`, ..., `pooled` and, with a
+            head, `logits`.
           pool_window: 0 averages over the complete last map. Otherwise the network is fully
             convolutional: average pooling with this window and stride 1, then the head, gives
-            logits `[b, h, w, classes]`, one for each position of the window.
+            outputs `[b, h, w, classes or features]`, one for each position of the window.
 
         Raises:
           UserError: the images are smaller than the network's stride, or have a number of channels
@@ -132,16 +130,12 @@ class ResNet(nn.Module):
         """
         self._check_images(x)
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(Conv, **types)
-        norm: Any = partial(
-            BatchNorm, self.ghost_batches, self.norm_momentum, self.norm_unbiased, **types
-        )
-        if self.norm == "group":
-            norm = partial(GroupNorm, **types)
+        conv = partial(Conv, **types, implementation=self.implementation)
+        norm = partial(NORMS[self.norm](self), **types)
         maps: dict[str, Array] = {}
         stem_conv = partial(conv, use_bias=self.stem_bias)
         stem = partial(Stem, self.stem, self.stem_features, self.stem_norm, self.stem_pool)
-        x = stem(stem_conv, norm, name="stem")(x, train)
+        x = stem(stem_conv, norm, self.implementation, name="stem")(x, train)
         for stage, size in enumerate(self.stage_sizes, start=1):
             first, rest = self._blocks(stage, conv, norm)
             x = self._unrolled(first, stage, [1], x, train)
@@ -153,12 +147,14 @@ class ResNet(nn.Module):
         if self.preactivation:
             x = norm_act(norm(name="norm"), x, train)
         x = x.astype(self.param_dtype)
-        pooled = nn.avg_pool(x, (pool_window, pool_window)) if pool_window else x.mean((1, 2))
-        head = nn.Dense(
-            self.num_classes, name="head", kernel_init=head_init, param_dtype=self.param_dtype
-        )
-        logits = head(pooled)
-        return {**maps, "pooled": pooled, "logits": logits} if return_features else logits
+        pooled = _averages(x, pool_window) if pool_window else x.mean((1, 2))
+        maps["pooled"] = pooled
+        if self.num_classes:
+            head = nn.Dense(
+                self.num_classes, name="head", kernel_init=head_init, param_dtype=self.param_dtype
+            )
+            maps["logits"] = head(pooled)
+        return maps if return_features else maps["logits" if self.num_classes else "pooled"]
 
     @property
     def stride(self) -> int:
@@ -170,7 +166,8 @@ class ResNet(nn.Module):
             raise UserError(
                 f"images must be [batch, height, width, channels], not of shape {list(x.shape)}"
             )
-        if min(x.shape[1:3]) < self.stride:
+        # A symbolic side is for `jax.export`'s caller to bound.
+        if any(not is_symbolic([side]) and side < self.stride for side in x.shape[1:3]):
             small = ", or use a network for small images (stem='cifar')"
             hint = "" if self.stem == "cifar" else small
             raise UserError(
@@ -201,6 +198,7 @@ class ResNet(nn.Module):
                 self.se_divisor,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
+                implementation=self.implementation,
             )
 
         pool = self.avg_down and (strides > 1 or dilation > 1)
@@ -257,7 +255,13 @@ class ResNet(nn.Module):
             )
 
         def one(x: Array, variables: Any) -> Any:
-            return block.apply(variables, x, train, mutable=updated)
+            try:
+                return block.apply(variables, x, train, mutable=updated)
+            except InvalidRngError as error:
+                raise UserError(
+                    f"the block {self.block!r} draws random numbers, such as for dropout, which a "
+                    "loop over stacked blocks cannot; give scan=False (model.scan=False)"
+                ) from error
 
         x, states = scan_in_groups(one, x, stacked, length, self.remat)
         for collection, tree in states.items():
@@ -276,3 +280,9 @@ def strides_of(model: ResNet) -> list[tuple[int, int, int]]:
         total *= strides
         stages.append((strides, dilation, total))
     return stages
+
+
+def _averages(x: Array, side: int) -> Array:
+    """Means over all windows of a side; flax's `avg_pool` needs the promotion of types."""
+    sums = nn.pooling.pool(x, 0.0, jax.lax.add, (side, side), (1, 1), "VALID")
+    return sums / float(side * side)

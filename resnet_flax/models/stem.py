@@ -5,7 +5,7 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_flax.models.layers import conv_norm
+from resnet_flax.models.conv_norm import conv_norm
 from resnet_flax.ops import max_pool
 
 
@@ -19,6 +19,7 @@ class Stem(nn.Module):
       pool: see `ResNet.stem_pool`.
       conv: makes a convolution.
       norm: makes a normalisation.
+      implementation: of the pooling, see `ResNet`.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Stem(nn.Module):
     pool: str
     conv: Any
     norm: Any
+    implementation: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 f"]:
@@ -43,4 +45,4 @@ class Stem(nn.Module):
                 x = conv_norm(conv, self.norm(name=f"norm{i}"), x, train, activate=True)
             else:
                 x = conv(x)
-        return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil")
+        return x if self.kind == "cifar" else max_pool(x, self.pool == "ceil", self.implementation)

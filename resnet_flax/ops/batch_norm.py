@@ -4,11 +4,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from resnet_flax.ops import dispatch
 from resnet_flax.ops.dispatch import BatchNormImplementation
+from resnet_flax.ops.linear import linear, or_zeros
 from resnet_flax.ops.spec import BatchNormSpec
 
 
@@ -25,11 +27,38 @@ def relu(x: Array) -> Array:
 OVER = (1, 2, 3)  # axes of a group's examples and positions
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def batch_norm(
+    spec: BatchNormSpec,
+    x: Array,
+    scale: Array,
+    bias: Array,
+    residual: Array | None,
+    shift: Array,
+    implementation: str = "auto",
+) -> tuple[Array, Array, Array]:
+    """Batch normalisation, addition of `residual` and ReLU.
+
+    Args:
+      spec: its static parameters.
+      x: maps `[b, h, w, c]`.
+      scale: `[c]`.
+      bias: the same.
+      residual: with the shape of `x`, or None.
+      shift: `[c]`, an estimate of the mean, such as the running one.
+      implementation: 'auto' for those of `spec`, or 'xla', see `conv.conv2d`.
+
+    Returns:
+      The activations, and `[groups, c]` means and variances of `x`.
+    """
+    if implementation == "xla":
+        return batch_norm_forward(spec, BatchNormImplementation(), x, scale, bias, residual, shift)
+    return _batch_norm(spec, x, scale, bias, residual, shift)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _batch_norm(
     spec: BatchNormSpec, x: Array, scale: Array, bias: Array, residual: Array | None, shift: Array
 ) -> tuple[Array, Array, Array]:
-    """The activations, and `[groups, c]` means and variances of `x`."""
     functions = spec.implementations.map(lambda chosen: partial(batch_norm_forward, spec, chosen))
     return dispatch.call(functions, x, scale, bias, residual, shift)
 
@@ -47,8 +76,8 @@ def batch_norm_forward(
     grouped = spec.grouped(x)
     statistics = {"two_pass": _two_pass, "one_pass": _one_pass}[chosen.statistics]
     mean, var = statistics(grouped, shift)
-    factor = lax.rsqrt(var + spec.epsilon) * scale
-    y = (grouped - _wide(mean)) * _wide(factor) + bias
+    factor = lax.rsqrt(var + spec.epsilon) * wide(scale, var)
+    y = (grouped - _wide(mean)) * _wide(factor) + wide(bias, grouped)
     y = add_relu(y.reshape(x.shape), spec.activate, residual).astype(spec.dtype)
     return barrier(chosen, y), mean, var
 
@@ -66,9 +95,9 @@ def _two_pass(x: Array, shift: Array) -> tuple[Array, Array]:
 
 def _one_pass(x: Array, shift: Array) -> tuple[Array, Array]:
     # The variance is E[x^2] - E[x]^2, which loses digits if the mean is far from zero.
-    x = x - shift
+    x = x - wide(shift, x)
     mean = x.mean(OVER)
-    return mean + shift, jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
+    return mean + wide(shift, mean), jnp.maximum(jnp.square(x).mean(OVER) - jnp.square(mean), 0)
 
 
 def _wide(statistic: Array) -> Array:
@@ -76,22 +105,50 @@ def _wide(statistic: Array) -> Array:
     return statistic[:, None, None, None]
 
 
+def wide(values: Array, like: Array) -> Array:
+    """`[c]` as `[1, ..., 1, c]`, with as many dimensions as `like`."""
+    return lax.expand_dims(values, range(like.ndim - 1))
+
+
 def add_relu(y: Array, activate: bool, residual: Array | None) -> Array:
     """Adds the residual, if any, and applies the ReLU if `activate`."""
     if residual is not None:
-        y = y + residual
+        dtype = np.promote_types(y.dtype, residual.dtype)
+        y = y.astype(dtype) + residual.astype(dtype)
     return relu(y) if activate else y
 
 
-def _forward(spec, x, scale, bias, residual, shift):  # type: ignore[no-untyped-def]
-    y, mean, var = batch_norm(spec, x, scale, bias, residual, shift)
+@partial(_batch_norm.defjvp, symbolic_zeros=True)
+def _derivative(spec, operands, tangents):  # type: ignore[no-untyped-def]
+    x, scale, bias, residual, shift = operands
+    y, mean, var = _batch_norm(spec, *operands)
     # With a residual, the sign of the ReLU's input does not follow from x.
     kept = None if residual is None or not spec.activate else y
     like = None if residual is None else jnp.zeros((), residual.dtype)
-    return (y, mean, var), (x, scale, bias, mean, var, kept, like, shift)
+    residuals = (x, scale, bias, mean, var, kept, like, shift)
+    tangent, gradients = partial(batch_norm_tangent, spec), partial(_gradients, spec)
+    return (y, mean, var), linear(tangent, gradients, residuals, tangents, (y, mean, var))
 
 
-def _backward(spec, residuals, cotangents):  # type: ignore[no-untyped-def]
+def batch_norm_tangent(spec, residuals, tangents):  # type: ignore[no-untyped-def]
+    """The tangents of `batch_norm`'s outputs; their transpose is `batch_norm_backward`."""
+    x, scale, bias, mean, var, kept, _, _ = residuals
+    dx, dscale, dbias = map(or_zeros, tangents[:3], (x, scale, bias))
+    u, dx = spec.grouped(x) - _wide(mean), spec.grouped(dx)
+    inverse = lax.rsqrt(var + spec.epsilon)
+    factor = inverse * wide(scale, var)
+    dmean, dvar = dx.mean(OVER), 2 * (u * dx).mean(OVER)
+    dfactor = inverse * wide(dscale, var) - factor * jnp.square(inverse) * dvar / 2
+    dz = (dx - _wide(dmean)) * _wide(factor) + (u * _wide(dfactor) + wide(dbias, u))
+    if tangents[3] is not None:  # of the residual
+        dz = dz + spec.grouped(tangents[3])
+    if spec.activate:
+        z = u * _wide(factor) + wide(bias, u) if kept is None else spec.grouped(kept)
+        dz = jnp.where(z > 0, dz, 0)
+    return dz.reshape(x.shape).astype(spec.dtype), dmean, dvar
+
+
+def _gradients(spec, residuals, cotangents):  # type: ignore[no-untyped-def]
     functions = spec.implementations.map(lambda chosen: partial(batch_norm_backward, spec, chosen))
     found = dispatch.call(functions, residuals[:-1], cotangents)
     return (*found, jnp.zeros_like(residuals[-1]))
@@ -109,12 +166,11 @@ def batch_norm_backward(spec, chosen, residuals, cotangents):  # type: ignore[no
     n = x.size // x.shape[-1] // spec.groups
     u = spec.grouped(x) - _wide(mean)
     inverse = lax.rsqrt(var + spec.epsilon)
-    factor = inverse * scale
+    factor = inverse * wide(scale, var)
     dz = spec.grouped(dy)
     if spec.activate:
-        dz = where_positive(
-            chosen, u * _wide(factor) + bias if kept is None else spec.grouped(kept), dz
-        )
+        z = u * _wide(factor) + wide(bias, u) if kept is None else spec.grouped(kept)
+        dz = where_positive(chosen, z, dz)
     sums = dz.sum(OVER)
     products = (dz * u).sum(OVER)
     if like is not None:
@@ -138,6 +194,3 @@ def where_positive(chosen: BatchNormImplementation, z: Array, dz: Array) -> Arra
         # recomputes.
         return dz * jnp.maximum(jnp.sign(z), 0)
     return jnp.where(z > 0, dz, 0)
-
-
-batch_norm.defvjp(_forward, _backward)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from resnet_flax.ops import conv_matmul, conv_reshape, conv_xla, dispatch, heuristics, winograd
 from resnet_flax.ops.conv_xla import Forward, Gradient
 from resnet_flax.ops.dispatch import ByDevice, ConvImplementation
+from resnet_flax.ops.linear import linear
 from resnet_flax.ops.spec import ConvSpec, Padding, Pair
 
 # Keyed by the names in `dispatch.ConvImplementation`.
@@ -49,12 +50,12 @@ def conv2d(
     padding: Padding = ((0, 0), (0, 0)),
     dilation: Pair = (1, 1),
     groups: int = 1,
+    implementation: str = "auto",
 ) -> Float[Array, "b h2 w2 o"]:
     """Two-dimensional cross-correlation, as `lax.conv_general_dilated` in NHWC and HWIO.
 
-    Values and gradients are those of `lax.conv_general_dilated`; `heuristics` chooses how they are
-    computed. As a `jax.custom_vjp`, it has reverse-mode derivatives (of any order), but no
-    forward-mode ones.
+    Values and derivatives are those of `lax.conv_general_dilated`; `heuristics` chooses how they
+    are computed.
 
     Args:
       x: images or feature maps.
@@ -64,13 +65,17 @@ def conv2d(
         sizes differently from all published networks.
       dilation: spacing of the kernel's taps, in pixels.
       groups: number of groups of channels, which are convolved separately.
+      implementation: 'auto', or 'xla' for `lax.conv_general_dilated` itself: JAX and the programs
+        that read its traces then find neither rules of our own nor a choice by platform.
     """
     spec = ConvSpec(strides, padding, dilation, groups)
+    if implementation == "xla":
+        return conv_xla.conv(spec, x, kernel)
     implementations = heuristics.conv_implementation(x.shape, kernel.shape, spec, x.dtype)
     return _conv2d(spec, implementations, x, kernel)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _conv2d(
     spec: ConvSpec, implementations: ByDevice[ConvImplementation], x: Array, kernel: Array
 ) -> Array:
@@ -80,11 +85,22 @@ def _conv2d(
     return dispatch.call(functions, x, kernel)
 
 
-def _forward(spec, implementations, x, kernel):  # type: ignore[no-untyped-def]
-    return _conv2d(spec, implementations, x, kernel), (x, kernel)
+@partial(_conv2d.defjvp, symbolic_zeros=True)
+def _derivative(spec, implementations, operands, tangents):  # type: ignore[no-untyped-def]
+    y = _conv2d(spec, implementations, *operands)
+    tangent, gradients = (partial(part, spec, implementations) for part in (_tangent, _gradients))
+    return y, linear(tangent, gradients, operands, tangents, y)
 
 
-def _backward(spec, implementations, residuals, dy):  # type: ignore[no-untyped-def]
+def _tangent(spec, implementations, operands, tangents):  # type: ignore[no-untyped-def]
+    (x, kernel), (dx, dkernel) = operands, tangents
+    conv = partial(_conv2d, spec, implementations)
+    terms = [] if dx is None else [conv(dx, kernel)]
+    terms += [] if dkernel is None else [conv(x, dkernel)]
+    return sum(terms[1:], terms[0])
+
+
+def _gradients(spec, implementations, operands, dy):  # type: ignore[no-untyped-def]
     def gradients(chosen: ConvImplementation) -> Callable[..., tuple[Array, Array]]:
         def both(x: Array, kernel: Array, dy: Array) -> tuple[Array, Array]:
             dx = INPUT_GRADIENT[chosen.input_gradient](spec, x.shape, kernel, dy)
@@ -92,7 +108,4 @@ def _backward(spec, implementations, residuals, dy):  # type: ignore[no-untyped-
 
         return both
 
-    return dispatch.call(implementations.map(gradients), *residuals, dy)
-
-
-_conv2d.defvjp(_forward, _backward)
+    return dispatch.call(implementations.map(gradients), *operands, dy)

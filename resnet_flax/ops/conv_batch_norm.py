@@ -9,12 +9,12 @@ from resnet_flax.ops import heuristics
 from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
 from resnet_flax.ops.fused_1x1 import conv_batch_norm_1x1
 from resnet_flax.ops.fused_3x3 import conv_batch_norm_3x3
-from resnet_flax.ops.spec import BatchNormSpec, ConvSpec, NormalizedConv, output_size
+from resnet_flax.ops.spec import BatchNormSpec, ConvSpec, NormalizedConv, is_symbolic, output_size
 
 
 def fused(
-    x: Sequence[int],
-    kernel: Sequence[int],
+    x: Sequence[Any],
+    kernel: Sequence[Any],
     spec: ConvSpec,
     *,
     dtype: Any,
@@ -34,6 +34,8 @@ def fused(
     Returns:
       The implementations, if one is fused on some kind of device; otherwise None.
     """
+    if is_symbolic(x):
+        return None
     height, width = output_size(x, kernel, spec)
     conv = NormalizedConv(height * width, kernel, spec, dtype, x[0], param_dtype)
     chosen = heuristics.batch_norm_implementation(conv, groups)

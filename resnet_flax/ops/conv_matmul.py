@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -22,7 +23,7 @@ def _product(x: Array, matrix: Array, dtype: Any = None) -> Array:
 
 def _wide(x: Array) -> Any:
     """The type to sum several products in: in bfloat16 each addition would be rounded."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return np.promote_types(x.dtype, np.float32)
 
 
 def _outer(x: Array, dy: Array) -> Array:

@@ -34,6 +34,11 @@ class ByDevice(Generic[T]):
         return test(self.cpu) or test(self.gpu) or test(self.tpu)
 
 
+def everywhere(value: T) -> ByDevice[T]:
+    """The same value for each kind of device."""
+    return ByDevice(value, value, value)
+
+
 class ConvImplementation(NamedTuple):
     """The implementations of a convolution, its gradient to the input and that to the kernel.
 

@@ -30,15 +30,17 @@ from resnet_flax.ops.batch_norm import (
     barrier,
     batch_norm_backward,
     batch_norm_forward,
+    batch_norm_tangent,
     where_positive,
 )
 from resnet_flax.ops.conv import conv2d
+from resnet_flax.ops.linear import linear, or_zeros
 from resnet_flax.ops.spec import BatchNormSpec, ConvSpec, Pair, output_size
 
 EXACT = lax.Precision.HIGHEST
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def conv_batch_norm_1x1(
     spec: BatchNormSpec,
     strides: Pair,
@@ -84,7 +86,22 @@ def _forward(spec, strides, x, kernel, scale, bias, residual, shift):  # type: i
     return (y, kept.mean, kept.var), (x, kernel, scale, bias, kept, signs, like, shift)
 
 
-def _backward(spec, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
+@partial(conv_batch_norm_1x1.defjvp, symbolic_zeros=True)
+def _derivative(spec, strides, operands, tangents):  # type: ignore[no-untyped-def]
+    found, residuals = _forward(spec, strides, *operands)
+    tangent, gradients = (partial(part, spec, strides) for part in (_tangent, _gradients))
+    return found, linear(tangent, gradients, residuals, tangents, found)
+
+
+def _tangent(spec, strides, residuals, tangents):  # type: ignore[no-untyped-def]
+    (x, kernel, scale, bias, kept, signs, like, shift), (dx, dkernel, *rest) = residuals, tangents
+    moving = or_zeros(dx, x), or_zeros(dkernel, kernel)
+    z, dz = jax.jvp(lambda x, kernel: conv2d(x, kernel, strides), (x, kernel), moving)
+    of_norm = z, scale, bias, kept.mean, kept.var, signs, like, shift
+    return batch_norm_tangent(spec, of_norm, (dz, *rest))
+
+
+def _gradients(spec, strides, residuals, cotangents):  # type: ignore[no-untyped-def]
     functions = spec.implementations.map(
         lambda chosen: partial(
             {"unfused": _unfused_gradients, "fused": _fused_gradients}[chosen.conv_bn_1x1],
@@ -93,9 +110,6 @@ def _backward(spec, strides, residuals, cotangents):  # type: ignore[no-untyped-
     )
     found = dispatch.call(functions, residuals[:-1], cotangents)
     return (*found, jnp.zeros_like(residuals[-1]))
-
-
-conv_batch_norm_1x1.defvjp(_forward, _backward)
 
 
 # One after the other ----------------------------------------------------------------------------
@@ -131,14 +145,14 @@ def _fused(spec, strides, chosen, x, kernel, scale, bias, residual, shift):  # t
     n, w = len(x), kernel.astype(wide)
     total = x.astype(wide).sum(0)
     center = total / n
-    covariance = _summed(x, x, wide) / n - center[:, None] * center
+    covariance = _summed(x, x, wide) / n - center[:, None] * center[None]
     # The covariance and the mean of the output in one product.
-    moments = jnp.dot(jnp.vstack([covariance, center]), w, precision=EXACT)
+    moments = jnp.dot(jnp.vstack([covariance, center[None]]), w, precision=EXACT)
     spread, mean = moments[:-1], moments[-1]
     var = jnp.maximum((w * spread).sum(0), 0)
     factor = lax.rsqrt(var + spec.epsilon) * scale
     z = (x @ kernel).astype(spec.dtype)
-    y = (z.astype(wide) * factor + (bias - mean * factor)).reshape(shape)
+    y = (z.astype(wide) * factor[None] + (bias - mean * factor)[None]).reshape(shape)
     y = barrier(chosen, add_relu(y, spec.activate, residual).astype(spec.dtype))
     return y, _Kept(mean[None], var[None], jnp.zeros(shape, x.dtype), total, spread)
 
@@ -166,16 +180,18 @@ def _fused_gradients(spec, strides, chosen, residuals, cotangents):  # type: ign
     products = (w * outer).sum(0) - mean * sums
     slope = (2 * dvar[0] - factor * jnp.square(inverse) * products) / n
     level = (dmean[0] - factor * sums) / n
-    dkernel = outer * factor + n * kept.spread * slope + kept.total[:, None] * level
+    dkernel = (
+        outer * factor[None] + n * kept.spread * slope[None] + kept.total[:, None] * level[None]
+    )
     # Each product is rounded to the type of the computation, like a convolution's output, and so
     # are the matrices. The term that is the same at all positions compensates for that, or errors
     # would add up in earlier layers: summed over positions the gradient is w dmean.
-    through = ((w * slope).astype(x.dtype) @ kernel[0, 0].T).astype(x.dtype)
-    onward = (w * factor).T.astype(x.dtype)
+    through = ((w * slope[None]).astype(x.dtype) @ kernel[0, 0].T).astype(x.dtype)
+    onward = (w * factor[None]).T.astype(x.dtype)
     matrices, weights = jnp.concatenate([onward, through]), jnp.concatenate([sums, kept.total])
     excess = (weights[:, None] * matrices.astype(wide)).sum(0)
     constant = (jnp.dot(w, dmean[0], precision=EXACT) - excess) / n
-    dx = (dz @ onward).astype(wide) + ((x @ through).astype(wide) + constant)
+    dx = (dz @ onward).astype(wide) + ((x @ through).astype(wide) + constant[None])
     dx = barrier(chosen, dx.astype(x.dtype))
     return (
         *(back(dx), dkernel.reshape(kernel.shape).astype(kernel.dtype)),

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from resnet_flax.ops import dispatch
-from resnet_flax.ops.batch_norm import batch_norm_backward, batch_norm_forward
+from resnet_flax.ops.batch_norm import batch_norm_backward, batch_norm_forward, batch_norm_tangent
 from resnet_flax.ops.conv import conv2d
 from resnet_flax.ops.dispatch import BatchNormImplementation
+from resnet_flax.ops.linear import linear, or_zeros
 from resnet_flax.ops.spec import BatchNormSpec, ConvSpec
 
 Pair = tuple[Array, Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def conv_batch_norm_3x3(
     norm_spec: BatchNormSpec,
     conv_spec: ConvSpec,
@@ -44,17 +45,31 @@ def _forward(norm_spec, conv_spec, x, kernel, scale, bias, residual, running):  
     return found, (x, kernel, scale, bias, z, moments, signs, like, running)
 
 
-def _backward(norm_spec, conv_spec, residuals, cotangents):  # type: ignore[no-untyped-def]
+@partial(conv_batch_norm_3x3.defjvp, symbolic_zeros=True)
+def _derivative(norm_spec, conv_spec, operands, tangents):  # type: ignore[no-untyped-def]
+    found, residuals = _forward(norm_spec, conv_spec, *operands)
+    tangent, gradients = (partial(part, norm_spec, conv_spec) for part in (_tangent, _gradients))
+    return found, linear(tangent, gradients, residuals, tangents, found)
+
+
+def _tangent(norm_spec, conv_spec, residuals, tangents):  # type: ignore[no-untyped-def]
+    x, kernel, scale, bias, z, moments, signs, like, running = residuals
+    dx, dkernel, *rest = tangents
+    moving = or_zeros(dx, x), or_zeros(dkernel, kernel)
+    _, dz = jax.jvp(partial(_convolved, conv_spec), (x, kernel), moving)
+    of_norm = z, scale, bias, moments[:1], moments[1:], signs, like, running[0]
+    found = batch_norm_tangent(norm_spec, of_norm, (dz, *rest))
+    return found, jax.tree.map(jnp.zeros_like, running)  # running statistics have no gradient
+
+
+def _gradients(norm_spec, conv_spec, residuals, cotangents):  # type: ignore[no-untyped-def]
     functions = norm_spec.implementations.map(
         partial(_implementation, norm_spec, conv_spec, _unfused_gradients, _gradients_by_kernels)
     )
-    (dy, dmean, dvar), _ = cotangents  # running statistics have no gradient
+    (dy, dmean, dvar), _ = cotangents
     dmoments = jnp.concatenate([dmean, dvar])
     found = dispatch.call(functions, *residuals[:-1], dy, dmoments)
     return (*found, jax.tree.map(jnp.zeros_like, residuals[-1]))
-
-
-conv_batch_norm_3x3.defvjp(_forward, _backward)
 
 
 def _implementation(
@@ -73,14 +88,14 @@ def _implementation(
 def _derived_as(plain: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with the derivatives of `plain`, as kernels have none."""
 
-    @jax.custom_vjp
+    @jax.custom_jvp
     def call(*operands: Any) -> Any:
         return function(*operands)
 
-    call.defvjp(
-        lambda *operands: (function(*operands), operands),
-        lambda operands, cotangents: jax.vjp(plain, *operands)[1](cotangents),
-    )
+    @call.defjvp
+    def _(operands: Any, tangents: Any) -> Any:
+        return function(*operands), jax.jvp(plain, operands, tangents)[1]
+
     return call
 
 

@@ -18,15 +18,26 @@ from resnet_flax.ops.dispatch import (
     ByDevice,
     ConvImplementation,
     PoolImplementation,
+    everywhere,
     overridden,
 )
-from resnet_flax.ops.spec import ConvSpec, NormalizedConv, Pair, is_pointwise, output_size
+from resnet_flax.ops.spec import (
+    ConvSpec,
+    NormalizedConv,
+    Pair,
+    is_pointwise,
+    is_symbolic,
+    output_size,
+)
 
 
 def conv_implementation(
-    x: Sequence[int], kernel: Sequence[int], spec: ConvSpec, dtype: Any = np.float32
+    x: Sequence[Any], kernel: Sequence[Any], spec: ConvSpec, dtype: Any = np.float32
 ) -> ByDevice[ConvImplementation]:
     """The implementation of a convolution for each kind of device.
+
+    The others depend on numbers of positions and images, so if a dimension is symbolic, it is XLA's
+    own; and likewise below.
 
     Args:
       x: shape of the input, NHWC.
@@ -34,6 +45,8 @@ def conv_implementation(
       spec: its geometry.
       dtype: of the computation.
     """
+    if is_symbolic(x):
+        return everywhere(ConvImplementation())
     cpu = _conv_on_cpu(x, kernel, spec)
     if dispatch.current_target().onednn:
         cpu = _conv_by_onednn(cpu, kernel, spec, np.dtype(dtype).itemsize == 2)
@@ -41,7 +54,7 @@ def conv_implementation(
     return chosen.map(lambda it: _applicable(it, kernel, spec))
 
 
-def _conv_on_gpu(kernel: Sequence[int], spec: ConvSpec) -> ConvImplementation:
+def _conv_on_gpu(kernel: Sequence[Any], spec: ConvSpec) -> ConvImplementation:
     # As a convolution, its kernel would be transposed, in float32 and in bfloat16, which takes
     # longer than the products. cuDNN pads three channels to eight in copies, and for few channels
     # takes several times as long as reading and writing the maps.
@@ -54,7 +67,7 @@ def _conv_on_gpu(kernel: Sequence[int], spec: ConvSpec) -> ConvImplementation:
     return ConvImplementation()
 
 
-def _conv_on_cpu(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> ConvImplementation:
+def _conv_on_cpu(x: Sequence[Any], kernel: Sequence[Any], spec: ConvSpec) -> ConvImplementation:
     height, width, channels, features = kernel
     if is_pointwise(kernel, spec):
         return ConvImplementation("dot", "dot", "dot")
@@ -82,7 +95,7 @@ def _conv_on_cpu(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> Con
 
 
 def _conv_by_onednn(
-    chosen: ConvImplementation, kernel: Sequence[int], spec: ConvSpec, half: bool
+    chosen: ConvImplementation, kernel: Sequence[Any], spec: ConvSpec, half: bool
 ) -> ConvImplementation:
     """The best choice if XLA's convolutions are oneDNN's; `half` for 16-bit types."""
     if chosen.forward == "dot":
@@ -107,7 +120,7 @@ def _conv_by_onednn(
     return chosen
 
 
-def _winograd_pays(kernel: Sequence[int], spec: ConvSpec, output: Pair) -> bool:
+def _winograd_pays(kernel: Sequence[Any], spec: ConvSpec, output: Pair) -> bool:
     """Decided by the work for one image, so that rounding does not depend on the batch size."""
     rows, columns = output
     positions = rows * columns
@@ -120,7 +133,7 @@ def _winograd_pays(kernel: Sequence[int], spec: ConvSpec, output: Pair) -> bool:
     )
 
 
-def _winograd_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
+def _winograd_applies(kernel: Sequence[Any], spec: ConvSpec) -> bool:
     return tuple(kernel[:2]) == (3, 3) and spec.strides == (1, 1) and _dense(spec)
 
 
@@ -128,7 +141,7 @@ def _dense(spec: ConvSpec) -> bool:
     return spec.groups == 1 and spec.dilation == (1, 1)
 
 
-def _space_to_depth_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
+def _space_to_depth_applies(kernel: Sequence[Any], spec: ConvSpec) -> bool:
     return _dense(spec) and spec.strides != (1, 1) and kernel[2] <= 4
 
 
@@ -137,14 +150,14 @@ def folded_columns(columns: int, features: int) -> int:
     return math.gcd(columns, max(1, 64 // features))
 
 
-def _width_to_channels_applies(kernel: Sequence[int], spec: ConvSpec) -> bool:
+def _width_to_channels_applies(kernel: Sequence[Any], spec: ConvSpec) -> bool:
     reach = kernel[1] // 2
     along = kernel[1] % 2 == 1 and spec.padding[1] == (reach, reach)
     return along and spec.strides == (1, 1) and _dense(spec)
 
 
 def _applicable(
-    chosen: ConvImplementation, kernel: Sequence[int], spec: ConvSpec
+    chosen: ConvImplementation, kernel: Sequence[Any], spec: ConvSpec
 ) -> ConvImplementation:
     """The chosen implementations, or those that `dispatch.override` names if they apply."""
     possible = {
@@ -163,15 +176,18 @@ def _applicable(
 
 
 def batch_norm_implementation(
-    conv: NormalizedConv | None = None, groups: int = 1
+    conv: NormalizedConv | None = None, groups: int = 1, shape: Sequence[Any] = ()
 ) -> ByDevice[BatchNormImplementation]:
     """The implementation of batch normalisation for each kind of device.
 
     Args:
       conv: the convolution whose output is normalised, if any.
       groups: number of groups of examples that are normalised separately.
+      shape: of what is normalised, if it is known.
     """
     plain, on_gpu = BatchNormImplementation(), BatchNormImplementation("one_pass", "guided")
+    if is_symbolic(shape):
+        return everywhere(plain)
     if conv is not None and _fused_1x1_pays(conv):
         on_gpu = on_gpu._replace(conv_bn_1x1="fused")
     if conv is not None and _triton_pays(conv):
@@ -223,8 +239,10 @@ def _triton_pays(conv: NormalizedConv) -> bool:
     )
 
 
-def pool_implementation() -> ByDevice[PoolImplementation]:
-    """The implementation of max pooling for each kind of device."""
+def pool_implementation(shape: Sequence[Any]) -> ByDevice[PoolImplementation]:
+    """The implementation of max pooling of maps of this shape for each kind of device."""
+    if is_symbolic(shape):
+        return everywhere(PoolImplementation())
     separable = PoolImplementation("separable")
     return ByDevice(separable, PoolImplementation("indexed"), PoolImplementation("native")).map(
         overridden

@@ -1,22 +1,26 @@
 """Max pooling with explicit padding."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_flax.ops import dispatch, heuristics
-from resnet_flax.ops.dispatch import ByDevice, PoolImplementation
+from resnet_flax.ops.dispatch import ByDevice, PoolImplementation, everywhere
+from resnet_flax.ops.linear import linear
 from resnet_flax.ops.spec import Padding, Pair
 
 SIDE, STRIDE = 3, 2
 HEIGHT, WIDTH = 1, 2  # axes
 
 
-def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b h2 w2 c"]:
+def max_pool(
+    x: Float[Array, "b h w c"], ceil: bool = False, implementation: str = "auto"
+) -> Float[Array, "b h2 w2 c"]:
     """The stem's max pooling: 3x3 windows, stride 2.
 
     If several positions of a window have the maximum, the gradient goes to the first of them in
@@ -26,14 +30,18 @@ def max_pool(x: Float[Array, "b h w c"], ceil: bool = False) -> Float[Array, "b 
       x: of any size.
       ceil: as in Caffe, no padding before, and one more window if positions would remain; otherwise
         padding of minus infinity by one position on each side.
+      implementation: see `conv.conv2d`.
     """
     sides = x.shape[1:3]
     # Output ceil((n - 3) / 2) + 1: an even side lacks one position.
     padding = [(0, (n - 3) % 2) for n in sides] if ceil else [(1, 1), (1, 1)]
-    return _max_pool((padding[0], padding[1]), heuristics.pool_implementation(), x)
+    pair = (padding[0], padding[1])
+    if implementation == "xla":
+        return _windows(pair, x)
+    return _max_pool(pair, heuristics.pool_implementation(x.shape), x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _max_pool(padding: Padding, implementations: ByDevice[PoolImplementation], x: Array) -> Array:
     functions = {
         "native": partial(_windows, padding),
@@ -43,11 +51,17 @@ def _max_pool(padding: Padding, implementations: ByDevice[PoolImplementation], x
     return dispatch.call(implementations.map(lambda chosen: functions[chosen.pooling]), x)
 
 
+@partial(_max_pool.defjvp, symbolic_zeros=True)
+def _derivative(padding, implementations, operands, tangents):  # type: ignore[no-untyped-def]
+    y, residuals = _forward(padding, implementations, *operands)
+    tangent, gradients = partial(_tangent, padding), partial(_gradients, padding, implementations)
+    return y, linear(tangent, gradients, residuals, tangents, y)
+
+
 def _forward(padding, implementations, x):  # type: ignore[no-untyped-def]
     # Functions with this gradient themselves: `maximum` would split the gradient of ties.
     native, separable = (
-        ByDevice(chosen, chosen, chosen)
-        for chosen in map(PoolImplementation, ("native", "separable"))
+        everywhere(PoolImplementation(pooling)) for pooling in ("native", "separable")
     )
     functions = {
         "native": partial(_without_taps, partial(_max_pool, padding, native)),
@@ -58,7 +72,7 @@ def _forward(padding, implementations, x):  # type: ignore[no-untyped-def]
     return y, (x, y, taps)
 
 
-def _backward(padding, implementations, residuals, dy):  # type: ignore[no-untyped-def]
+def _gradients(padding, implementations, residuals, dy):  # type: ignore[no-untyped-def]
     functions = {
         "native": partial(_windows_gradient, padding),
         "separable": partial(_by_axes_gradient, padding),
@@ -69,9 +83,6 @@ def _backward(padding, implementations, residuals, dy):  # type: ignore[no-untyp
             implementations.map(lambda chosen: functions[chosen.pooling]), *residuals, dy
         ),
     )
-
-
-_max_pool.defvjp(_forward, _backward)
 
 
 def _windows(padding: Padding, x: Array) -> Array:
@@ -90,33 +101,48 @@ def _without_taps(function: Callable[[Array], Array], x: Array) -> tuple[Array, 
     return y, jnp.zeros(y.shape, jnp.uint8)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _with_taps(padding: Padding, x: Array) -> tuple[Array, Array]:
     """The maximum of each window, and its position in the window in row-major order."""
-    pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
-    padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
-    ends = [STRIDE * ((n - SIDE) // STRIDE) + 1 for n in padded.shape[1:3]]
-    y = padded[:, : ends[0] : STRIDE, : ends[1] : STRIDE]
+    windows = _of_windows(padding, x, -jnp.inf)
+    y = next(windows)
     taps = jnp.zeros(y.shape, jnp.uint8)
-    for number in range(1, SIDE * SIDE):
-        i, j = divmod(number, SIDE)
-        tap = padded[:, i : i + ends[0] : STRIDE, j : j + ends[1] : STRIDE]
+    for number, tap in enumerate(windows, start=1):
         taps = jnp.where(tap > y, jnp.uint8(number), taps)
         y = jnp.maximum(y, tap)
     return y, taps
 
 
-def _with_taps_forward(padding, x):  # type: ignore[no-untyped-def]
-    y, taps = _with_taps(padding, x)
-    return (y, taps), (x, y, taps)
+def _of_windows(padding: Padding, x: Array, outside: float) -> Iterator[Array]:
+    """For each tap, the values of all windows."""
+    pads = [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)]
+    padded = lax.pad(x, jnp.array(outside, x.dtype), pads)
+    ends = [STRIDE * ((n - SIDE) // STRIDE) + 1 for n in padded.shape[1:3]]
+    for number in range(SIDE * SIDE):
+        i, j = divmod(number, SIDE)
+        yield padded[:, i : i + ends[0] : STRIDE, j : j + ends[1] : STRIDE]
 
 
-def _with_taps_backward(padding, residuals, cotangents):  # type: ignore[no-untyped-def]
+@partial(_with_taps.defjvp, symbolic_zeros=True)
+def _with_taps_derivative(padding, operands, tangents):  # type: ignore[no-untyped-def]
+    y, taps = _with_taps(padding, *operands)
+    tangent, gradient = partial(_tangent, padding), partial(_with_taps_gradient, padding)
+    dy = linear(tangent, gradient, (*operands, y, taps), tangents, y)
+    return (y, taps), (dy, np.zeros(taps.shape, jax.dtypes.float0))
+
+
+def _with_taps_gradient(padding, residuals, dy):  # type: ignore[no-untyped-def]
     x, y, taps = residuals
-    return (_gradient_by_taps(padding, x, y, taps, cotangents[0]),)
+    return (_gradient_by_taps(padding, x, y, taps, dy),)
 
 
-_with_taps.defvjp(_with_taps_forward, _with_taps_backward)
+def _tangent(padding, residuals, tangents):  # type: ignore[no-untyped-def]
+    """The tangent of each window's maximum."""
+    (x, _, _), (dx,) = residuals, tangents
+    _, taps = _with_taps(padding, x)
+    of_windows = enumerate(_of_windows(padding, dx, 0.0))
+    zero = jnp.zeros((), dx.dtype)
+    return sum(jnp.where(taps == number, tap, zero) for number, tap in of_windows)
 
 
 def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Array) -> Array:
@@ -151,7 +177,8 @@ def _gradient_by_taps(padding: Padding, x: Array, y: Array, taps: Array, dy: Arr
 
     dx = jnp.zeros(pairs, dy.dtype)
     for before in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        mine = under(widened_taps, before) == SIDE * tap(before[0], 2) + tap(before[1], 4)
+        taken = under(widened_taps, before).astype(jnp.int32)
+        mine = taken == SIDE * tap(before[0], 2) + tap(before[1], 4)
         dx = dx + jnp.where(mine, under(widened_dy, before), jnp.zeros((), dy.dtype))
     dx = dx.reshape(dy.shape[0], STRIDE * rows, STRIDE * columns, dy.shape[-1])
     for axis, (low, _) in zip((HEIGHT, WIDTH), padding, strict=True):

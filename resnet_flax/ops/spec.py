@@ -11,7 +11,7 @@ from resnet_flax.ops.dispatch import BatchNormImplementation, ByDevice
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
-Shape = tuple[int, ...]
+Shape = tuple[Any, ...]  # ints, or symbolic dimensions of `jax.export`
 
 
 class ConvSpec(NamedTuple):
@@ -23,13 +23,18 @@ class ConvSpec(NamedTuple):
     groups: int = 1
 
 
-def is_pointwise(kernel: Sequence[int], spec: ConvSpec) -> bool:
+def is_symbolic(shape: Sequence[Any]) -> bool:
+    """Whether a dimension is not a number, but any number, in a trace for `jax.export`."""
+    return not all(isinstance(n, int | np.integer) for n in shape)
+
+
+def is_pointwise(kernel: Sequence[Any], spec: ConvSpec) -> bool:
     """Whether a convolution is a matrix product at (some of) the positions."""
     unpadded = spec.padding == ((0, 0), (0, 0))
     return tuple(kernel[:2]) == (1, 1) and unpadded and spec.groups == 1
 
 
-def output_size(x: Sequence[int], kernel: Sequence[int], spec: ConvSpec) -> Pair:
+def output_size(x: Sequence[Any], kernel: Sequence[Any], spec: ConvSpec) -> Pair:
     """Height and width of a convolution's output."""
     height, width = (
         (n + low + high - (k - 1) * d - 1) // s + 1
@@ -53,7 +58,7 @@ class NormalizedConv(NamedTuple):
     """
 
     positions: int
-    kernel: Sequence[int]
+    kernel: Sequence[Any]
     spec: ConvSpec
     dtype: Any
     batch: int = 1

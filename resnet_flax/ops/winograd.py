@@ -248,4 +248,4 @@ def _padded(x: Array, pads: Sequence[Pair]) -> Array:
 
 def _wide(x: Array) -> Array:
     """In float32 or more, as in bfloat16 each sum of the transforms would be rounded."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(np.promote_types(x.dtype, np.float32))

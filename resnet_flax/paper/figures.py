@@ -1,11 +1,13 @@
 """A target's figures, drawn from its results."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resnet_flax.paper.table import Runs, as_the_paper, of_row
 from resnet_flax.paper.targets import Target
+from resnet_flax.runtime import storage
 
 
 def draw(target: Target, runs: Runs, path: Path) -> bool:
@@ -37,8 +39,9 @@ def draw(target: Target, runs: Runs, path: Path) -> bool:
         axes.legend(frameon=False, fontsize=8)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    storage.write(path, png.getvalue())
     return True
 
 

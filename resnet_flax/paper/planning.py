@@ -9,13 +9,15 @@ import jax
 import ml_collections
 
 from resnet_flax import renamed
-from resnet_flax.config import config_name, conflicts, load_config, override, resolve
+from resnet_flax.apply import tables
+from resnet_flax.config import config_name, conflicts, load_config
 from resnet_flax.data.experiment import open_splits
 from resnet_flax.errors import UserError
 from resnet_flax.models import configured_model
 from resnet_flax.models.summary import native_size, summarize
 from resnet_flax.paper.targets import Target
-from resnet_flax.runtime.storage import read_json
+from resnet_flax.runtime.storage import exists, read_json
+from resnet_flax.training.checkpoint_files import steps_in
 
 # Floating-point operations per second that a device sustains in training. Only the CPU's was
 # measured: 250 images of 32 x 32 per second through ResNet-20 on two cores.
@@ -34,7 +36,7 @@ class Training(NamedTuple):
 
     Attributes:
       row: name of its row.
-      config: resolved.
+      config: checked.
       workdir: of the run.
     """
 
@@ -49,13 +51,12 @@ class Training(NamedTuple):
         wanted = {"step": self.config.steps, "split": self.config.data.eval_split}
         if not found or any(found.get(key) != value for key, value in wanted.items()):
             return None
-        return None if conflicts(self.config, found["config"]) else found
+        return None if conflicts(self.config, found.get("config", {}), tables.keys()) else found
 
     @property
     def steps_left(self) -> int:
         """Steps after the newest checkpoint."""
-        names = [path.name for path in self.workdir.glob("checkpoints/*")]
-        return self.config.steps - max((int(n) for n in names if n.isdecimal()), default=0)
+        return self.config.steps - max(steps_in(self.workdir / "checkpoints"), default=0)
 
 
 def trainings(
@@ -78,12 +79,12 @@ def trainings(
             wanted = [(row.config, seed)] if row.config else []
             for path, member in [*wanted, *(row.members if seed == seeds[0] else ())]:
                 config = load_config(path)
-                override(config, [*row.settings, *settings, f"seed={member}"])
+                tables.override(config, [*row.settings, *settings, f"seed={member}"])
                 name = "-".join([config_name(path), *_values(row.settings)])
                 workdir = root / (name + _suffix(apart)) / f"seed{member}"
                 before = root / (name + _suffix(former)) / f"seed{member}"
-                workdir = before if before.exists() else workdir
-                found.setdefault(workdir, Training(row.name, resolve(config), workdir))
+                workdir = before if exists(before) else workdir
+                found.setdefault(workdir, Training(row.name, tables.check(config), workdir))
     return list(found.values())
 
 

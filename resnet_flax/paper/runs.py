@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax import renamed
+from resnet_flax.apply.experiment import run_experiment
 from resnet_flax.data.experiment import open_splits
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
@@ -21,8 +22,8 @@ from resnet_flax.paper.targets import Row, Target
 from resnet_flax.runtime import terminal
 from resnet_flax.runtime.provenance import provenance
 from resnet_flax.runtime.signals import SignalHandler
-from resnet_flax.runtime.storage import read_json, write_json
-from resnet_flax.training.loop import train as train_network
+from resnet_flax.runtime.storage import exists, read_json, write_json
+from resnet_flax.training.divergence import DivergedError
 from resnet_flax.training.session import Interrupted
 from resnet_flax.training.writers import read_metrics
 from resnet_flax.weights.loading import load
@@ -38,8 +39,10 @@ def run(
     data_dir: str = "",
     batch_size: int = 100,
     say: Callable[[str], None] = terminal.say,
-) -> None:
+) -> list[str]:
     """Trains and evaluates what is missing, and writes the results so far after each run.
+
+    A run that diverges has no result, nor has an ensemble with it; the others are trained.
 
     Args:
       target: the table or figure.
@@ -51,20 +54,28 @@ def run(
       batch_size: of evaluation.
       say: prints a message.
 
+    Returns:
+      The rows and seeds of the runs that diverged, in words.
+
     Raises:
       Interrupted: a signal came.
     """
+    diverged: dict[Path, str] = {}
     results(out)  # fails early if it is not a results file
     of_row = {row.name: row for row in target.rows}
     for number, one in enumerate(planned, start=1):
         seed = one.config.seed
         say(f"[{number} of {len(planned)}] {one.row}, seed {seed}")
-        if one.result is None:
-            train_network(one.config, one.workdir, stop)
+        try:
+            if one.result is None:
+                run_experiment(one.config, one.workdir, stop)
+        except DivergedError as error:
+            diverged[one.workdir] = f"{one.row}, seed {seed}"
+            say(f"warning: {diverged[one.workdir]}: {error}")
         if stop.signal:
             raise Interrupted(f"stopped by {stop.signal.name} after {one.workdir}", stop.signal)
-        if of_row[one.row].members:
-            continue  # evaluated together
+        if of_row[one.row].members or one.workdir in diverged:
+            continue  # members are evaluated together
         found = _record(target, of_row[one.row], [one], batch_size, stop)
         _merge(out, {**found, "row": one.row, "seed": seed, "changed": list(changed)})
     for row in target.rows:
@@ -73,8 +84,11 @@ def run(
             _merge(out, {**_published(target, row, data_dir, batch_size, stop), "changed": []})
         if row.members:
             members = [one for one in planned if one.row == row.name]
+            if any(one.workdir in diverged for one in members):
+                continue
             found = _record(target, row, members, batch_size, stop)
             _merge(out, {**found, "row": row.name, "seed": 0, "changed": list(changed)})
+    return list(diverged.values())
 
 
 def _or_stop(stop: SignalHandler) -> Callable[[int, int], None]:
@@ -180,7 +194,7 @@ def _evaluated(
     # All figures that each member's training ended with, which differ if it is trained again.
     which = [one.result for one in members]
     known = read_json(path)
-    if known and known["of"] == which:
+    if known and known.get("of") == which:
         return known
     opened = [load(one.workdir) for one in members]
     result = evaluate_pretrained(
@@ -220,9 +234,9 @@ def results(path: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: it is not a results file, and must not be overwritten.
     """
-    if not path.exists():
+    if not exists(path):
         return []
-    found = read_json(path)
+    found = read_json(path, list)
     keys = {
         "experiment",
         "row",

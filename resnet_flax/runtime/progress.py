@@ -8,7 +8,7 @@ from resnet_flax.runtime.terminal import Unfailing
 
 
 class Progress:
-    """Progress bars below printed lines; none if the output is not a terminal.
+    """Progress bars below printed lines; none if the output is not a terminal that can move up.
 
     A context that restores the terminal.
 
@@ -31,12 +31,17 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(file=self._file)
+        # Where TERM=dumb, rich would not draw bars, and what they show would appear nowhere.
+        self.shown = console.is_interactive
+        if not self.shown:
+            return
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
             TimeRemainingColumn(compact=True),
-            console=Console(file=self._file),
+            console=console,
             transient=True,
         )
         self._bars.start()

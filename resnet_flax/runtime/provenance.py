@@ -8,11 +8,16 @@ from typing import Any
 
 import jax
 
+from resnet_flax import __version__
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def provenance() -> dict[str, Any]:
-    """Commit (with '+' if the tree differs from it, except in results/), device and versions."""
+    """Commit (with '+' if the tree differs from it, except in results/), device and versions.
+
+    The commit is empty outside a checkout, where the version of this package identifies it.
+    """
     device = jax.devices()[0]
     # Earlier results are not part of the program.
     changed = _git("status", "--porcelain", "--", ":(top)", ":(top,exclude)results")
@@ -20,6 +25,7 @@ def provenance() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD") + "+" * bool(changed),
         "device": f"{jax.device_count()} x {device.device_kind} ({platform.machine()})",
         "versions": {
+            "resnet_flax": __version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },

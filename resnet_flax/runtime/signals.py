@@ -1,8 +1,12 @@
 """Signals that ask a run to stop, recorded for the loop to act on at its next step."""
 
+import contextlib
 import signal
+import sys
 import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 # SIGHUP is sent when a terminal closes, SIGUSR1 by SLURM's `--signal` before the time limit.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
@@ -44,3 +48,26 @@ class SignalHandler:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
+
+
+@contextlib.contextmanager
+def not_ignored(end: Callable[[], object]) -> Iterator[None]:
+    """A context in which no Ctrl-C is lost.
+
+    Python prints and ignores an exception in a destructor or in a callback of its garbage
+    collector, of which JAX has one; a KeyboardInterrupt there calls `end` instead.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            end()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = before

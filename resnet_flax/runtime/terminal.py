@@ -13,6 +13,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from resnet_flax.runtime import storage
+
 # A closed file raises ValueError, and a file-like object may lack methods.
 _FAILURES = (OSError, ValueError, AttributeError)
 # Seconds that one write may take before later ones are dropped.
@@ -80,14 +82,26 @@ class Unfailing:
         log, self._log = self._log, None
         if log is not None:
             now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-            note = f"{now} the terminal cannot be written ({reason}); the run continues\n"
-            with contextlib.suppress(OSError), log.open("a") as file:
-                file.write(note)
+            storage.note(log, f"{now} the terminal cannot be written ({reason}); the run continues")
 
 
 def say(text: object, file: Any = None) -> None:
     """Prints a line, by default to standard output, if that can be done."""
     print(text, file=Unfailing(sys.stdout if file is None else file), flush=True)
+
+
+def open_closed() -> None:
+    """Opens the standard streams that were closed, as by `>&-`, so that they drop everything.
+
+    The next files that are opened would get their numbers, and what C++ code prints as text.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
 def stuck() -> bool:

@@ -1,8 +1,9 @@
 """The checkpoints of a run: saved in the background, synced before older ones are deleted."""
 
+import contextlib
 import errno
 import os
-import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from resnet_flax.runtime import distributed, storage
 from resnet_flax.training.checkpoint_files import (
     FORMAT,
     DamagedError,
-    read_meta,
-    read_state,
+    read_together,
     reason,
     steps_in,
     write_sums,
@@ -32,15 +32,17 @@ _REPLACED = ".replaced"
 
 
 class SaveError(UserError):
-    """A checkpoint could not be saved; the message says why, and which is the newest.
+    """A checkpoint could not be saved; the message says why, what to do, and which is the newest.
 
     Attributes:
+      why: which could not be saved, and why.
       what: the message without the newest checkpoint.
     """
 
-    def __init__(self, what: str, left: str) -> None:
+    def __init__(self, why: str, left: str) -> None:
+        what = f"{why}; free space or fix the cause, and run the same command again"
         super().__init__(f"{what} ({left})")
-        self.what = what
+        self.why, self.what = why, what
 
 
 class Checkpoints:
@@ -105,9 +107,14 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def poll(self) -> None:
-        """Finishes the save in progress if that needs no waiting; cheap."""
-        waiting = self._manager is not None and self._saving is not None
-        if waiting and not self._manager.is_saving_in_progress():  # type: ignore[union-attr]
+        """Finishes the save in progress if that needs no waiting; cheap in one process.
+
+        It is a collective: deleting older checkpoints is a barrier, which would wait for a step's
+        collectives, and they for it, if another process saw the end of the save after that step.
+        """
+        if self._manager is None or self._saving is None:
+            return
+        if not distributed.all_max(int(self._manager.is_saving_in_progress())):
             self.wait()
 
     def wait(self) -> None:
@@ -120,9 +127,9 @@ class Checkpoints:
                 # Its files are synced; now sync its name, and what Orbax wrote after
                 # `_before_its_name`.
                 path = self.directory / str(self._saving)
-                for entry in path.iterdir():
-                    if entry.is_file():
-                        storage.sync_file(entry)
+                for name in storage.names(path):
+                    if storage.is_file(path / name):
+                        storage.sync_file(path / name)
                 storage.sync_directory(path)
                 storage.sync_directory(self.directory)
                 self._remove_replaced()
@@ -133,7 +140,7 @@ class Checkpoints:
         self._saving = None
 
     def restore_newest(
-        self, target: Any, accept: Callable[[dict[str, Any]], None]
+        self, target: Any, accept: Callable[[dict[str, Any]], None], multiple_of: int = 0
     ) -> tuple[Any, dict[str, Any], list[str]] | None:
         """Restores the newest undamaged checkpoint; returns None if there are no checkpoints.
 
@@ -144,6 +151,7 @@ class Checkpoints:
           target: shapes, types and shardings of the state.
           accept: called with the metadata before anything is restored or moved; raises if it
             belongs to another experiment.
+          multiple_of: not 0 to prefer checkpoints whose step is a multiple.
 
         Returns:
           The state, the metadata, and a sentence on each damaged checkpoint that was skipped.
@@ -155,12 +163,14 @@ class Checkpoints:
             self._bring_back()
         distributed.barrier()
         damaged: dict[int, str] = {}
-        for step in self.steps():
+        # A stable sort: the newest first among the preferred ones, and among the others.
+        left = sorted(self.steps(), key=lambda step: multiple_of and step % multiple_of != 0)
+        # All processes read the same one: another host may not see the newest yet.
+        for _ in range(distributed.of_the_first(len(left))):
+            step = distributed.of_the_first(left.pop(0) if left else 0)
             path = self.directory / str(step)
             try:
-                meta = read_meta(path)
-                accept(meta)
-                state = read_state(path, target, meta)
+                state, meta = read_together(path, target, accept)
             except DamagedError as error:
                 damaged[step] = f"checkpoint {path} is damaged: {error}"
                 continue
@@ -175,6 +185,15 @@ class Checkpoints:
             )
         return None
 
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, from which nothing shall continue."""
+        if distributed.is_primary():
+            for later in self.steps():
+                if later > step:
+                    storage.remove(self.directory / str(later))
+            storage.sync_directory(self.directory)
+        distributed.barrier()
+
     def _open(self) -> ocp.CheckpointManager:
         # Only at the first save: opening reads every checkpoint, damaged ones too, and creates the
         # directory.
@@ -184,7 +203,9 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
                 async_options=ocp.options.AsyncOptions(
-                    post_finalization_callback=self._before_its_name
+                    post_finalization_callback=self._before_its_name,
+                    # Otherwise, if a directory cannot be created, threads wait for it for minutes.
+                    create_directories_asynchronously=False,
                 ),
             )
             handlers = {"state": _whole_arrays(), "meta": ocp.JsonCheckpointHandler()}
@@ -203,53 +224,67 @@ class Checkpoints:
         # Some full disks, such as by quotas, are not detected here; the others fail cleanly.
         storage.make_directory(self.directory)
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 1_000_000
-        if shutil.disk_usage(self.directory).free < needed:
+        if storage.free_bytes(self.directory) < needed:
             self._saving = step
             raise self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def _failed(self, error: Exception) -> SaveError:
         """Removes the files of a failed save, and returns the error."""
         step, self._saving = self._saving, None
-        for entry in self.directory.glob(f"{step}.*"):
-            if entry.name != f"{step}{_REPLACED}":
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
-        self._bring_back()
+        if jax.process_count() == 1:  # several would wait for each other
+            manager, self._manager = self._manager, None
+            # Its threads may still write into the directory that is removed here.
+            for finish in (manager.wait_until_finished, manager.close) if manager else ():
+                with contextlib.suppress(Exception):
+                    finish()
+        if distributed.is_primary():
+            self._remove_parts(step)
+            self._bring_back()
         left = [n for n in self.steps() if n != step]
         on = f"the newest one is of step {left[0]}" if left else "there is none yet"
         return SaveError(
-            f"cannot save the checkpoint of step {step} in {self.directory}: {reason(error)}; "
-            "free space or fix the cause, and run the same command again",
-            on,
+            f"cannot save the checkpoint of step {step} in {self.directory}: {reason(error)}", on
         )
+
+    def _remove_parts(self, step: int | None) -> None:
+        for _ in range(20):  # a thread of a failed save may create one more file
+            names = [n for n in storage.names(self.directory) if n.startswith(f"{step}.")]
+            found = [name for name in names if not name.endswith(_REPLACED)]
+            if not found:
+                break
+            for name in found:
+                storage.remove(self.directory / name)
+            time.sleep(0.05)
 
     def _lay_aside(self, step: int) -> None:
         """Renames an existing checkpoint while its step is saved again."""
         path = self.directory / str(step)
-        if distributed.is_primary() and path.is_dir():
-            os.replace(path, self.directory / f"{step}{_REPLACED}")
+        if distributed.is_primary() and storage.is_directory(path):
+            storage.rename(path, self.directory / f"{step}{_REPLACED}")
         distributed.barrier()
         if self._manager is not None:
             self._manager.reload()
 
     def _bring_back(self) -> None:
         """Undoes `_lay_aside` if the save that was to replace the checkpoint did not finish."""
-        for entry in self.directory.glob(f"*{_REPLACED}"):
-            path = self.directory / entry.name.removesuffix(_REPLACED)
-            if path.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                os.replace(entry, path)
+        for name in storage.names(self.directory):
+            if name.endswith(_REPLACED):
+                path = self.directory / name.removesuffix(_REPLACED)
+                if storage.is_directory(path):
+                    storage.remove(self.directory / name)
+                else:
+                    storage.rename(self.directory / name, path)
 
     def _remove_replaced(self) -> None:
-        shutil.rmtree(self.directory / f"{self._saving}{_REPLACED}", ignore_errors=True)
+        storage.remove(self.directory / f"{self._saving}{_REPLACED}")
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
         for step in damaged:
             aside = self.directory.with_name("damaged")
-            aside.mkdir(exist_ok=True)
+            storage.make_directory(aside)
             target = aside / str(step)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(self.directory / str(step), target)
+            storage.remove(target)
+            storage.rename(self.directory / str(step), target)
 
 
 def _whole_arrays() -> ocp.PyTreeCheckpointHandler:

@@ -6,9 +6,11 @@ of every file). Orbax and its stores hardly detect damage themselves: of 100 sin
 they restored 94 without an error, 90 of them to wrong numbers.
 """
 
+import errno
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ import orbax.checkpoint as ocp
 
 from resnet_flax import renamed
 from resnet_flax.errors import UserError
-from resnet_flax.training.digests import digests, sha256_of, sha256_of_file
+from resnet_flax.runtime import distributed, storage
+from resnet_flax.training.digests import digests, sha256_of
 from resnet_flax.training.quiet import silence_stores
 
 FORMAT = 1
 SUMS = "sha256.json"
+# Every finished checkpoint has this file.
+_META = "meta/metadata"
 # Orbax writes these last; nothing here reads them.
 _LATE = ("_CHECKPOINT_METADATA", "commit_success.txt", SUMS)
 
@@ -38,7 +43,7 @@ def read_meta(path: Path) -> dict[str, Any]:
       UserError: it was written by a later version of this package.
     """
     try:
-        meta = json.loads((path / "meta" / "metadata").read_bytes())
+        meta = json.loads(storage.read(path / _META))
         claimed = meta.pop("sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedError(f"its metadata cannot be read ({reason(error)})") from error
@@ -52,29 +57,69 @@ def read_meta(path: Path) -> dict[str, Any]:
     return {**meta, "config": renamed.saved_config(meta["config"])}
 
 
-def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
+def read_together(
+    path: Path, target: Any, accept: Callable[[dict[str, Any]], None]
+) -> tuple[Any, dict[str, Any]]:
+    """The state and the metadata of one checkpoint, read by all processes.
+
+    Args:
+      path: the checkpoint's directory.
+      target: shapes, types and shardings of the state.
+      accept: called with the metadata before anything else is read; raises if it does not fit.
+
+    Raises:
+      DamagedError: in every process, if one of them cannot read it.
+      UserError: see `read_state`.
+    """
+    meta = _by_all(lambda: read_meta(_seen(path)))
+    accept(meta)
+    _by_all(lambda: _check_files(path))  # so that all of them begin with the state, or none
+    return _by_all(lambda: read_state(path, target, meta, checked=True)), meta
+
+
+def _by_all(read: Callable[[], Any]) -> Any:
+    """What a function returns; raises DamagedError in every process if it does in one."""
+    found, failed = None, None
+    try:
+        found = read()
+    except DamagedError as error:
+        failed = error
+    if distributed.all_max(int(failed is not None)):
+        raise failed or DamagedError("another process cannot read it, see its host")
+    return found
+
+
+def _seen(path: Path, seconds: float = 60.0) -> Path:
+    """The path, once it is there; on NFS another host may not see a new directory at once."""
+    deadline = time.monotonic() + seconds
+    while not storage.is_directory(path) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return path
+
+
+def read_state(
+    path: Path, target: Any, meta: dict[str, Any], *, alone: bool = False, checked: bool = False
+) -> Any:
     """The state of one checkpoint, every leaf and every file verified.
 
     Args:
       path: the checkpoint's directory.
       target: shapes, types and shardings of the state.
       meta: see `read_meta`.
+      alone: whether this process reads it onto its own devices; otherwise all processes read it
+        together.
+      checked: whether `_check_files` has been called.
 
     Raises:
       DamagedError: names the first file that differs or, if no file differs or there are no digests
         of files because of a crash, the first leaf.
       UserError: it is undamaged, but of another network or optimiser than the target.
     """
-    # Files first, as the stores cannot handle damaged bytes and may print a lot.
-    try:
-        wrong = next(_wrong_files(path), None)
-    except OSError as error:
-        raise DamagedError(f"its files cannot be read ({reason(error)})") from error
-    if wrong is not None:
-        raise DamagedError(f"{wrong} does not match its digest")
+    if not checked:
+        _check_files(path)
     try:
         _check_shapes(path, _saved_tree(path), target)
-        with ocp.StandardCheckpointer() as reader:
+        with _reader(alone) as reader:
             state = reader.restore((path / "state").absolute(), target)
     except (UserError, DamagedError):
         raise
@@ -84,6 +129,16 @@ def read_state(path: Path, target: Any, meta: dict[str, Any]) -> Any:
         if meta["digests"].get(leaf) != digest:
             raise DamagedError(f"{leaf} does not match its digest")
     return state
+
+
+def _check_files(path: Path) -> None:
+    """Raises DamagedError if a file has changed: the stores cannot handle damaged bytes."""
+    try:
+        wrong = next(_wrong_files(path), None)
+    except OSError as error:
+        raise DamagedError(f"its files cannot be read ({reason(error)})") from error
+    if wrong is not None:
+        raise DamagedError(f"{wrong} does not match its digest")
 
 
 def newest(directory: Path) -> Path:
@@ -99,7 +154,9 @@ def newest(directory: Path) -> Path:
 
 
 def read_variables(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """The network's `params` and `batch_stats` of one checkpoint, on one device, verified.
+    """The network's `params` and `batch_stats` of one checkpoint, verified.
+
+    They are on one device of this process; other processes need not read them too.
 
     Args:
       path: the checkpoint's directory.
@@ -108,12 +165,22 @@ def read_variables(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     Raises:
       DamagedError: see `read_state`.
     """
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), _saved_tree(path)
     )
-    state = read_state(path, target, meta)
+    state = read_state(path, target, meta, alone=True)
     return {name: state[name] or {} for name in ("params", "batch_stats")}
+
+
+def _reader(alone: bool) -> ocp.StandardCheckpointer:
+    if not alone:
+        return ocp.StandardCheckpointer()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 def _saved_tree(path: Path) -> Any:
@@ -139,25 +206,32 @@ def _check_shapes(path: Path, saved: Any, target: Any) -> None:
         if there.get(name) != wanted.get(name):
             raise UserError(
                 f"checkpoint {path} is of another network or optimiser: {name} is "
-                f"{there.get(name, 'not there')}, and {wanted.get(name, 'not there')} in what "
-                "this config; give the config and version that it was saved with, or another "
-                "--workdir"
+                f"{there.get(name, 'missing')} there, but {wanted.get(name, 'missing')} with this "
+                "config; give the config and version that it was saved with, or another --workdir"
             )
 
 
 def write_sums(path: Path) -> None:
-    """Writes the digests of all files of a checkpoint into it, before it is renamed."""
-    sums = {name: sha256_of_file(path / name) for name in _files(path)}
-    (path / SUMS).write_text(json.dumps(sums))
+    """Writes the digests of all files of a checkpoint into it, before it is renamed.
+
+    Raises:
+      FileNotFoundError: its files are gone, as its workdir was moved or removed. Were the directory
+        created again, Orbax would finish a checkpoint without a state.
+    """
+    sums = {
+        name: storage.sha256_of_file(path / name)
+        for name in storage.files_below(path)
+        if name not in _LATE
+    }
+    if _META not in sums:
+        raise FileNotFoundError(errno.ENOENT, "its files have been moved or removed", str(path))
+    storage.write(path / SUMS, json.dumps(sums), parents=False)
 
 
 def steps_in(directory: Path) -> list[int]:
     """Steps of the finished checkpoints in a directory, the newest first."""
-    if not directory.is_dir():
-        return []
-    names = (entry.name for entry in directory.iterdir() if entry.is_dir())
-    steps = (int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
-    return sorted(steps, reverse=True)
+    numbers = (n for n in storage.names(directory) if re.fullmatch("0|[1-9][0-9]*", n))
+    return sorted((int(n) for n in numbers if storage.is_directory(directory / n)), reverse=True)
 
 
 def _wrong_files(path: Path) -> Iterator[str]:
@@ -165,25 +239,21 @@ def _wrong_files(path: Path) -> Iterator[str]:
 
     Up to version 0.1, digests were written after the checkpoint was renamed.
     """
-    if not (path / SUMS).exists():
+    if not storage.exists(path / SUMS):
         return
     try:
-        sums = json.loads((path / SUMS).read_bytes())
+        sums = json.loads(storage.read(path / SUMS))
     except ValueError:
         yield SUMS
         return
-    if not isinstance(sums, dict) or "meta/metadata" not in sums:
+    if not isinstance(sums, dict) or _META not in sums:
         yield SUMS
         return
     # Other files there (such as a file manager's) do no harm.
     for name, digest in sums.items():
-        if not (path / name).is_file() or sha256_of_file(path / name) != digest:
+        file = path / name
+        if not storage.is_file(file) or storage.sha256_of_file(file) != digest:
             yield name
-
-
-def _files(path: Path) -> list[str]:
-    names = (str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    return sorted(name for name in names if name not in _LATE)
 
 
 def reason(error: BaseException) -> str:

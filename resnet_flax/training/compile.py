@@ -5,16 +5,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from resnet_flax import sharding
 from resnet_flax.evaluation.compile import jit
-from resnet_flax.evaluation.step import Sums, compile_eval
+from resnet_flax.evaluation.step import compile_eval
 from resnet_flax.runtime.xla_options import Options
 from resnet_flax.training.state import TrainState
-from resnet_flax.training.steps import resident_steps
+from resnet_flax.training.steps import Sums, resident_steps
 
 
 def compile_steps(
@@ -23,8 +22,8 @@ def compile_steps(
     train: Callable[..., Any],
     evaluate: Callable[..., Any],
     options: Options | None = None,
-) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Sums]]:
-    """`train_step` and `eval_step` (their keywords bound) as programs over the mesh.
+) -> tuple[Callable[..., tuple[TrainState, Sums]], Callable[..., Any]]:
+    """`train_step` and a task's `eval_step` (keywords bound) as programs over the mesh.
 
     The state is donated to the training step, which reuses its buffers for the new state.
 
@@ -39,7 +38,7 @@ def compile_steps(
     compiled_train = jit(
         train,
         options,
-        in_shardings=(state_shardings, sharded),
+        in_shardings=(state_shardings, sharded, replicated),
         out_shardings=(state_shardings, replicated),
         donate_argnums=0,
     )
@@ -57,7 +56,10 @@ def compile_statistics(
     return jit(
         function,
         options,
-        in_shardings=(state_shardings.params, sharding.over_batch(mesh), replicated, stats),
+        in_shardings=(
+            *(state_shardings.params, sharding.over_batch(mesh), replicated),
+            *(stats, replicated),
+        ),
         out_shardings=stats,
     )
 
@@ -66,22 +68,24 @@ class ResidentSteps(NamedTuple):
     """`resident_steps` as programs.
 
     Attributes:
-      some: takes `n` of `k` steps. `(state, data, indices, n)`.
+      some: takes `n` of `k` steps. `(state, data, indices, n, seed)`.
       every: takes all steps, in a loop of a length known at compile time, so that a GPU does not
         ask the host before each step whether to continue; None on other devices. `(state, data,
-        indices)`.
+        indices, seed)`.
+      mesh: of the devices.
     """
 
     some: Any
     every: Any
+    mesh: Mesh
 
     def __call__(
-        self, state: TrainState, data: dict[str, Array], indices: Array, n: int
+        self, state: TrainState, data: dict[str, Array], indices: Array, n: int, seed: Any
     ) -> tuple[TrainState, Sums]:
         """The first `n` steps, see `resident_steps`."""
         if self.every is not None and n == len(indices):
-            return self.every(state, data, indices)
-        return self.some(state, data, indices, np.int32(n))
+            return self.every(state, data, indices, seed)
+        return self.some(state, data, indices, sharding.put_number(n, self.mesh), seed)
 
 
 def compile_resident(
@@ -107,14 +111,15 @@ def compile_resident(
         jit, options=options, out_shardings=(state_shardings, replicated), donate_argnums=0
     )
 
-    def every(state: TrainState, data: Any, indices: Array) -> tuple[TrainState, Sums]:
-        return steps(state, data, indices, len(indices))
+    def every(state: TrainState, data: Any, indices: Array, seed: Any) -> tuple[TrainState, Sums]:
+        return steps(state, data, indices, len(indices), seed)
 
     if known_length is None:
         known_length = mesh.devices.flat[0].platform not in ("cpu", "tpu")
     return ResidentSteps(
-        compiled(steps, in_shardings=(*inputs, replicated)),
-        compiled(every, in_shardings=inputs) if known_length else None,
+        compiled(steps, in_shardings=(*inputs, replicated, replicated)),
+        compiled(every, in_shardings=(*inputs, replicated)) if known_length else None,
+        mesh,
     )
 
 

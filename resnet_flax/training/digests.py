@@ -1,8 +1,7 @@
-"""Checksums of arrays and of files."""
+"""Checksums of arrays and of JSON."""
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,12 +47,6 @@ def _mix(x: Array) -> Array:
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(value: Any) -> str:

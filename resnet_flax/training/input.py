@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_flax import sharding
+from resnet_flax.data.parts import Parts
 from resnet_flax.data.pipeline import Batch
 from resnet_flax.data.sampler import Sampler
 from resnet_flax.training.run import Run
@@ -30,10 +31,16 @@ def open_input(run: Run, start: int) -> Iterator["Input"]:
             config.batch_size,
             most,
             run.mesh,
+            config.seed,
+            run.recovery.data_offset,
         )
         return
     with run.train_batches(start) as batches:
-        yield Streaming(run.programs.train_step, batches, run.mesh)
+        parts = batches
+        if jax.process_count() > 1:
+            # The other processes wait for this one's part, see `steps.unless_incomplete`.
+            parts = Parts(batches, run.blank_train_batch, start)
+        yield Streaming(run.programs.train_step, parts, run.mesh, config.seed)
 
 
 @runtime_checkable
@@ -48,7 +55,11 @@ class Input(Protocol):
 
     most: int
     waited: float
-    error: Exception | None
+
+    @property
+    def error(self) -> Exception | None:
+        """See above."""
+        ...
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
         """Takes `n` steps from `step`; returns the state after them and the sums of each."""
@@ -61,34 +72,23 @@ class Streaming:
     most = 1
 
     def __init__(
-        self, train_step: Callable[..., Any], batches: Iterator[Batch], mesh: Mesh
+        self, train_step: Callable[..., Any], batches: Iterator[Batch], mesh: Mesh, seed: int
     ) -> None:
         self._train_step, self._batches, self._mesh = train_step, batches, mesh
+        self._seed = sharding.put_number(seed, mesh)
         self.waited = 0.0
-        self.error: Exception | None = None
-        self._newest: Batch | None = None
+
+    @property
+    def error(self) -> Exception | None:
+        """See `Input`."""
+        return self._batches.error if isinstance(self._batches, Parts) else None
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
         """See `Input`; the batches come in the order of steps."""
         began = time.monotonic()
-        batch = self._next()
+        batch = next(self._batches)
         self.waited += time.monotonic() - began
-        return self._train_step(state, sharding.put_batch(batch, self._mesh))
-
-    def _next(self) -> Batch:
-        if jax.process_count() == 1:
-            return next(self._batches)
-        # The other processes wait for this one's part, see `steps.unless_incomplete`.
-        if self.error is None:
-            try:
-                self._newest = next(self._batches)
-                return self._newest
-            except Exception as error:
-                if self._newest is None:
-                    raise
-                self.error = error
-        assert self._newest is not None
-        return {**self._newest, "mask": np.zeros_like(self._newest["mask"])}
+        return self._train_step(state, sharding.put_batch(batch, self._mesh), self._seed)
 
 
 class Resident:
@@ -101,6 +101,8 @@ class Resident:
       batch_size: of the global batch.
       most: largest number of steps at a time.
       mesh: of the devices.
+      seed: of the run.
+      data_offset: number of earlier batches that were left out.
     """
 
     def __init__(
@@ -111,12 +113,15 @@ class Resident:
         batch_size: int,
         most: int,
         mesh: Mesh,
+        seed: int,
+        data_offset: int = 0,
     ) -> None:
         self.most = most
         self.waited = 0.0
         self.error: Exception | None = None
         self._steps, self._sampler, self._mesh = steps, sampler, mesh
-        self._batch_size = batch_size
+        self._batch_size, self._data_offset = batch_size, data_offset
+        self._seed = sharding.put_number(seed, mesh)
         self._data = sharding.put_whole({"image": source.images, "label": source.labels}, mesh)
 
     def advance(self, state: TrainState, step: int, n: int) -> tuple[TrainState, Any]:
@@ -124,7 +129,8 @@ class Resident:
         share = self._batch_size // jax.process_count()
         rows = np.zeros((self.most, share), np.int32)
         for i in range(n):
-            first = (step + i) * self._batch_size + jax.process_index() * share
+            number = step + i + self._data_offset
+            first = number * self._batch_size + jax.process_index() * share
             rows[i] = self._sampler.examples(first, share)
         indices = sharding.put_batch({"rows": rows}, self._mesh, axis=1)["rows"]
-        return self._steps(state, self._data, indices, n)
+        return self._steps(state, self._data, indices, n, self._seed)

@@ -10,27 +10,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from resnet_flax.errors import UserError
+from resnet_flax.training.divergence import DivergedError, diverged
 from resnet_flax.training.input import Input
+from resnet_flax.training.parts import incomplete
 from resnet_flax.training.writers import Writers
 
-
-class DivergedError(UserError):
-    """Loss, gradients, parameters or running statistics are not finite."""
-
-
-class IncompleteError(Exception):
-    """One of several processes could not read its part of a batch.
-
-    Attributes:
-      step: of the state, see `steps.unless_incomplete`.
-    """
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"no complete batch for step {step + 1}")
-        self.step = step
-
-
+_NORMS = {"grad_norm", "param_norm", "stats_norm"}  # the other results of a step are sums
 RATES = 1000  # learning rates that are computed at a time
 
 
@@ -42,16 +27,29 @@ class MetricsLogger:
       schedule: the learning rate, recorded with the sums.
       writers: get a record every `log.every` steps.
       input_: for the time spent waiting for data.
+      unlogged: what the attribute was when the state to continue from was saved.
+      data_offset: number of batches that were left out; records have it if there are any.
+
+    Attributes:
+      unlogged: the sums of the steps since the newest record, JSON. A record is of the same steps
+        whether a run was interrupted between two records or not.
     """
 
     def __init__(
-        self, config: ml_collections.ConfigDict, schedule: Any, writers: Writers, input_: Input
+        self,
+        config: ml_collections.ConfigDict,
+        schedule: Any,
+        writers: Writers,
+        input_: Input,
+        unlogged: dict[str, float] | None = None,
+        data_offset: int = 0,
     ) -> None:
         self._every, self._steps = config.log.every, config.steps
         self._batch_size = config.batch_size
         self._schedule, self._writers, self._input = schedule, writers, input_
         self._pending: tuple[int, int, Any] | None = None
-        self._sums = {"loss": 0.0, "errors": 0.0, "count": 0.0}
+        self.unlogged = dict(unlogged or {})
+        self._left_out = {"data_offset": data_offset} if data_offset else {}
         self._clock: float | None = None
         self._images = self._waited = 0.0
         self._rates: dict[int, float] = {}
@@ -67,7 +65,7 @@ class MetricsLogger:
 
         Raises:
           DivergedError: loss, gradients, parameters or running statistics are not finite.
-          IncompleteError: a batch was incomplete.
+          CommonError: one of several processes could not read its part of a batch.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -110,33 +108,35 @@ class MetricsLogger:
     def _fault(self, step: int, sums: dict[str, float]) -> Exception | None:
         """Why the state after a step must not be saved; None if it may."""
         if sums["count"] < self._batch_size:
-            return IncompleteError(step - 1)
+            # The step changed nothing, see `steps.unless_incomplete`.
+            return incomplete(step - 1, f"the batch of step {step}", self._input.error)
         if not all(map(math.isfinite, sums.values())):
             norms = ", ".join(f"{name} {sums[name]:.4g}" for name in sums if name.endswith("norm"))
-            return diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
+            return _diverged(step, f"loss {sums['loss'] / sums['count']:.4g}, {norms}")
         return None
 
-    def _step(self, step: int, sums: dict[str, float], speed: float, waited: float) -> None:
-        for name in self._sums:
-            self._sums[name] += sums[name]
+    def _step(self, step: int, newest: dict[str, float], speed: float, waited: float) -> None:
+        for name in newest.keys() - _NORMS:
+            self.unlogged[name] = self.unlogged.get(name, 0.0) + newest[name]
         record = None
         if step % self._every == 0 or step == self._steps:
-            count = self._sums["count"]
+            sums, self.unlogged = self.unlogged, {}
+            count = sums.pop("count")
             record = {
                 "split": "train",
                 "step": step,
-                "loss": self._sums["loss"] / count,
-                "error": self._sums["errors"] / count,
-                "grad_norm": sums["grad_norm"],
-                "param_norm": sums["param_norm"],
+                "loss": sums.pop("loss") / count,
+                **{name: sums[name] / count for name in sorted(sums)},
+                "grad_norm": newest["grad_norm"],
+                "param_norm": newest["param_norm"],
                 "learning_rate": self._learning_rate(step),
+                **self._left_out,
                 "images_per_second": round(speed, 1),
                 # Fraction of the time spent waiting for batches; the devices may have been busy.
                 "data_wait": round(min(waited, 1.0), 4),
             }
             self._writers.write(record)
-            self._sums = dict.fromkeys(self._sums, 0.0)
-        left = (self._steps - step) * sums["count"] / speed if speed else None
+        left = (self._steps - step) * newest["count"] / speed if speed else None
         self._writers.terminal.trained(step, record, left)
 
     def _learning_rate(self, step: int) -> float:
@@ -147,15 +147,19 @@ class MetricsLogger:
         if step not in self._rates:
             ahead = range(step, step + RATES * self._every, self._every)
             steps = np.array([*(n for n in ahead if n < self._steps), self._steps])
-            rates = np.asarray(jax.vmap(self._schedule)(steps - 1))
+            # Not compiled, where numbers of the schedule are transferred, whatever JAX's settings.
+            with jax.transfer_guard("allow"):
+                rates = np.asarray(jax.vmap(self._schedule)(steps - 1))
             self._rates = dict(zip(steps.tolist(), rates.tolist(), strict=True))
         return self._rates[step]
 
 
-def diverged(step: int, figures: str) -> DivergedError:
+def _diverged(step: int, figures: str) -> DivergedError:
     """The error for a step whose results are not finite."""
-    return DivergedError(
-        f"training diverged at step {step} ({figures}); no checkpoint has that step or a later "
-        "one; start again in another --workdir with a lower optim.learning_rate or a longer "
-        "optim.warmup_steps"
+    return diverged(
+        step,
+        figures,
+        "no checkpoint has that step or a later one; start again in another --workdir with a lower "
+        "optim.learning_rate or a longer optim.warmup_steps, or continue from the newest "
+        "checkpoint by --config.optim.on_divergence=skip_batches or lower_rate",
     )

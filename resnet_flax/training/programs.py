@@ -1,17 +1,14 @@
-"""The compiled programs of a config, without its data."""
+"""The compiled programs of a task, without its data."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import ml_collections
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
 
 from resnet_flax import sharding
-from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing
-from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.errors import UserError
-from resnet_flax.evaluation.step import eval_step
-from resnet_flax.models import ResNet, configured_model
 from resnet_flax.runtime import xla_options
 from resnet_flax.training.compile import (
     compile_init,
@@ -20,17 +17,48 @@ from resnet_flax.training.compile import (
     compile_steps,
 )
 from resnet_flax.training.norms import norm_over
-from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.state import init_state
-from resnet_flax.training.steps import statistics_step, train_step, unless_incomplete
+from resnet_flax.training.steps import Batch, statistics_step, train_step, unless_incomplete
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a training is about; `tasks.classification` is one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        ...
+
+    def prepare(self, batch: Batch, step: Any, seed: Any) -> Batch:
+        """A training batch on the device as the network takes it; see `train_step`."""
+        ...
+
+    def loss_fn(self, params: Any, batch_stats: Any, batch: Batch, rng: Any, step: Any) -> Any:
+        """The loss, `(metrics, batch_stats)`; see `train_step`."""
+        ...
+
+    def keeping_nothing(self) -> "Task":
+        """The same task with a network whose running statistics are those of the newest batch."""
+        ...
+
+    def eval_step(self, variables: Any, batch: Batch, states: Any) -> Any:
+        """Adds a batch of an evaluation to the states of `measures`."""
+        ...
+
+    @property
+    def measures(self) -> Any:
+        """What an evaluation measures, see `evaluation.evaluate.Measures`."""
+        ...
 
 
 class Programs(NamedTuple):
-    """The functions of a config, compiled at the first call.
+    """The functions of a run, compiled at the first call.
 
     Attributes:
       model: the network.
       schedule: the learning rate by the step.
+      tx: the optimizer.
       init: `init_state`.
       shardings: of the state.
       train_step: on a batch.
@@ -39,8 +67,9 @@ class Programs(NamedTuple):
       statistics_step: on a batch.
     """
 
-    model: ResNet
+    model: Any
     schedule: Any
+    tx: optax.GradientTransformation
     init: Any
     shardings: Any
     train_step: Any
@@ -50,94 +79,55 @@ class Programs(NamedTuple):
 
 
 def compile_programs(
-    config: ml_collections.ConfigDict,
-    mesh: jax.sharding.Mesh,
-    classes: int,
+    task: Task,
+    mesh: Mesh,
     image_shape: tuple[int, ...],
-    preprocessing: Preprocessing | None = None,
+    *,
+    schedule: optax.Schedule,
+    tx: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    bn_group_size: int = 1,
 ) -> Programs:
-    """The programs of a config, without its data.
+    """The programs of a task.
 
     Args:
-      config: resolved.
+      task: what to train.
       mesh: of the devices, which need not be attached.
-      classes: number of classes.
       image_shape: `(height, width, channels)` of a training image.
-      preprocessing: by default that of the config, without a mean image.
+      schedule: the learning rate by the step, which `tx` uses.
+      tx: the optimizer.
+      num_microbatches: see `train_step`.
+      bn_group_size: see `train_step`.
     """
-    check_batches(config, mesh.size)
-    span = config.model.bn_group_size
-    groups = ghost_batches(span, config.batch_size // config.accumulation, mesh.size)
-    model = configured_model(config.model, classes, groups)
-    schedule = make_schedule(config.optim, config.steps)
-    tx = make_optimizer(config.optim, schedule)
-    preprocessing = preprocessing or make_preprocessing(config.data)
-    prepare = partial(
-        augment_and_normalize,
-        data=config.data,
-        preprocessing=preprocessing,
-        seed=config.seed,
-        classes=classes,
-        dtype=model.dtype,
-    )
+    model: Any = task.model
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=image_shape), mesh
     )
     train = partial(
         train_step,
-        model=model,
+        loss_fn=task.loss_fn,
+        prepare=task.prepare,
         tx=tx,
-        prepare=prepare,
-        label_smoothing=config.optim.label_smoothing,
-        num_microbatches=config.accumulation,
-        bn_group_size=int(span) if span.isdecimal() else 1,
+        num_microbatches=num_microbatches,
+        bn_group_size=bn_group_size,
         gather=sharding.gather(shardings.params, mesh),
         norm=norm_over(mesh),
     )
     if jax.process_count() > 1:
         train = partial(unless_incomplete, train=train)
-    normalize = partial(preprocessing.normalize, dtype=model.dtype)
-    evaluate = partial(eval_step, model=model, prepare=normalize)
-    statistics_of = partial(statistics_step, model=model, prepare=prepare)
-    options = _options(mesh, image_shape, model)
-    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, evaluate, options)
-    resident = compile_resident(mesh, shardings, train, options=options)
-    statistics = compile_statistics(mesh, shardings, statistics_of, options)
-    return Programs(
-        *(model, schedule, init, shardings),
-        *(compiled_train, resident, compiled_eval, statistics),
-    )
-
-
-def _options(mesh: jax.sharding.Mesh, image_shape: tuple[int, ...], model: ResNet) -> Any:
+    fresh = task.keeping_nothing()
+    statistics = partial(statistics_step, loss_fn=fresh.loss_fn, prepare=fresh.prepare)
     devices = list(mesh.devices.flat)
-    return xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
-
-
-def ghost_batches(span: str, batch_size: int, devices: int) -> int:
-    """The number of groups of examples that batch normalisation treats separately.
-
-    Args:
-      span: 'global' for one group, 'device' for each device's part, or a number of examples.
-      batch_size: of the global batch.
-      devices: number of devices.
-    """
-    if span == "global":
-        return 1
-    return devices if span == "device" else batch_size // int(span)
-
-
-def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
-    """Raises UserError if a batch of the config cannot be divided over the devices."""
-    eval_batch_size = config.data.eval_batch_size or config.batch_size
-    part = config.batch_size // config.accumulation
-    for name, size in (
-        ("batch_size", config.batch_size),
-        ("batch_size / accumulation", part),
-        ("eval batch size", eval_batch_size),
-    ):
-        if size % devices:
-            raise UserError(
-                f"{name} {size} cannot be divided over {devices} devices; it must be a multiple "
-                f"of {devices}, such as {max(1, round(size / devices)) * devices}"
-            )
+    options = xla_options.options(devices[0].platform, image_shape, model.dtype, devices=devices)
+    compiled_train, compiled_eval = compile_steps(mesh, shardings, train, task.eval_step, options)
+    return Programs(
+        model=model,
+        schedule=schedule,
+        tx=tx,
+        init=init,
+        shardings=shardings,
+        train_step=compiled_train,
+        resident_steps=compile_resident(mesh, shardings, train, options=options),
+        eval_step=compiled_eval,
+        statistics_step=compile_statistics(mesh, shardings, statistics, options),
+    )

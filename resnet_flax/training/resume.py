@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 
 from resnet_flax.config import conflicts, flatten
 from resnet_flax.data import fingerprint
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import distributed, storage
+from resnet_flax.training import resume_notes
 from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.divergence import NONE, Recovery
 from resnet_flax.training.run import Run
 from resnet_flax.training.state import TrainState
 
@@ -27,6 +28,8 @@ class Start(NamedTuple):
       averaged: whether `eval.recompute_bn` is done or off.
       changes: in the data since then, which the user accepts.
       notes: to print.
+      unlogged: of the `MetricsLogger` at that step.
+      recovery: of the run at that step.
     """
 
     state: TrainState
@@ -34,10 +37,20 @@ class Start(NamedTuple):
     averaged: bool
     changes: list[str]
     notes: list[str]
+    unlogged: dict[str, float]
+    recovery: Recovery
 
 
-def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
+def restore_or_init(
+    run: Run, checkpoints: Checkpoints, workdir: Path, multiple_of: int = 0
+) -> Start:
     """Restores the newest undamaged checkpoint, or initialises the state.
+
+    Args:
+      run: to continue.
+      checkpoints: of the run.
+      workdir: of the run.
+      multiple_of: not 0 to prefer checkpoints whose step is a multiple.
 
     Raises:
       UserError: the workdir has a run of another config or, unless `data.accept_changes`, of other
@@ -47,7 +60,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
 
     def accept(meta: dict[str, Any]) -> None:
         changes[:] = _changes(run, meta, workdir)
-        _check_config(config, meta, workdir)
+        _check_config(run, meta, workdir)
         _check_data(run, meta, workdir, changes)
 
     target = jax.tree.map(
@@ -55,41 +68,33 @@ def restore_or_init(run: Run, checkpoints: Checkpoints, workdir: Path) -> Start:
         jax.eval_shape(run.programs.init, config.seed),
         run.programs.shardings,
     )
-    restored = checkpoints.restore_newest(target, accept)
+    restored = checkpoints.restore_newest(target, accept, multiple_of)
     if distributed.is_primary():
         storage.write_json(workdir / "config.json", flatten(config))
         if any(run.files.values()):
             fingerprint.write_listings(workdir / LISTINGS, run.files)
     if restored is None:
-        return Start(run.programs.init(config.seed), 0, not config.eval.recompute_bn, [], [])
+        state, notes = run.initial_state()
+        return Start(state, 0, not config.eval.recompute_bn, [], notes, {}, NONE)
     state, meta, notes = restored
     step = meta["step"]
     word = "is finished" if step == config.steps else "continues"
     notes = [*notes, f"{workdir} {word} at step {step} of {config.steps}"]
-    notes += _planned_otherwise(config, flatten(meta["config"]))
+    notes += resume_notes.notes(run, meta)
     if changes:
         notes.append(f"warning: the data changed, as accepted: {'; '.join(changes)}")
     averaged = not config.eval.recompute_bn
     if step == config.steps:
         averaged = averaged or meta.get("averaged", True)
-    return Start(state, step, averaged, changes, notes)
+    unlogged = meta.get("unlogged", {})
+    return Start(state, step, averaged, changes, notes, unlogged, Recovery.of(meta))
 
 
-def _planned_otherwise(config: ml_collections.ConfigDict, before: dict[str, Any]) -> list[str]:
-    """A note where a learning rate that falls until the last step was to fall until another."""
-    planned = before.get("steps", config.steps)
-    if planned == config.steps or config.optim.schedule not in ("cosine", "onecycle"):
-        return []
-    return [
-        f"note: the run was planned for {planned} steps; optim.schedule={config.optim.schedule} "
-        f"depends on their number, so its result is not that of a run of {config.steps} steps from "
-        "the start"
-    ]
-
-
-def _check_config(config: ml_collections.ConfigDict, meta: dict[str, Any], workdir: Path) -> None:
+def _check_config(run: Run, meta: dict[str, Any], workdir: Path) -> None:
+    config = run.config
     # The fingerprint identifies the data; its directory may differ.
-    different = conflicts(config, meta["config"], ("data.source",) if "data" in meta else ())
+    besides = ("data.source",) if "data" in meta else ()
+    different = conflicts(config, meta["config"], run.keys, besides)
     if different:
         listed = ", ".join(f"{k} is {b!r} but was {a!r}" for k, (a, b) in different.items())
         raise UserError(

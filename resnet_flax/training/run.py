@@ -1,7 +1,7 @@
-"""From a config to a run: its data and programs, for the loop."""
+"""A run: everything that the training loop needs."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,58 +9,97 @@ import jax
 import ml_collections
 
 from resnet_flax import sharding
-from resnet_flax.config import flatten
-from resnet_flax.data import fingerprint, mean_image
-from resnet_flax.data.check import check_examples
-from resnet_flax.data.experiment import make_preprocessing, make_transforms, open_splits
-from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
-from resnet_flax.data.readers import PATIENT, Patience, reading
-from resnet_flax.data.sources import Source, in_memory
+from resnet_flax.data import fingerprint
+from resnet_flax.data.pipeline import Batch, Shapes, blank_batch, eval_batches, train_batches
+from resnet_flax.data.readers import Patience
+from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
-from resnet_flax.models import ResNet
-from resnet_flax.training.programs import Programs, check_batches, compile_programs
+from resnet_flax.keys import Key
+from resnet_flax.runtime import distributed
+from resnet_flax.training.divergence import NONE, Recovery
+from resnet_flax.training.programs import Programs, Task
+from resnet_flax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Everything that the training loop needs from a config.
+    """Everything that the training loop needs; `apply.experiment` makes it from a config.
 
     Attributes:
-      config: resolved.
+      config: checked.
+      keys: all keys of the config.
+      title: what is trained on what, in words.
       mesh: of the devices.
+      task: what is trained.
+      programs: of the task, on the devices.
       train_source: examples to train on, one `ArraySource` where `data.resident`.
       eval_source: examples to evaluate on.
       train_transform: of an image, on the host.
       eval_transform: of an image, on the host.
-      programs: on the devices.
       about: metadata that checkpoints have besides the state.
       files: names and sizes of a folder's images, for "train" and "eval".
       notes: to print about the config.
+      shapes: of an example of "train", before its transform, and of "eval", after it.
       patience: how long to wait for data.
+      initial: returns the `params` and `batch_stats` to start from, and what to say about them;
+        None for random ones. Not called where a run continues.
+      programs_at: makes the programs with all learning rates multiplied by a number; None where
+        that is not possible.
+      recovery: what is done differently since training diverged.
     """
 
     config: ml_collections.ConfigDict
+    keys: Mapping[str, Key]
+    title: str
     mesh: jax.sharding.Mesh
+    task: Task
+    programs: Programs
     train_source: Source
     eval_source: Source
     train_transform: TrainTransform
     eval_transform: EvalTransform
-    programs: Programs
     about: dict[str, Any]
     files: dict[str, fingerprint.Files]
     notes: list[str]
+    shapes: dict[str, Shapes]
     patience: Patience
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        return len(self.about["class_names"])
+    initial: Callable[[], tuple[Mapping[str, Any], str]] | None = None
+    programs_at: Callable[[float], Programs] | None = None
+    recovery: Recovery = NONE
 
     @property
     def eval_batch_size(self) -> int:
         """The global batch size of an evaluation."""
         return int(self.config.data.eval_batch_size or self.config.batch_size)
+
+    def after(self, recovery: Recovery) -> "Run":
+        """The same run with another recovery; compiles again where the learning rate differs."""
+        programs = self.programs
+        if recovery.rate_factor != self.recovery.rate_factor:
+            if self.programs_at is None:
+                raise UserError(
+                    "this run was made without Run.programs_at, which lowering the learning rate "
+                    "needs; set optim.on_divergence to stop or skip_batches"
+                )
+            programs = self.programs_at(recovery.rate_factor)
+        return dataclasses.replace(self, programs=programs, recovery=recovery)
+
+    def initial_state(self) -> tuple[TrainState, list[str]]:
+        """The state before the first step, and what to print about it."""
+        state: TrainState = self.programs.init(sharding.put_number(self.config.seed, self.mesh))
+        if self.initial is None:
+            return state, []
+        with distributed.together("cannot read the weights to start from"):
+            variables, note = self.initial()
+        shardings = self.programs.shardings
+        params, batch_stats = (
+            jax.tree.map(sharding.put_shared, variables[name], getattr(shardings, name))
+            for name in ("params", "batch_stats")
+        )
+        # An optimizer's state may hold parameters, such as their average.
+        opt_state = jax.jit(self.programs.tx.init, out_shardings=shardings.opt_state)(params)
+        return TrainState(state.step, params, batch_stats, opt_state), [note]
 
     def train_batches(self, start: int) -> AbstractContextManager[Iterator[Batch]]:
         """This process's parts of the training batches from number `start`, endlessly."""
@@ -71,11 +110,24 @@ class Run:
             transform=self.train_transform,
             repeats=self.config.data.repeats,
             start=start,
+            data_offset=self.recovery.data_offset,
             host=jax.process_index(),
             hosts=jax.process_count(),
             workers=self.config.data.workers,
             patience=self.patience,
         )
+
+    def blank_train_batch(self, step: int) -> Batch:
+        """This process's part of a training batch, of which no example counts."""
+        shapes = self.shapes["train"]
+        image = self.train_transform.shape(shapes["image"], step)
+        share = self.config.batch_size // jax.process_count()
+        return blank_batch({**shapes, "image": image}, share)
+
+    def blank_eval_batch(self, number: int = 0) -> Batch:
+        """This process's part of a batch of an evaluation, of which no example counts."""
+        del number  # all have the same shape
+        return blank_batch(self.shapes["eval"], self.eval_batch_size // jax.process_count())
 
     def eval_batches(self) -> AbstractContextManager[Iterator[Batch]]:
         """This process's parts of the batches that contain every evaluation example once."""
@@ -87,107 +139,4 @@ class Run:
             hosts=jax.process_count(),
             workers=self.config.data.workers,
             patience=self.patience,
-        )
-
-
-def build(config: ml_collections.ConfigDict, patience: Patience = PATIENT) -> Run:
-    """Opens the data; compiles nothing yet.
-
-    Args:
-      config: resolved.
-      patience: see `readers.reading`.
-    """
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batches(config, mesh.size)
-    data = config.data
-    opened = dict(zip(("train", "eval"), open_splits(data), strict=True))
-    if not len(opened["train"]):
-        raise UserError(f"the split {data.train_split!r} of {data.source} has no examples")
-    train_transform, eval_transform = make_transforms(data)
-    with reading(opened["train"], 0, patience) as examples:
-        image_shape = eval_transform(next(examples)["image"]).shape
-    _check_channels(config, image_shape[-1])
-    _check_evaluation(config, opened["eval"], eval_transform, image_shape, patience)
-    train_source, eval_source = opened["train"], opened["eval"]
-    if data.in_memory or data.resident:
-        train_source = in_memory(train_source, patience)
-        eval_source = in_memory(eval_source, patience)
-    if data.resident and config.batch_size > len(train_source):
-        raise UserError(
-            f"batch_size={config.batch_size} is more than the {len(train_source)} training examples"
-        )
-    pixel_mean = None
-    if data.pixel_mean:
-        sample = len(train_source) if data.resident or data.in_memory else mean_image.SAMPLE
-        pixel_mean = mean_image.pixel_mean(train_source, eval_transform, sample, patience)
-    classes = len(train_source.class_names)
-    preprocessing = make_preprocessing(data, pixel_mean)
-    programs = compile_programs(config, mesh, classes, image_shape, preprocessing)
-    about = {
-        "config": flatten(config),
-        "class_names": list(train_source.class_names),
-        "data": {name: fingerprint.take(source) for name, source in opened.items()},
-        "preprocessing": preprocessing.to_json(),
-    }
-    return Run(
-        config,
-        mesh,
-        train_source,
-        eval_source,
-        train_transform,
-        eval_transform,
-        programs,
-        about,
-        {name: fingerprint.listing(source) for name, source in opened.items()},
-        _notes(config, programs.model),
-        patience,
-    )
-
-
-def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:
-    if (
-        config.accumulation > 1
-        and model.norm == "batch"
-        and not config.model.bn_group_size.isdecimal()
-    ):
-        part = config.batch_size // config.accumulation
-        return [
-            f"warning: with accumulation={config.accumulation} batch normalisation averages over "
-            f"each microbatch of {part} examples, not over the batch of {config.batch_size}; "
-            f"model.bn_group_size={part} or a divisor does the same with any accumulation"
-        ]
-    return []
-
-
-def _check_evaluation(
-    config: ml_collections.ConfigDict,
-    source: Source,
-    transform: EvalTransform,
-    image_shape: tuple[int, ...],
-    patience: Patience,
-) -> None:
-    """Raises UserError if an evaluation, which may be hours from now, would fail."""
-    split = config.data.eval_split
-    shape = check_examples(source, transform, split, patience)
-    whole = 3 if config.data.pixel_mean else 1
-    if shape[-whole:] != image_shape[-whole:]:
-        raise UserError(
-            f"the images of the split {split!r} have shape {list(shape)} (height, width, "
-            f"channels), those of {config.data.train_split!r} {list(image_shape)}; give a split "
-            "that fits"
-        )
-
-
-def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
-    for name in ("mean", "std"):
-        given = len(config.data[name])
-        if given not in (1, channels):
-            raise UserError(
-                f"data.{name} has {given} numbers, but the images of {config.data.source} have "
-                f"{channels} channel{'s' * (channels > 1)}; give one number or one per channel"
-            )
-    if config.data.pca_lighting and channels != 3:
-        raise UserError(
-            f"data.pca_lighting shifts RGB, but the images of {config.data.source} have {channels} "
-            f"channel{'s' * (channels > 1)}; set it to 0"
         )

@@ -7,71 +7,77 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from jaxtyping import Array, Int
 
-from resnet_flax.evaluation.step import Batch, Prepare, Sums
 from resnet_flax.ops import dispatch
-from resnet_flax.training.losses import cross_entropy
 from resnet_flax.training.norms import tree_norm
 from resnet_flax.training.state import TrainState
+
+Batch = dict[str, Array]
+Sums = dict[str, Array]
+Prepare = Callable[..., Batch]
+LossFn = Callable[..., tuple[Array, tuple[Sums, Any]]]
+
+# `augment` derives its keys from the seed by smaller numbers, the last ones before 2**32 and the
+# positions of examples.
+NETWORK = 2**32 - 1 - 4
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
+    seed: Int[Array, ""] | int,
     *,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
+    loss_fn: LossFn,
     prepare: Prepare,
-    label_smoothing: float = 0.0,
+    tx: optax.GradientTransformation,
     num_microbatches: int = 1,
     bn_group_size: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,
     norm: Callable[[Any], Array] = tree_norm,
 ) -> tuple[TrainState, Sums]:
-    """One step of gradient descent on one global batch.
+    """One step of gradient descent on one global batch, whatever the task.
 
     Args:
       state: before the step.
-      batch: `image` `[b, h, w, c]` uint8, `label` `[b]` int32, `mask` `[b]`, true for examples
+      batch: arrays whose first axis is that of the examples, with `mask` `[b]`, true for examples
         that count.
-      model: the network.
-      tx: the optimiser.
-      prepare: `(images, labels, step) -> x, targets`, augmentation and normalisation on the
-        device; targets as `losses.cross_entropy` takes them.
-      label_smoothing: see `losses.cross_entropy`.
+      seed: of the run.
+      loss_fn: `(params, batch_stats, batch, rng, step) -> loss, (metrics, batch_stats)` for a
+        prepared microbatch. The loss and each of the metrics is a sum over the examples that
+        count; the step minimizes the loss divided by their number in the whole batch. `rng` is a
+        key that differs for every seed, step and microbatch.
+      prepare: `(batch, step, seed) -> batch`, augmentation and normalization of the whole batch on
+        the device.
+      tx: the optimizer.
       num_microbatches: number of microbatches that the batch is split into, whose gradients are
         computed one after another and added; the model's `ghost_batches` are those of one
         microbatch.
-      bn_group_size: number of consecutive examples that batch normalisation averages over, which
+      bn_group_size: number of consecutive examples that batch normalization averages over, which
         stay in one microbatch.
       gather: gathers sharded parameters, see `sharding.gather`.
       norm: `norms.tree_norm`, or a faster one, see `norms.norm_over`.
 
     Returns:
-      The state after the step, and this batch's sums `loss` (nats), `errors` and `count`
-      (examples), and the norms `grad_norm` of the gradient, `param_norm` of the parameters after
-      the step and `stats_norm` of the running statistics after it.
+      The state after the step, and this batch's sums: `loss`, the metrics and `count` (examples);
+      and the norms `grad_norm` of the gradient, `param_norm` of the parameters after the step and
+      `stats_norm` of the running statistics after it.
     """
-    images, targets = prepare(batch["image"], batch["label"], state.step)
+    batch = prepare(batch, state.step, seed)
     count = batch["mask"].sum()
+    rng = step_key(seed, state.step)
 
-    def loss_of(params: Any, microbatch: tuple[Array, ...]) -> tuple[Array, tuple[Array, Any]]:
-        images, targets, labels, weights = microbatch
-        variables = {"params": gather(params), "batch_stats": state.batch_stats}
-        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-        losses = cross_entropy(logits, targets, label_smoothing)
-        errors = (weights & (logits.argmax(-1) != labels)).sum()
-        return (losses * weights).sum() / count, (errors, updated["batch_stats"])
+    def loss_of(params: Any, microbatch: Batch, number: Any) -> tuple[Array, Any]:
+        key = jax.random.fold_in(rng, number)
+        loss, others = loss_fn(gather(params), state.batch_stats, microbatch, key, state.step)
+        return loss / count.astype(loss.dtype), others
 
     gradient = partial(jax.value_and_grad(loss_of, has_aux=True), state.params)
-    whole = (images, targets, batch["label"], batch["mask"])
     if num_microbatches == 1:
-        (loss, (errors, batch_stats)), grads = gradient(whole)
+        (loss, (metrics, batch_stats)), grads = gradient(batch, 0)
     else:
-        (loss, (errors, batch_stats)), grads = _accumulated(
-            gradient, whole, num_microbatches, bn_group_size
+        (loss, (metrics, batch_stats)), grads = _accumulated(
+            gradient, batch, num_microbatches, bn_group_size
         )
         # Each microbatch updated the same running statistics; the mean of these is the update by
         # all groups together.
@@ -80,8 +86,8 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     new_state = TrainState(state.step + 1, params, batch_stats, opt_state)
     sums = {
-        "loss": loss * count,
-        "errors": errors,
+        **metrics,
+        "loss": loss * count.astype(loss.dtype),
         "count": count,
         "grad_norm": norm(grads),
         "param_norm": norm(params),
@@ -90,8 +96,18 @@ def train_step(
     return new_state, sums
 
 
+def step_key(seed: Int[Array, ""] | int, step: Int[Array, ""] | int) -> Array:
+    """The random key of a step, for the network: none of those that augmentation uses."""
+    key = jax.random.fold_in(jax.random.key(seed), NETWORK)
+    return jax.random.fold_in(key, step)
+
+
 def unless_incomplete(
-    state: TrainState, batch: Batch, *, train: Callable[..., tuple[TrainState, Sums]]
+    state: TrainState,
+    batch: Batch,
+    seed: Int[Array, ""] | int,
+    *,
+    train: Callable[..., tuple[TrainState, Sums]],
 ) -> tuple[TrainState, Sums]:
     """A training step that changes nothing if an example does not count.
 
@@ -102,9 +118,10 @@ def unless_incomplete(
     Args:
       state: before the step.
       batch: see `train_step`.
+      seed: of the run.
       train: `train_step`, its keywords bound.
     """
-    new, sums = train(state, batch)
+    new, sums = train(state, batch, seed)
     complete = batch["mask"].all()
     return jax.tree.map(partial(jnp.where, complete), new, state), sums
 
@@ -112,7 +129,10 @@ def unless_incomplete(
 def _accumulated(
     function: Callable[..., Any], batch: Any, num_microbatches: int, group_size: int
 ) -> Any:
-    """The sum of a function's values on the microbatches of a batch, computed one at a time."""
+    """The sum of a function's values on the microbatches of a batch, computed one at a time.
+
+    The function takes a microbatch and its number.
+    """
 
     def cut(array: Array) -> Array:
         # Strided, not contiguous: each device then has its part of every microbatch in its part of
@@ -120,26 +140,43 @@ def _accumulated(
         groups = array.reshape(-1, num_microbatches, group_size, *array.shape[1:])
         return groups.swapaxes(0, 1).reshape(num_microbatches, -1, *array.shape[1:])
 
-    def add(total: Any, microbatch: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, function(microbatch)), None
+    def add(total: Any, numbered: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(*numbered)), None
 
-    cuts = jax.tree.map(cut, batch)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], cuts))
+    cuts = (jax.tree.map(cut, batch), jnp.arange(num_microbatches))
+    shapes = jax.eval_shape(function, *jax.tree.map(lambda leaf: leaf[0], cuts))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     return jax.lax.scan(add, zeros, cuts)[0]
 
 
 def statistics_step(
-    params: Any, batch: Batch, step: Array, total: Any, *, model: nn.Module, prepare: Prepare
+    params: Any,
+    batch: Batch,
+    step: Array,
+    total: Any,
+    seed: Int[Array, ""] | int,
+    *,
+    loss_fn: LossFn,
+    prepare: Prepare,
 ) -> Any:
-    """Adds the mean and variance of one training batch, at each normalisation, to `total`."""
-    images, _ = prepare(batch["image"], batch["label"], step)
-    fresh = model.clone(norm_momentum=0.0)  # whose running statistics are those of the batch
-    variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
+    """Adds the mean and variance of one training batch, at each normalization, to `total`.
+
+    Args:
+      params: of the network.
+      batch: see `train_step`.
+      step: number of the batch.
+      total: of the previous batches.
+      seed: of the run.
+      loss_fn: see `train_step`, of a network that keeps nothing of its running statistics, so that
+        they are those of the batch.
+      prepare: see `train_step`.
+    """
+    batch = prepare(batch, step, seed)
+    zeros = jax.tree.map(jnp.zeros_like, total)
     # In one pass a variance would be relative to initial zeros, and lose digits far from them.
     with dispatch.override(statistics="two_pass", conv_bn_1x1="unfused", conv_bn_3x3="unfused"):
-        _, updated = fresh.apply(variables, images, train=True, mutable=["batch_stats"])
-    return jax.tree.map(jnp.add, total, updated["batch_stats"])
+        _, (_, of_batch) = loss_fn(params, zeros, batch, step_key(seed, step), step)
+    return jax.tree.map(jnp.add, total, of_batch)
 
 
 def resident_steps(
@@ -147,6 +184,7 @@ def resident_steps(
     data: dict[str, Array],
     indices: Int[Array, "k b"],
     n: Int[Array, ""] | int,
+    seed: Int[Array, ""] | int,
     *,
     train: Callable[..., tuple[TrainState, Sums]],
     batch_sharding: Any,
@@ -158,6 +196,7 @@ def resident_steps(
       data: `image` `[m, h, w, c]` uint8 and `label` `[m]` int32 of all training examples.
       indices: of the examples of each batch.
       n: how many steps to take.
+      seed: of the run.
       train: `train_step`, its keywords bound.
       batch_sharding: of a batch.
 
@@ -168,7 +207,7 @@ def resident_steps(
     def step(i: Any, state: TrainState) -> tuple[TrainState, Sums]:
         batch = {name: array[indices[i]] for name, array in data.items()}
         batch["mask"] = jnp.ones(indices.shape[1], bool)
-        return train(state, jax.lax.with_sharding_constraint(batch, batch_sharding))
+        return train(state, jax.lax.with_sharding_constraint(batch, batch_sharding), seed)
 
     shapes = jax.eval_shape(partial(step, 0), state)[1]
     empty = jax.tree.map(lambda s: jnp.zeros((len(indices), *s.shape), s.dtype), shapes)

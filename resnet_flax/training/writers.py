@@ -1,9 +1,13 @@
 """Outputs of measurements: the terminal, metrics.jsonl and TensorBoard event files."""
 
 import contextlib
+import errno
 import json
 import os
+import socket
+import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,9 +15,11 @@ from resnet_flax.runtime import storage
 from resnet_flax.runtime.progress import Progress
 
 Record = dict[str, Any]
+# What every record has.
+_NEEDED = {"split": str, "step": int, "loss": float | int}
 
 
-class MetricsFile:
+class MetricsFile(storage.AppendedFile):
     """metrics.jsonl: one JSON object per line, each (`split`, `step`) once, even after crashes.
 
     Opening it drops records after the step that a run continues from, and a line that a crash left
@@ -28,41 +34,22 @@ class MetricsFile:
         kept = [record for record in read_metrics(path) if record["step"] <= start]
         self._written = {(record["split"], record["step"]) for record in kept}
         storage.write(path, "".join(json.dumps(record) + "\n" for record in kept))
-        # Unbuffered: each line is written immediately and survives a kill, and nothing that a full
-        # disk rejected stays in a buffer.
-        self._file = path.open("ab", buffering=0)
+        super().__init__(path)
 
     def has(self, split: str, step: int) -> bool:
-        """Whether there is a record of this split and step."""
+        """Whether there is, or will be, a record of this split and step."""
         return (split, step) in self._written
 
     def write(self, record: Record) -> None:
         """Appends a record, which has `split` and `step`."""
-        line = (json.dumps(record) + "\n").encode()
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            left = memoryview(line)
-            while left:  # a write to a nearly full disk may be partial
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            self._file.truncate(end)
-            raise OSError(error.errno, error.strerror, self._file.name) from error
         self._written.add((record["split"], record["step"]))
-
-    def sync(self) -> None:
-        """Returns when what was written is on the disk."""
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        self.append((json.dumps(record) + "\n").encode())
 
 
-class EventFile:
+class EventFile(storage.AppendedFile):
     """The same records as a TensorBoard event file.
 
-    Each is in the file when `write` returns; tensorboardX's `SummaryWriter` writes in a thread, and
-    loses records if the process is killed.
+    tensorboardX's `SummaryWriter` writes in a thread, and loses records if the process is killed.
 
     Args:
       directory: created if missing; gets a new file.
@@ -70,48 +57,53 @@ class EventFile:
     """
 
     def __init__(self, directory: Path, start: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         storage.make_directory(directory)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        with storage.naming(directory / name):
+            super().__init__(directory / name)
         self._event = Event
-        self._file = EventsWriter(str(directory / "events"))
         begun = SessionLog(status=SessionLog.START)
-        self._file.write_event(Event(wall_time=time.time(), step=start + 1, session_log=begun))
-        self._file.flush()
+        self.append(self._entry(file_version="brain.Event:2"))
+        self.append(self._entry(step=start + 1, session_log=begun))
         storage.sync_directory(directory)
 
     def write(self, record: Record) -> None:
-        """Appends the numbers of a record."""
+        """Appends the numbers of a record, and nothing else that a metric may be."""
         from tensorboardX.summary import scalar
 
+        entry = b""
         for name, value in record.items():
-            if name not in ("split", "step"):
+            if name != "step" and isinstance(value, int | float):
                 summary = scalar(f"{record['split']}/{name}", value)
-                event = self._event(wall_time=time.time(), step=record["step"], summary=summary)
-                self._file.write_event(event)
-        self._file.flush()
+                entry += self._entry(step=record["step"], summary=summary)
+        self.append(entry)
 
-    def sync(self) -> None:
-        """Returns when what was written is on the disk, as tensorboardX's `flush` does."""
-        self._file.flush()
+    def _entry(self, **content: Any) -> bytes:
+        """An event as TensorFlow's record format has it: length, data, and a checksum of each."""
+        from tensorboardX.record_writer import masked_crc32c
 
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        data = self._event(wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        checksums = (struct.pack("<I", masked_crc32c(part)) for part in (length, data))
+        return length + next(checksums) + data + next(checksums)
 
 
 def read_metrics(path: Path) -> list[Record]:
     """The records of a metrics.jsonl; empty if there is no file."""
-    if not path.exists():
+    if not storage.exists(path):
         return []
     records = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in storage.read(path).split(b"\n"):
+        # A crash may leave a line incomplete, and zeros in its place on some file systems.
         try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # left incomplete by a crash
-        if isinstance(record, dict) and {"split", "step", "loss", "error"} <= set(record):
+            record = json.loads(line.strip(b"\0").decode())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and all(
+            isinstance(record.get(name), kind) for name, kind in _NEEDED.items()
+        ):
             records.append(record)
     return records
 
@@ -171,8 +163,10 @@ class Terminal:
 
 
 def describe(record: Record) -> str:
-    """Loss, error rate and speed of a record, as text of constant width."""
-    text = f"loss {record['loss']:.4f}  error {100 * record['error']:5.2f} %"
+    """Loss, error rate (of a classifier) and speed of a record, as text of constant width."""
+    text = f"loss {record['loss']:.4f}"
+    if "error" in record:
+        text += f"  error {100 * record['error']:5.2f} %"
     if "images_per_second" in record:
         text += f"  {record['images_per_second']:,.0f} img/s"
     return text
@@ -194,6 +188,7 @@ class Writers:
       tensorboard: write event files.
       bar: show a bar if the output is a terminal.
       silent: write and print nothing, for every process but the first.
+      patient: keep records that cannot be written, as on a full disk, and write them later.
     """
 
     def __init__(
@@ -205,7 +200,10 @@ class Writers:
         tensorboard: bool,
         bar: bool,
         silent: bool = False,
+        patient: bool = False,
     ) -> None:
+        self._patient = patient
+        self._unwritten: set[Path] = set()  # files of which records wait
         self._files: list[MetricsFile | EventFile] = []
         self._metrics: MetricsFile | None = None
         self._nowhere = open(os.devnull, "w") if silent else None  # noqa: SIM115  closed on exit
@@ -234,9 +232,29 @@ class Writers:
     def write(self, record: Record) -> None:
         """Writes to metrics.jsonl and TensorBoard."""
         for file in self._files:
-            file.write(record)
+            with self._patience(file.path):
+                file.write(record)
 
     def sync(self) -> None:
-        """Returns when all records so far are on the disk."""
+        """Returns when all records so far are on the disk, or kept to be written later."""
         for file in self._files:
-            file.sync()
+            with self._patience(file.path):
+                file.sync()
+
+    @contextlib.contextmanager
+    def _patience(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._patient or error.errno == errno.ESTALE:  # it would not be found later
+                raise
+            if path not in self._unwritten:
+                self._unwritten.add(path)
+                self.terminal.say(
+                    f"warning: {path} cannot be written ({error.strerror}); its records are kept, "
+                    "and written as soon as that can be done"
+                )
+        else:
+            if path in self._unwritten:
+                self._unwritten.remove(path)
+                self.terminal.say(f"{path} can be written again, and has all records")

@@ -1,14 +1,17 @@
-"""Published weights: their names, sources, and preprocessing."""
+"""Published weights: their names, sources, and preprocessing. Importing it imports no JAX."""
 
 import dataclasses
 import hashlib
 import os
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, closest, first_line
+
+if TYPE_CHECKING:  # its import is slow
+    from resnet_flax.data.preprocessing import Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -110,7 +113,7 @@ class Published:
 
     Attributes:
       variant: the network's name.
-      preprocessing: that they were made for.
+      images: the images that they were made for, as arguments of `Preprocessing`; has `size`.
       classes: number of outputs.
       address: of the file.
       repository: on the Hugging Face hub, if they are downloaded from there.
@@ -120,12 +123,19 @@ class Published:
     """
 
     variant: str
-    preprocessing: Preprocessing
+    images: Mapping[str, Any]
     classes: int
     address: str
     repository: str = ""
     sha256: str = ""
     axes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def preprocessing(self) -> "Preprocessing":
+        """The preprocessing that they were made for."""
+        from resnet_flax.data.preprocessing import Preprocessing
+
+        return Preprocessing(**self.images)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -142,10 +152,10 @@ def _timm(
 ) -> Published:
     repository = f"timm/{variant}.{recipe}"
     halved = recipe in _HALVED or f"{variant}.{recipe}" in _HALVED
-    statistics = {"mean": HALF, "std": HALF} if halved else {}
+    images = {"size": size, "crop_fraction": crop_fraction, "interpolation": interpolation}
     return Published(
         variant,
-        Preprocessing(size, crop_fraction, interpolation, **statistics),
+        images | ({"mean": HALF, "std": HALF} if halved else {}),
         1000,
         f"https://huggingface.co/{repository}/resolve/main/model.safetensors",
         repository,
@@ -155,7 +165,7 @@ def _timm(
 def _akamaster(depth: int, digest: str) -> Published:
     return Published(
         f"cifar_resnet{depth}",
-        Preprocessing(size=0),
+        {"size": 0},
         10,
         "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/"
         f"resnet{depth}-{digest}.th",
@@ -169,7 +179,7 @@ def _caffe(depth: int) -> Published:
     axes = {"stem_pool": "ceil", **({"stem_bias": True} if depth == 50 else {})}
     return Published(
         f"resnet{depth}_v1",
-        Preprocessing(mean=mean, std=(1 / 255,)),
+        {"size": 224, "mean": mean, "std": (1 / 255,)},
         1000,
         f"https://github.com/KaimingHe/deep-residual-networks (ResNet-{depth}-model.caffemodel)",
         axes=tuple(axes.items()),

@@ -16,7 +16,7 @@ from resnet_flax.weights.torch_layout import layout_of
 # Attributes that do not affect which network it is.
 _COMPUTATION = (
     *("parent", "name", "dtype", "param_dtype"),
-    *("scan", "remat", "ghost_batches", "norm_momentum"),
+    *("scan", "remat", "ghost_batches", "norm_momentum", "implementation"),
 )
 
 # Attributes that affect what a network computes, but not, or not always, the shapes of weights.

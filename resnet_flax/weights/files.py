@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from resnet_flax.errors import UserError, first_line
+from resnet_flax.runtime import storage
 from resnet_flax.weights import caffe, torch_pickle
 
 Arrays = dict[str, np.ndarray]
@@ -54,7 +55,9 @@ def read_weights(path: str | Path) -> WeightsFile:
     Raises:
       UserError: it is none of these, is damaged, or asks to run code.
     """
-    path = Path(path)
+    path = storage.local(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file; give a file of weights")
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -90,15 +93,10 @@ def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
     """Writes a safetensors file that both torch and this package can read."""
     metadata = {"format": "pt", ABOUT: json.dumps(about)}
     whole = {name: np.array(array, order="C") for name, array in arrays.items()}
-    scratch = path.with_name(f".{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        safetensors.numpy.save_file(whole, scratch, metadata=metadata)
-        scratch.replace(path)
+        storage.write_by(path, lambda new: safetensors.numpy.save_file(whole, new, metadata))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} cannot be written: {first_line(error)}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _refuse_what_is_none(path: Path, head: bytes) -> None:

@@ -1,6 +1,6 @@
 """A network's variables from weights: arrays by torch's names, or another network's variables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,13 +46,13 @@ def fit_arrays(
     expected = torch_shapes(model, arrays)
     given = {name: a.shape for name, a in arrays.items()}
     wanted = {name: shape for name, (_, shape) in expected.items()}
-    head = [name for name, (path, _) in expected.items() if path in HEAD]
-    new_head = _needs_new_head(given, head, 0, model, origin, reset_head)
-    _check_shapes(given, wanted, head if new_head else (), origin)
+    layout = layout_of(model)
+    head = [torch_name(path.partition("/")[2], model, layout) for path in HEAD]
+    ignored = _check(given, wanted, head, 0, model, origin, reset_head)
     leaves = {
         path: from_torch(path.partition("/")[2], arrays[name])
         for name, (path, _) in expected.items()
-        if not (new_head and path in HEAD)
+        if name not in ignored
     }
     return _variables(leaves, model, seed)
 
@@ -83,10 +83,8 @@ def fit_variables(
     wanted = {
         path: leaf.shape for path, leaf in flatten_dict(_abstract(model, channels), sep="/").items()
     }
-    new_head = _needs_new_head(given, HEAD, -1, model, origin, reset_head)
-    _check_shapes(given, wanted, HEAD if new_head else (), origin)
-    if new_head:
-        leaves = {path: leaf for path, leaf in leaves.items() if path not in HEAD}
+    ignored = _check(given, wanted, HEAD, -1, model, origin, reset_head)
+    leaves = {path: leaf for path, leaf in leaves.items() if path not in ignored}
     return _variables(leaves, model, seed)
 
 
@@ -126,30 +124,68 @@ def _channels(arrays: Arrays) -> int:
     return 3
 
 
-def _needs_new_head(
-    given: Shapes, head: Iterable[str], axis: int, model: ResNet, origin: str, reset_head: bool
-) -> bool:
-    """Whether the weights are for another number of classes, the length of `axis` in the head.
+def _check(
+    given: Shapes,
+    wanted: Shapes,
+    head: Sequence[str],
+    axis: int,
+    model: ResNet,
+    origin: str,
+    reset_head: bool,
+) -> Sequence[str]:
+    """Checks that weights fit a network.
+
+    Args:
+      given: shapes of the weights.
+      wanted: shapes of the network's variables.
+      head: names of the head's arrays, whose length along `axis` is the number of classes.
+      axis: see `head`.
+      model: the network.
+      origin: of the weights, for errors.
+      reset_head: see `loading.load`.
+
+    Returns:
+      The names of arrays to leave out: those of the head, if the network has none or gets a new
+      one.
 
     Raises:
-      UserError: they are, and no new head is requested.
+      UserError: the weights are for another number of classes, or have no head, and no new head is
+        requested; or something else does not fit, and the message names all of it.
     """
-    classes = {given[name][axis] for name in head if given.get(name)}
-    is_whole = all(name in given for name in head) and len(classes) == 1
-    if not is_whole or classes == {model.num_classes}:
-        return False
-    if not reset_head:
+    classes = _classes(given, head, axis)
+    differ = classes is not None and classes != model.num_classes
+    left_out = head if differ or not model.num_classes else ()
+    if differ and model.num_classes and not reset_head:
+        if classes or not _differences(given, wanted, head):
+            is_for = f"is for {classes} classes" if classes else "has no head"
+            has = model.num_classes if classes else f"one for {model.num_classes} classes"
+            mend = "as many classes" if classes else "num_classes=0"
+            raise UserError(
+                f"{origin} {is_for}, the network has {has}; ask for a new head by reset_head=True, "
+                f"or give the network {mend}"
+            )
+        left_out = ()  # more than the head is missing, and all of it is named
+    problems = _differences(given, wanted, left_out)
+    if problems:
         raise UserError(
-            f"{origin} is for {classes.pop()} classes, the network has {model.num_classes}; ask "
-            "for a new head by reset_head=True, or give the network as many classes"
+            f"{origin} does not fit the network: {problems}; give the network that it was made for"
         )
-    return True
+    return left_out
 
 
-def _check_shapes(given: Shapes, wanted: Shapes, ignored: Iterable[str], origin: str) -> None:
-    """Raises UserError that names everything missing, unexpected or of another shape."""
+def _classes(given: Shapes, head: Sequence[str], axis: int) -> int | None:
+    """The number of classes that weights are for, 0 without a head, None for a damaged head."""
+    found = {given[name][axis] if given[name] else None for name in head if name in given}
+    if not found:
+        return 0
+    is_whole = all(name in given for name in head) and len(found) == 1
+    return found.pop() if is_whole else None
+
+
+def _differences(given: Shapes, wanted: Shapes, left_out: Sequence[str]) -> str:
+    """Everything missing, unexpected or of another shape, in words."""
     given, wanted = (
-        {name: shape for name, shape in shapes.items() if name not in ignored}
+        {name: shape for name, shape in shapes.items() if name not in left_out}
         for shapes in (given, wanted)
     )
     problems = {
@@ -164,18 +200,14 @@ def _check_shapes(given: Shapes, wanted: Shapes, ignored: Iterable[str], origin:
     parts = [
         f"{len(names)} {what} ({', '.join(names)})" for what, names in problems.items() if names
     ]
-    if parts:
-        raise UserError(
-            f"{origin} does not fit the network: {'; '.join(parts)}; give the network that it was "
-            "made for"
-        )
+    return "; ".join(parts)
 
 
 def _variables(leaves: Mapping[str, Any], model: ResNet, seed: int) -> dict[str, Any]:
     """The variables from leaves by path; a missing head is initialised."""
     tree = {"params": {}, "batch_stats": {}, **unflatten_dict(leaves, sep="/")}
     variables: dict[str, Any] = jax.tree.map(partial(jnp.asarray, dtype=model.param_dtype), tree)
-    if not leaves.keys() & set(HEAD):
+    if model.num_classes and not leaves.keys() & set(HEAD):
         plain = model.clone(scan=False, remat=0)
         images = jnp.zeros((1, model.stride, model.stride, leaves[STEM].shape[2]))
         fresh = jax.jit(lambda: plain.init(jax.random.key(seed), images, train=False))()

@@ -91,11 +91,17 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
 
 
 def _classes(arrays: Arrays, origin: str) -> int:
-    """The number of classes that a file's head is for."""
-    for name in ("fc.bias", "linear.bias", "head.fc.bias"):
-        if name in arrays and arrays[name].ndim == 1:
-            return len(arrays[name])
-    raise UserError(f"{origin} has no head of a known name (fc, linear or head.fc)")
+    """The number of classes that a file's head is for; 0 if it has no head."""
+    for head in ("fc", "linear", "head.fc"):
+        kernel, bias = (arrays.get(f"{head}.{leaf}") for leaf in ("weight", "bias"))
+        if bias is not None and bias.ndim == 1:
+            return len(bias)
+        if kernel is not None or bias is not None:
+            raise UserError(
+                f"the head of {origin}, {head}, has no bias of one number per class; give the "
+                "weights of a network whose head is a linear layer with a bias"
+            )
+    return 0
 
 
 def _stage_sizes(names: Iterable[str]) -> tuple[int, ...]:

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_flax.config import resolve
+from resnet_flax.config import check, flatten
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, closest
 from resnet_flax.models import VARIANTS, ResNet, configured_model
-from resnet_flax.models.registry import check_attribute
+from resnet_flax.models.attributes import check_dtype, checked
+from resnet_flax.runtime import storage
 from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
 from resnet_flax.weights import description
 from resnet_flax.weights.catalog import CATALOG, fetch, recognize
@@ -50,6 +51,7 @@ def load(
     variant: str = "",
     weights: str | Path = "",
     model: ResNet | None = None,
+    num_classes: int | None = None,
     dtype: Any = None,
     reset_head: bool = False,
     seed: int = 0,
@@ -64,9 +66,11 @@ def load(
       weights: a weights file or published name, if `what` is a variant.
       model: the network to load the weights into, with any `dtype`, `scan` and `num_classes`; by
         default the one that they are from.
+      num_classes: of the network, instead of `model`; 0 leaves out the head, so that the network
+        returns features. By default those of the weights.
       dtype: of the computation; by default float32, or that of the run or `model`.
-      reset_head: if the weights are for another number of classes than `model`, initialise a new
-        head.
+      reset_head: if the weights have no head, or one for another number of classes than `model` or
+        `num_classes`, initialise a new one.
       seed: of that head.
 
     Returns:
@@ -84,19 +88,25 @@ def load(
         name, variant = str(weights), name
     if variant and model is not None:
         raise UserError(f"the network is given twice, as {variant} and as a model; leave one out")
-    if reset_head and model is None:
-        raise UserError("reset_head needs model=, the network that has the other number of classes")
+    if model is not None and num_classes is not None:
+        raise UserError("a model has its own num_classes; leave num_classes or model out")
+    if reset_head and model is None and num_classes is None:
+        raise UserError("reset_head needs num_classes=, or model= with the other number of classes")
+    if num_classes is not None:
+        num_classes = checked({"num_classes": num_classes})["num_classes"]
     if dtype is not None:
-        dtype = check_attribute("dtype", dtype)
+        dtype = check_dtype("dtype", dtype)
     head = {"reset_head": reset_head, "seed": seed}
+    if name and name not in CATALOG and name not in VARIANTS:
+        name = str(storage.local(name))
     if not _is_checkpoint(Path(name)):
-        found = _load_file(name, variant, model, head)
+        found = _load_file(name, variant, model, num_classes, head)
     elif variant:
-        own = resolve(read_meta(_checkpoint(Path(name)))["config"]).model.name
+        own = _network_of(read_meta(_checkpoint(Path(name)))).name
         mend = f"give {name} as MODEL without --weights" if weights else "leave --model out"
         raise UserError(f"{name} already names its network, {own}; {mend}")
     else:
-        found = _load_checkpoint(Path(name), model, head)
+        found = _load_checkpoint(Path(name), model, num_classes, head)
     if len(found.class_names) != found.model.num_classes:
         found = found._replace(class_names=())  # they are those of another head
     if dtype is not None:
@@ -113,14 +123,18 @@ def load_pretrained(
 
 
 def _load_file(
-    name: str, variant: str, model: ResNet | None, head: Mapping[str, Any]
+    name: str,
+    variant: str,
+    model: ResNet | None,
+    num_classes: int | None,
+    head: Mapping[str, Any],
 ) -> Pretrained:
     """Published weights, or those in a file."""
     file = read_weights(_path_of(name))
     origin = name if name in CATALOG else recognize(file.sha256) or name
     described = description.describe(file, CATALOG.get(origin), name)
     if model is None:
-        model = identify(file, described, variant, name)
+        model = _with_classes(identify(file, described, variant, name), num_classes)
     variables = fit_arrays(file.arrays, model, name, **head)
     description.check_function(described.function, model, name)
     preprocessing = described.preprocessing
@@ -136,9 +150,9 @@ def _path_of(name: str) -> Path:
     if name in CATALOG:
         return fetch(name)
     path = Path(name)
-    if name and path.is_dir():
+    if name and storage.is_directory(path):
         raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
-    if name and path.exists():
+    if name and storage.exists(path):
         return path
     unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"
     if name in VARIANTS:
@@ -158,21 +172,33 @@ def _check_without_weights(name: str) -> None:
     for kind, fits in (
         ("the name of published weights", name in CATALOG),
         ("a workdir or checkpoint", _is_checkpoint(path)),
-        ("a file", name not in VARIANTS and path.is_file()),
+        ("a file", name not in VARIANTS and storage.is_file(path)),
     ):
         if fits:
             raise UserError(f"{name} is {kind} and has weights; leave --weights out")
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return (path / "meta").is_dir() or (path / "checkpoints").is_dir()
+    return storage.is_directory(path / "meta") or storage.is_directory(path / "checkpoints")
 
 
 def _checkpoint(path: Path) -> Path:
-    return path if (path / "meta").is_dir() else newest(path / "checkpoints")
+    return path if storage.is_directory(path / "meta") else newest(path / "checkpoints")
 
 
-def _load_checkpoint(path: Path, model: ResNet | None, head: Mapping[str, Any]) -> Pretrained:
+def _network_of(meta: Mapping[str, Any]) -> Any:
+    """The config's `model` of a checkpoint. Other keys may be those of a user's own tables."""
+    saved = flatten(meta["config"])
+    return check({key: value for key, value in saved.items() if key.startswith("model.")}).model
+
+
+def _with_classes(model: ResNet, num_classes: int | None) -> ResNet:
+    return model if num_classes is None else model.clone(num_classes=num_classes)
+
+
+def _load_checkpoint(
+    path: Path, model: ResNet | None, num_classes: int | None, head: Mapping[str, Any]
+) -> Pretrained:
     """The newest whole checkpoint of a workdir, or the one that `path` is."""
     checkpoint = _checkpoint(path)
     try:
@@ -184,7 +210,15 @@ def _load_checkpoint(path: Path, model: ResNet | None, head: Mapping[str, Any]) 
             f"{path / 'checkpoints'}/STEP"
         ) from error
     names = tuple(meta["class_names"])
-    trained = configured_model(resolve(meta["config"]).model, num_classes=len(names))
+    try:
+        trained = configured_model(_network_of(meta), num_classes=len(names))
+    except UserError as error:
+        raise UserError(
+            f"the network of {path} cannot be made here: {error}; if its block or normalization is "
+            "your own, import the Python file that adds it first, and load the network from Python"
+        ) from error
+    if num_classes is not None:
+        model = _with_classes(trained, num_classes)
     if model is not None:
         variables = fit_variables(variables, model, str(path), **head)
         description.check_function(description.function_of(trained), model, str(path))

@@ -116,6 +116,7 @@ def test_an_output_file_is_tried_and_nothing_is_left(tmp_path):
         ("file/x/y.json", "Not a directory"),
         ("directory/" + 300 * "x", "File name too long"),
         ("new/" + 300 * "x", "File name too long"),
+        ("new/" + 252 * "x", "File name too long"),  # that of the file that then replaces it
     ],
 )
 def test_an_output_file_that_cannot_be_written_is_told(tmp_path, name, reason):
@@ -129,13 +130,15 @@ def test_an_output_file_that_cannot_be_written_is_told(tmp_path, name, reason):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["directory", "file"]
 
 
-def test_an_output_file_in_a_directory_of_another_is_told(tmp_path):
+@pytest.mark.parametrize("name", ["new/x.json", "old.json"])
+def test_an_output_file_in_a_directory_of_another_is_told(tmp_path, name):
+    (tmp_path / "old.json").write_text("[]")
     tmp_path.chmod(0o555)
-    code = f"from resnet_flax.cli.types import *; output_file()('{tmp_path}/new/x.json')"
+    code = f"from resnet_flax.cli.types import *; output_file()('{tmp_path}/{name}')"
     command = [sys.executable, "-c", code]
     if os.geteuid() == 0:  # root ignores permissions unless it drops that capability
         if shutil.which("setpriv") is None:
             pytest.skip("root without setpriv writes everywhere")
         command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.stderr.endswith("/new/x.json': Permission denied\n")
+    assert done.stderr.endswith(f"/{name}': Permission denied\n")

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_flax.config import default_config
+from resnet_flax.apply.tables import default_config
 from resnet_flax.data.experiment import (
     augment_and_normalize,
     make_preprocessing,

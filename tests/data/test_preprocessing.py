@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_flax.data import ArraySource, mean_image
 from resnet_flax.data.preprocessing import Preprocessing
+from resnet_flax.data.transforms import EvalTransform
 
 
 @pytest.fixture
@@ -43,3 +45,15 @@ def test_checkpoints_give_it_back(pixel_mean):
     assert Preprocessing.from_json(written) == preprocessing
     # As checkpoints had it up to version 0.1.
     assert Preprocessing.from_json({"image_shape": [96, 96, 2], **written}) == preprocessing
+
+
+def test_the_mean_image_depends_on_the_images_alone(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
+    source = ArraySource(pixels, np.zeros(50, np.int64), ("a",))
+    transform = EvalTransform()
+    whole = mean_image.pixel_mean(source, transform, (4, 4, 3))
+    np.testing.assert_allclose(whole, pixels.mean(0), atol=0.006)  # rounded to two digits
+    monkeypatch.setattr(mean_image, "WHOLE", pixels.size - 1)
+    monkeypatch.setattr(mean_image, "SAMPLE", 3)
+    sampled = mean_image.pixel_mean(source, transform, (4, 4, 3))
+    np.testing.assert_allclose(sampled, pixels[[0, 24, 49]].mean(0), atol=0.006)

@@ -13,11 +13,13 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from resnet_flax.config import default_config
+from resnet_flax.apply.tables import default_config
+from resnet_flax.cli import main
 from resnet_flax.data import batches
 from resnet_flax.data.experiment import open_splits
-from resnet_flax.data.sources import ArraySource, hold_out, in_memory, open_source
-from resnet_flax.data.tfds_source import TfdsSource
+from resnet_flax.data.in_memory import in_memory
+from resnet_flax.data.sources import ArraySource, hold_out, open_source
+from resnet_flax.data.sources.tfds import TfdsSource, prepare
 from resnet_flax.errors import UserError
 
 NAMES = tuple(map(str, range(100)))
@@ -52,8 +54,8 @@ def test_splits_can_be_sliced(data_dir):
 @pytest.mark.parametrize(
     ("name", "split", "message"),
     [
-        ("digits", "train", "data.source must be tfds:NAME or folder:DIR"),
-        ("tfds:", "train", "data.source must be tfds:NAME or folder:DIR"),
+        ("digits", "train", "a data set must be tfds:NAME or folder:DIR"),
+        ("tfds:", "train", "a data set must be tfds:NAME or folder:DIR"),
         ("tfds:digit", "train", "no data set called 'digit'; did you mean digits"),
         ("tfds:../x", "train", "TFDS cannot open '../x': "),
         ("tfds:digits/2.0", "train", "TFDS cannot open 'digits/2.0': "),
@@ -95,6 +97,58 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot prepare digits in .*file.*Not a directory"):
         open_source("tfds:digits", "train", str(tmp_path / "file"))
+
+
+def test_the_word_tensorflow_in_a_path_is_not_taken_for_a_missing_package(tmp_path):
+    (tmp_path / "tensorflow_datasets").write_text("a file")
+    with pytest.raises(UserError, match="Not a directory; give a directory that can be written"):
+        prepare("digits", str(tmp_path / "tensorflow_datasets" / "data"))
+
+
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+    def generate(*_):
+        try:
+            import no_such_tensorflow  # noqa: F401
+        except ImportError as error:
+            raise RuntimeError("cannot decode") from error
+
+    monkeypatch.setattr("resnet_flax.data.digits.Digits._generate_examples", generate)
+    with pytest.raises(UserError, match=r"cannot decode; it needs TensorFlow: pip install 'resnet"):
+        prepare("digits", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("dataset_info.json", lambda file: file.unlink()),
+        ("dataset_info.json", lambda file: file.write_bytes(file.read_bytes()[:600])),
+        ("digits-train.array_record-00000-of-00001", lambda file: file.unlink()),
+        ("digits-train.array_record-00000-of-00001", lambda file: file.write_bytes(b"")),
+        ("digits-train.array_record-00000-of-00001", lambda file: os.truncate(file, 100_000)),
+    ],
+    ids=["no description", "half a description", "no examples", "empty", "half the examples"],
+)
+def test_a_damaged_set_can_be_repaired_as_the_message_says(data_dir, tmp_path, file, damage):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_dir, copy)
+    damage(copy / "digits" / "1.0.0" / file)
+    with pytest.raises(UserError) as error:
+        open_source("tfds:digits", "train", str(copy))[0]
+    remedy = re.search(r"remove (\S+) and run `resnet-flax ([^`]*)`", str(error.value))
+    assert remedy[2] == f"data prepare tfds:digits --data_dir={copy}"
+    assert main(remedy[2].split()) == 2  # which does nothing as long as the directory is there
+    shutil.rmtree(remedy[1])
+    assert main(remedy[2].split()) == 0
+    assert open_source("tfds:digits", "train", str(copy))[0]["label"] == 0
+
+
+def test_a_file_of_a_set_that_is_gone_is_named(data_dir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(data_dir, copy)
+    source = open_source("tfds:digits", "train", str(copy))
+    (copy / "digits" / "1.0.0" / "digits-train.array_record-00000-of-00001").unlink()
+    with pytest.raises(UserError, match=r"of-00001 cannot be read: No such file .*; remove .* and"):
+        source.fingerprint()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from resnet_flax import sharding
 from resnet_flax.data.sources import ArraySource
 from resnet_flax.evaluation.evaluate import evaluate
+from resnet_flax.evaluation.result import Metrics
 
 BATCHES = 10
 SOURCE = ArraySource(np.zeros((80, 2, 2, 1), np.uint8), np.zeros(80, np.int32), tuple("abc"))
@@ -37,8 +38,9 @@ class _Step:
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         seen = int(batch["mask"].sum())
-        count = sums["count"].at[0].add(seen)
-        return {**sums, "seen": sums["seen"] + seen, "count": count, "waited": _Sum(self)}
+        count = sums["class_counts"]["count"].at[0].add(seen)
+        counted = {"seen": sums["seen"] + seen, "class_counts": {"count": count}}
+        return {**sums, **counted, "waited": _Sum(self)}
 
 
 def _batches():
@@ -48,7 +50,7 @@ def _batches():
 
 def _evaluate(step, **more):
     variables = {"params": jnp.zeros(1)}
-    return evaluate(step, variables, _batches(), sharding.make_mesh(), SOURCE, 3, **more)
+    return evaluate(Metrics(3), step, variables, _batches(), sharding.make_mesh(), SOURCE, **more)
 
 
 def test_no_more_than_two_batches_are_under_way():

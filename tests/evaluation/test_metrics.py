@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from resnet_flax.evaluation.metrics import BINS, add, interval, summarize, zero_sums
+from resnet_flax.evaluation.metrics import BINS, METRICS
+from resnet_flax.evaluation.result import Metrics, interval
 
 N, CLASSES = 400, 12
 
@@ -24,7 +25,8 @@ def examples():
 
 def _result(logits, labels, size, expected=N, valid_labels=None, labelled=None):
     """The result of batches of `size`, the last of which is padded with nonsense."""
-    sums = zero_sums(CLASSES, jnp.float64)
+    metrics = Metrics(CLASSES, more=METRICS)
+    states = metrics.zeros(jnp.float64)
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
         n = len(labels[part])
@@ -38,8 +40,8 @@ def _result(logits, labels, size, expected=N, valid_labels=None, labelled=None):
             sets[:n] = valid_labels[part]
             sets = jnp.asarray(sets)
         mask = jnp.arange(size) < n
-        sums = add(sums, jnp.asarray(batch), jnp.asarray(label), mask, sets)
-    return summarize(sums, expected, len(labels) if labelled is None else labelled)
+        states = metrics.add(states, jnp.asarray(batch), jnp.asarray(label), mask, sets)
+    return metrics.result(states, expected, len(labels) if labelled is None else labelled)
 
 
 @pytest.mark.usefixtures("x64")
@@ -53,6 +55,8 @@ def test_every_metric_is_what_its_definition_says(examples, size):
     assert result.count == N
     assert result.error == wrong.mean()
     assert result.errors == wrong.sum()
+    rates = [wrong[labels == label].mean() for label in range(CLASSES)]
+    np.testing.assert_allclose(result.more["balanced_error"], np.mean(rates), rtol=1e-12)
     assert result.top5_error == (best[:, :5] != labels[:, None]).all(1).mean()
     np.testing.assert_allclose(result.loss, -log_p[np.arange(N), labels].mean(), rtol=1e-12)
     confidence = np.exp(log_p.max(1))
@@ -99,14 +103,15 @@ def test_another_count_than_the_split_s_is_an_error(examples):
 
 def test_sums_of_many_batches_lose_nothing_that_is_printed():
     """In float32, with 1.28 million examples: plain sums gave a calibration error 6 % off."""
-    step = jax.jit(add)
+    metrics = Metrics(2)
+    step = jax.jit(metrics.add)
     logits = jnp.zeros((1000, 2)).at[:, 0].set(6.2)
     confidence = float(jax.nn.softmax(logits[0])[0].astype(float))
     labels = jnp.asarray(np.arange(1000) % 1000 == 0, jnp.int32)  # one in a thousand is wrong
-    sums, mask = zero_sums(2), jnp.ones(1000, bool)
+    states, mask = metrics.zeros(), jnp.ones(1000, bool)
     for _ in range(1280):
-        sums = step(sums, logits, labels, mask)
-    result = summarize(sums, 1_280_000, 1_280_000)
+        states = step(states, logits, labels, mask)
+    result = metrics.result(states, 1_280_000, 1_280_000)
     assert result.error == 0.001
     assert result.calibration_error == pytest.approx(abs(confidence - 0.999), rel=1e-3)
     expected = 0.999 * np.log1p(np.exp(-6.2)) + 0.001 * np.log1p(np.exp(6.2))
@@ -114,22 +119,25 @@ def test_sums_of_many_batches_lose_nothing_that_is_printed():
 
 
 def test_equal_logits_rank_in_the_order_of_classes():
-    sums = zero_sums(CLASSES)
+    metrics = Metrics(CLASSES)
     labels = jnp.arange(CLASSES, dtype=jnp.int32)
     logits = jnp.zeros((CLASSES, CLASSES))
-    sums = jax.device_get(add(sums, logits, labels, jnp.ones(CLASSES, bool)))
-    np.testing.assert_array_equal(sums["errors"], [0] + [1] * 11)
-    np.testing.assert_array_equal(sums["errors5"], [0] * 5 + [1] * 7)
+    states = metrics.add(metrics.zeros(), logits, labels, jnp.ones(CLASSES, bool))
+    np.testing.assert_array_equal(states["class_errors"]["errors"], [0] + [1] * 11)
+    np.testing.assert_array_equal(states["class_errors5"]["errors"], [0] * 5 + [1] * 7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_no_number_is_never_right(value):
     logits = jnp.zeros((1, CLASSES)).at[0, 3].set(value)
-    few = add(zero_sums(3), jnp.array([[0, value, 0]]), jnp.array([1]), jnp.ones(1, bool))
-    assert int(few["errors5"].sum()) == 1
+    one, few = jnp.ones(1, bool), Metrics(3)
+    states = few.add(few.zeros(), jnp.array([[0, value, 0]]), jnp.array([1]), one)
+    assert int(states["class_errors5"]["errors"].sum()) == 1
     for label in (0, 3):
-        sums = add(zero_sums(CLASSES), logits, jnp.array([label]), jnp.ones(1, bool))
-        assert int(sums["errors"].sum()) == int(sums["errors5"].sum()) == 1
+        metrics = Metrics(CLASSES)
+        states = metrics.add(metrics.zeros(), logits, jnp.array([label]), one)
+        assert int(states["class_errors"]["errors"].sum()) == 1
+        assert int(states["class_errors5"]["errors"].sum()) == 1
 
 
 @pytest.mark.parametrize(

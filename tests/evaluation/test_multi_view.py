@@ -22,7 +22,6 @@ from resnet_flax.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preproce
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.metrics import add, summarize, zero_sums
 from resnet_flax.evaluation.multi_view import (
     SCALES,
     Network,
@@ -33,6 +32,7 @@ from resnet_flax.evaluation.multi_view import (
     predict,
 )
 from resnet_flax.evaluation.pretrained import evaluate_pretrained
+from resnet_flax.evaluation.result import Metrics
 from resnet_flax.weights.torch_layout import export_torch
 
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
@@ -214,7 +214,7 @@ def test_the_confusion_matrix_of_one_view_is_that_of_its_predictions(network):
     result = evaluate_pretrained([network], source, batch_size=16, confusion=True)
     found = _predicted(network, source, "center")
     np.testing.assert_array_equal(
-        result.confusion, measure(found, source, confusion=True).confusion
+        result.confusion, measure(found, source, Metrics(7, confusion=True)).confusion
     )
     matrix = np.array(result.confusion)
     assert matrix.sum() == 50
@@ -226,10 +226,10 @@ def test_the_confusion_matrix_of_one_view_is_that_of_its_predictions(network):
 def test_the_matrix_counts_any_of_several_right_classes_as_right():
     logits = jnp.array([[0.0, 5, 0], [0, 5, 0], [5, 0, 0]])
     valid_labels = jnp.array([[True, True, False], [False, False, True], [True, False, False]])
-    sums = add(
-        zero_sums(3, confusion=True), logits, jnp.array([0, 2, 0]), jnp.ones(3, bool), valid_labels
-    )
-    result = summarize(sums, 3, 3)
+    metrics = Metrics(3, confusion=True)
+    labels, mask = jnp.array([0, 2, 0]), jnp.ones(3, bool)
+    states = metrics.add(metrics.zeros(), logits, labels, mask, valid_labels)
+    result = metrics.result(states, 3, 3)
     assert result.errors == 1
     np.testing.assert_array_equal(result.confusion, [[2, 0, 0], [0, 0, 0], [0, 1, 0]])
 

@@ -14,11 +14,13 @@ import json, resource, sys, time
 from functools import partial
 import jax, jax.numpy as jnp
 from resnet_flax import create_model, sharding
-from resnet_flax.config import default_config
+from resnet_flax.apply.tables import default_config
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.state import init_state
-from resnet_flax.evaluation.step import eval_step
+from resnet_flax.evaluation.result import Metrics
+from resnet_flax.tasks.classification import Classification
+from resnet_flax.training.losses import cross_entropy
 from resnet_flax.training.compile import compile_init, compile_steps
 from resnet_flax.training.steps import train_step
 
@@ -30,11 +32,14 @@ prepare = partial(Preprocessing(mean=(0.5,), std=(0.25,)).normalize, dtype=model
 init, shardings = compile_init(
     partial(init_state, model=model, tx=tx, image_shape=(32, 32, 3)), mesh
 )
+task = Classification(
+    model, lambda x, y, step, seed: (prepare(x), y), prepare, cross_entropy, Metrics(10)
+)
 step, _ = compile_steps(
     mesh,
     shardings,
-    partial(train_step, model=model, tx=tx, prepare=lambda x, y, step: (prepare(x), y)),
-    partial(eval_step, model=model, prepare=prepare),
+    partial(train_step, loss_fn=task.loss_fn, prepare=task.prepare, tx=tx),
+    task.eval_step,
 )
 start = time.monotonic()
 state = jax.block_until_ready(init(0))
@@ -46,10 +51,10 @@ batch = {
 }
 batch = sharding.put_batch(batch, mesh)
 lowered = time.monotonic()
-compiled = step.lower(state, batch).compile()
+compiled = step.lower(state, batch, 0).compile()
 done = time.monotonic()
 before = jax.device_get(state.params["stage1_blocks"]["conv1"]["kernel"])
-state, sums = jax.block_until_ready(compiled(state, batch))
+state, sums = jax.block_until_ready(compiled(state, batch, 0))
 changed = (state.params["stage1_blocks"]["conv1"]["kernel"] != before).any((1, 2, 3, 4))
 print(json.dumps({
     "init_seconds": initialised - start,

@@ -65,6 +65,56 @@ def test_feature_maps():
     np.testing.assert_array_equal(maps["logits"], logits)
 
 
+@pytest.mark.usefixtures("x64", "soon_traced")
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("cifar_resnet8", {"stage_sizes": (1, 1)}),
+        ("cifar_resnetv2_164", {"stage_sizes": (1, 2), "scan": True}),  # a norm before the pooling
+    ],
+)
+def test_without_a_head_a_network_returns_the_head_s_input(name, axes):
+    types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    widths = {"stage_features": (4, 8), "stem_features": 4}
+    whole = create_model(name, num_classes=3, **types, **widths, **axes)
+    headless = create_model(name, num_classes=0, **types, **widths, **axes)
+    x = jax.random.normal(jax.random.key(1), (2, 12, 12, 3), jnp.float64)
+    variables = drawn(whole, x)
+    head = variables["params"].pop("head")
+    shapes = jax.eval_shape(lambda: headless.init(jax.random.key(0), x, train=False))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+
+    def logits_of(params, train, pool_window=0):
+        given = {**variables, "params": params}
+        settings = {"train": train, "pool_window": pool_window, "mutable": ["batch_stats"]}
+        features, updated = headless.apply(given, x, **settings)
+        return features @ head["kernel"] + head["bias"], updated
+
+    def whole_logits(params, train, pool_window=0):
+        given = {**variables, "params": {**params, "head": head}}
+        settings = {"train": train, "pool_window": pool_window, "mutable": ["batch_stats"]}
+        return whole.apply(given, x, **settings)
+
+    @jax.jit
+    def everything(params):
+        results = []
+        for function in (logits_of, whole_logits):
+            _, pullback, updated = jax.vjp(partial(function, train=True), params, has_aux=True)
+            logits, _ = function(params, False)
+            positions, _ = function(params, False, pool_window=3)
+            weights = jnp.arange(6.0).reshape(2, 3)
+            results.append((logits, positions, pullback(weights), updated))
+        return results
+
+    ours, theirs = everything(variables["params"])
+    assert ours[0].shape == (2, 3)
+    assert ours[1].shape == (2, 4, 4, 3)
+    assert np.abs(ours[0]).min() > 1e-3
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-13), ours, theirs)
+    maps = _maps(headless, variables, x)
+    assert list(maps) == ["c2", "c3", "pooled"]
+
+
 def test_option_a_takes_every_other_pixel_and_pads_channels():
     # If the residual branch is zero, a block is its shortcut.
     model = create_model("cifar_resnet20", stage_sizes=(1, 2, 1))

@@ -62,7 +62,7 @@ def _widening(strides):
 
 
 def _conv_norm(relu, strides, x, kernel, scale, bias, residual=None):
-    """As in `models.layers.conv_norm`: activations, means and variances."""
+    """As in `models.conv_norm.conv_norm`: activations, means and variances."""
     found = ops.fused(
         x.shape, kernel.shape, ConvSpec(strides), dtype=x.dtype, param_dtype=kernel.dtype
     )

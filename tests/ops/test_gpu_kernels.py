@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from classifiers import classification
 from comparisons import assert_close_at_every_element
 from kernel_operands import ONE, fused_3x3_operands
 from variables import drawn
@@ -139,11 +140,11 @@ def test_statistics_of_the_end_of_a_training_are_not_by_kernels(monkeypatch):
     variables = drawn(model, x)
     seen = []
     monkeypatch.setattr(gpu_kernels, "convolve", lambda *_: seen.append(1))
-    batch = {"image": x, "label": jnp.zeros(2, jnp.int32)}
+    batch = {"image": x, "label": jnp.zeros(2, jnp.int32), "mask": jnp.ones(2, bool)}
     with ops.target(single_gpu=True):
-        prepare = lambda images, labels, step: (images, labels)  # noqa: E731
-        step = partial(statistics_step, model=model, prepare=prepare)
-        jax.eval_shape(step, variables["params"], batch, 0, variables["batch_stats"])
+        task = classification(model, lambda x, y, step, seed: (x, y), abs).keeping_nothing()
+        step = partial(statistics_step, loss_fn=task.loss_fn, prepare=task.prepare)
+        jax.eval_shape(step, variables["params"], batch, 0, variables["batch_stats"], 0)
         assert not seen
         training = partial(model.apply, train=True, mutable=["batch_stats"])
         with pytest.raises(TypeError):  # training itself is

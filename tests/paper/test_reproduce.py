@@ -1,7 +1,12 @@
 """Tables and figures: the data, the statistics, and a small run from the start to the table."""
 
+import errno
+import io
 import json
+import os
+import re
 import shutil
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -31,6 +36,7 @@ from resnet_flax.paper.responses import responses
 from resnet_flax.paper.table import summary, table
 from resnet_flax.paper.targets import TARGETS, Row, Target
 from resnet_flax.runtime.signals import SignalHandler
+from resnet_flax.training.divergence import diverged
 from resnet_flax.weights.loading import load
 
 SHORT = (
@@ -123,15 +129,15 @@ def test_a_target_is_trained_evaluated_and_shown(data_dir, tmp_path, capsys, mon
     def refuse(*_):
         raise AssertionError("trained again")
 
-    trained = runs.train_network
-    monkeypatch.setattr(runs, "train_network", refuse)
+    trained = runs.run_experiment
+    monkeypatch.setattr(runs, "run_experiment", refuse)
     assert main(command) == 0
     assert "4 training runs, all finished" in capsys.readouterr().out
     (gone,) = (tmp_path / "runs").glob("*resnet20-cifar_resnet20-*/seed1")
     shutil.rmtree(gone)
     calls = []
     monkeypatch.setattr(
-        runs, "train_network", lambda *args: (calls.append(args[1]), trained(*args))
+        runs, "run_experiment", lambda *args: (calls.append(args[1]), trained(*args))
     )
     assert main(command) == 0
     assert calls == [gone]
@@ -157,6 +163,62 @@ def _run(target, planned, out):
 def _networks(planned, preprocessing):
     opened = [load(one.workdir) for one in planned]
     return [Network(found.model, found.variables, preprocessing(found)) for found in opened]
+
+
+@pytest.mark.long
+def test_a_seed_that_diverges_is_named_and_the_others_are_trained(
+    data_dir, tmp_path, capsys, monkeypatch
+):
+    train, trained = runs.run_experiment, []
+
+    def diverging(config, workdir, stop):
+        trained.append(config.seed)
+        if config.seed == 0:
+            raise diverged(6, "loss nan", "start again")
+        return train(config, workdir, stop)
+
+    monkeypatch.setattr(runs, "run_experiment", diverging)
+    out = tmp_path / "out.json"
+    command = [
+        *("reproduce", "run", "degradation_digits", "--seeds=2", "--only=plain-20"),
+        *(f"--workdir={tmp_path / 'runs'}", f"--out={out}", f"--data_dir={data_dir}", *SHORT),
+    ]
+    assert main(command) == 2
+    shown = capsys.readouterr()
+    assert trained == [0, 1]
+    assert "warning: plain-20, seed 0: training diverged at step 6 (loss nan)" in shown.out
+    assert shown.err == (
+        "error: training diverged for plain-20, seed 0; see above for the step and the remedy\n"
+    )
+    assert [run["seed"] for run in json.loads(out.read_text())] == [1]
+
+
+def test_that_all_seeds_diverge_is_said_though_there_is_nothing_to_draw(
+    data_dir, tmp_path, capsys, monkeypatch
+):
+    def diverging(*_):
+        raise diverged(6, "loss nan", "start again")
+
+    monkeypatch.setattr(runs, "run_experiment", diverging)
+    files = (f"--out={tmp_path}/x.json", f"--figure={tmp_path}/x.png")
+    command = [
+        *("reproduce", "run", "degradation_digits", "--only=plain-20", f"--data_dir={data_dir}"),
+        *(f"--workdir={tmp_path / 'runs'}", *files, *SHORT),
+    ]
+    assert main(command) == 2
+    assert "error: training diverged for plain-20, seed 0; see" in capsys.readouterr().err
+    (tmp_path / "x.json").write_text("[]")
+    assert main(["reproduce", "show", "degradation_digits", *files]) == 2
+    assert "error: there is nothing to draw in " in capsys.readouterr().err
+
+
+def test_the_results_file_is_tried_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").write_text("a file")
+    assert main(["reproduce", "run", "degradation_digits", "--dry_run"]) == 2
+    assert "error: --out, by default results/degradation_digits.json, must be a file that can" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.long
@@ -278,8 +340,23 @@ def test_a_time_limit_stops_as_a_signal_does(data_dir, tmp_path, capsys):
     start = time.monotonic()
     assert main(command) == 143
     assert time.monotonic() - start < 120
-    assert "run the same command again to continue" in capsys.readouterr().err
+    # On a slow machine it comes before the first step.
+    assert re.search(r"run the same command again to (continue|begin)", capsys.readouterr().err)
     assert not (tmp_path / "o.json").exists()
+
+
+def test_a_terminal_that_cannot_be_written_ends_no_training(data_dir, tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    called = []
+    monkeypatch.setattr(runs, "run", lambda *_, **__: called.append(1))
+    monkeypatch.setattr(sys, "stdout", Full())
+    out = tmp_path / "o.json"
+    command = ["reproduce", "run", "degradation_digits", "--only=ResNet-20", f"--out={out}"]
+    assert main([*command, f"--workdir={tmp_path}", f"--data_dir={data_dir}"]) == 0
+    assert called == [1]
 
 
 def test_costs_are_said_before_anything_is_trained(data_dir, tmp_path, capsys):

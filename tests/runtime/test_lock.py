@@ -12,12 +12,13 @@ import threading
 import pytest
 
 from resnet_flax.errors import UserError
-from resnet_flax.runtime import lock
-from resnet_flax.runtime.lock import NAME, Lock
+from resnet_flax.runtime.storage import lock
+from resnet_flax.runtime.storage.lock import NAME, Lock
 from resnet_flax.training.outputs import claimed
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from resnet_flax.runtime.lock import Lock\n"
+    "import sys, time; from pathlib import Path\n"
+    "from resnet_flax.runtime.storage.lock import Lock\n"
     "with Lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 )
 

@@ -190,4 +190,5 @@ def test_a_second_run_compiles_nothing_again(tmp_path, data_dir):
     # A program whose compilation time is near the threshold may be cached by one run only.
     again = [name for name in read[0] if read[0][name] != read[1].get(name)]
     assert {"jit_train_step", "jit_eval_step"} <= {name.split("-")[0] for name in again}
-    assert {name.split("-")[0] for name in read[1].keys() - read[0].keys()} <= {"jit_slice"}
+    new = {name.split("-")[0] for name in read[1].keys() - read[0].keys()}
+    assert not new & {"jit_train_step", "jit_eval_step", "jit_init_state"}

@@ -53,6 +53,17 @@ def test_elsewhere_and_unwanted_there_are_lines_only(file, wanted):
     assert file.getvalue() == "words\n"
 
 
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(monkeypatch, term):
+    monkeypatch.setenv("TERM", term)
+    file = Tty()
+    with Progress(file) as progress:
+        progress.add("train", 100).update(3, text="loss 1.0")
+        progress.say("words")
+    assert not progress.shown  # so that a run says its records in lines
+    assert file.getvalue() == "words\n"
+
+
 def test_a_terminal_that_cannot_be_written_is_noted_once(tmp_path):
     class Broken(Tty):
         def write(self, text):

@@ -60,7 +60,7 @@ def test_what_nobody_reads_is_dropped(tmp_path, monkeypatch):
     began = time.monotonic()
     for _ in range(1000):
         print("x" * 1000, file=file, flush=True)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50  # not 0.2 s for each
     assert terminal.stuck()
     assert "nobody reads what was written" in (tmp_path / "terminal.log").read_text()
     while terminal.stuck():

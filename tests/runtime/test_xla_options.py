@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from resnet_flax import sharding
-from resnet_flax.config import load_config, override, resolve
+from resnet_flax.apply.experiment import make_programs
+from resnet_flax.apply.tables import check, override
+from resnet_flax.config import load_config
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.ops import conv2d
 from resnet_flax.ops.conv import FORWARD
 from resnet_flax.ops.dispatch import current_target
 from resnet_flax.ops.spec import ConvSpec
 from resnet_flax.runtime import compilation_cache, xla_options
-from resnet_flax.training.programs import compile_programs
 
 CIFAR, PHOTOGRAPH, DIGIT = (32, 32, 3), (224, 224, 3), (8, 8, 1)
 
@@ -161,7 +162,7 @@ def test_nothing_is_said_where_programs_would_be_kept(tmp_path):
 def _programs(dtype):
     config = load_config("configs/cifar10.py:resnet20")
     override(config, ["model.name=cifar_resnet8", "batch_size=16", f"model.dtype={dtype}"])
-    return compile_programs(resolve(config), sharding.make_mesh(), 10, CIFAR)
+    return make_programs(check(config), sharding.make_mesh(), 10, CIFAR)[1]
 
 
 def _step(programs):
@@ -175,8 +176,8 @@ def _step(programs):
     batch = sharding.put_batch(batch, sharding.make_mesh())
     before = programs.init(0)
     start = jax.tree.map(jnp.copy, before.params)
-    step = programs.train_step.lower(before, batch).compile()
-    state, sums = step(before, batch)
+    step = programs.train_step.lower(before, batch, 0).compile()
+    state, sums = step(before, batch, 0)
     moved = jax.tree.map(lambda a, b: (a - b).ravel(), state.params, start)
     return jnp.concatenate(jax.tree.leaves(moved)), float(sums["loss"]), step.as_text()
 

@@ -23,3 +23,12 @@ def short_run(data_dir: str):
     config.log.every = 2
     config.log.tensorboard = False
     return config
+
+
+def final_digests(workdir: Path):
+    """The step and the digests of the last checkpoint's leaves: equal if every bit is."""
+    from resnet_flax.training.checkpoint import Checkpoints
+    from resnet_flax.training.checkpoint_files import read_meta
+
+    step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
+    return step, read_meta(workdir / "checkpoints" / str(step))["digests"]

@@ -4,8 +4,10 @@ import random
 import re
 import shutil
 import subprocess
+import threading
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +136,37 @@ def test_the_previous_checkpoint_is_used_and_the_damaged_one_set_aside(saved, st
     assert _restore(saved, target)[1]["step"] == 3
 
 
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_checkpoint_that_another_process_cannot_read_is_not_used(
+    saved, target, monkeypatch, fails
+):
+    """In its metadata, its files or its arrays: all processes use the one before."""
+    called = []
+
+    def all_max(number):
+        called.append(number)
+        return int(len(called) == fails)
+
+    several = SimpleNamespace(all_max=all_max)
+    monkeypatch.setattr("resnet_flax.training.checkpoint_files.distributed", several)
+    _, meta, notes = _restore(saved, target)
+    assert meta["step"] == 2
+    assert "3 is damaged: another process cannot read it" in notes[0]
+    assert called == [0] * (fails + 3)
+
+
+def test_all_processes_read_the_checkpoint_that_the_first_one_has(saved, target, monkeypatch):
+    numbers = iter((2, 2, 1, 2))  # how many there are for it, and which; then of another process
+
+    def of_the_first(number):
+        return next(numbers)
+
+    monkeypatch.setattr("resnet_flax.runtime.distributed.of_the_first", of_the_first)
+    assert _restore(saved, target)[1]["step"] == 2
+    shutil.rmtree(saved / "3")
+    assert _restore(saved, target)[1]["step"] == 2
+
+
 def test_without_the_files_digests_the_leaf_is_named(saved, target):
     # As after a crash right after the save, or a fault before the bytes reached the disk.
     (saved / "3" / SUMS).unlink()
@@ -202,18 +235,6 @@ def test_digests_of_every_type(dtype):
     assert digests({"x": x}) != digests({"x": x.at[4].set(jnp.zeros((), dtype))})
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def _save_and_wait(checkpoints, step, state):
     checkpoints.save(step, state, ABOUT)
     checkpoints.wait()
@@ -237,6 +258,25 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(state, target, disk, monk
     with Checkpoints(directory, keep=5) as checkpoints:
         checkpoints.save(2, state, ABOUT)
     assert _restore(directory, target)[1]["step"] == 2
+    gc.collect()  # so that warnings of the failed save appear here, not in a later test
+
+
+def test_a_disk_without_room_for_directories_ends_a_save_at_once(state, disk):
+    """In each part of a save; some of Orbax's threads would wait for a directory for minutes."""
+    running = threading.enumerate()
+    for inodes in range(3, 14):
+        options = f"remount,size=4m,nr_inodes={inodes}"
+        subprocess.run(["mount", "-o", options, disk], check=True)
+        directory = disk / "checkpoints"
+        with Checkpoints(directory, keep=1) as checkpoints:
+            with pytest.raises(UserError, match="No space left on device"):
+                _save_and_wait(checkpoints, 1, state)
+            assert list(directory.iterdir()) == []
+        for thread in threading.enumerate():
+            of_a_pool = re.search(r"_\d+$", thread.name)  # idle, and ends with the program
+            if thread not in running and not of_a_pool:
+                threading.Thread.join(thread, 10)  # Orbax's own raises the error again
+                assert not thread.is_alive()
     gc.collect()  # so that warnings of the failed save appear here, not in a later test
 
 

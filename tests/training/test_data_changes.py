@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
+from experiments import short_run
 from photographs import folder_run, make_folder
 
+from resnet_flax.apply.experiment import train
+from resnet_flax.data.sources import TfdsSource
 from resnet_flax.errors import UserError
 from resnet_flax.training import checkpoint
 from resnet_flax.training.checkpoint import Checkpoints
 from resnet_flax.training.checkpoint_files import read_meta
-from resnet_flax.training.loop import train
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,32 @@ def test_another_kind_of_data_is_named(config, workdir, data_dir):
         train(config, workdir)
 
 
+def test_a_rebuilt_tfds_set_is_named_but_not_to_a_checkpoint_without_digests(
+    data_dir, tmp_path, monkeypatch
+):
+    config = short_run(shutil.copytree(data_dir, tmp_path / "tfds").as_posix())
+    config.steps, config.optim.warmup_steps, config.eval.every = 2, 1, 0
+    fingerprint = TfdsSource.fingerprint
+
+    def without(self):
+        return {name: value for name, value in fingerprint(self).items() if name != "digests"}
+
+    monkeypatch.setattr(TfdsSource, "fingerprint", without)
+    train(config, tmp_path / "run")
+    monkeypatch.undo()
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+    config.steps = 4
+    train(config, tmp_path / "run")  # and saves the digests
+    (file,) = (tmp_path / "tfds").rglob("digits-train.*")
+    content = bytearray(file.read_bytes())
+    content[20] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"of the training images, 1 file changed: digits-train"):
+        train(config, tmp_path / "run")
+
+
 def test_a_checkpoint_from_before_there_were_fingerprints(
     config, folder, workdir, finished, monkeypatch
 ):
@@ -186,6 +214,6 @@ def test_a_whole_checkpoint_of_another_network_is_not_called_damaged(config, wor
     """As if another version of the package made another network from the same config."""
     monkeypatch.setattr("resnet_flax.training.resume.conflicts", lambda *_: {})
     config.model.overrides = config.model.overrides.replace("16", "32")
-    with pytest.raises(UserError, match=r"is of another network or optimiser: batch_s"):
+    with pytest.raises(UserError, match=r"optimiser: batch_s.* is \[16\] there, but \[32\] with"):
         train(config, workdir)
     assert not (workdir / "damaged").exists()

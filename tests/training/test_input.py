@@ -9,19 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from classifiers import classification
 from marks import long
 
 from resnet_flax import create_model, sharding
-from resnet_flax.config import default_config
+from resnet_flax.apply.experiment import train
+from resnet_flax.apply.tables import default_config
 from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import ArraySource
-from resnet_flax.evaluation.step import eval_step
 from resnet_flax.training.checkpoint_files import read_meta
 from resnet_flax.training.compile import compile_init, compile_resident, compile_steps
 from resnet_flax.training.input import Resident, Streaming
-from resnet_flax.training.loop import train
 from resnet_flax.training.optimizer import make_optimizer
 from resnet_flax.training.state import TrainState, init_state
 from resnet_flax.training.steps import train_step
@@ -48,7 +48,6 @@ def _prepare(dtype, pixel_mean=True, **settings):
         augment_and_normalize,
         data=data,
         preprocessing=preprocessing,
-        seed=3,
         classes=10,
         dtype=dtype,
     ), partial(preprocessing.normalize, dtype=dtype)
@@ -76,8 +75,8 @@ def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     prepare, _ = _prepare(jnp.dtype(dtype), **recipe)
 
-    def record(state, batch):  # in place of train_step
-        x, targets = prepare(batch["image"], batch["label"], state.step)
+    def record(state, batch, seed):  # in place of train_step
+        x, targets = prepare(batch["image"], batch["label"], state.step, seed=seed)
         return state.replace(step=state.step + 1), {"x": x, "targets": targets, **batch}
 
     def at(step):
@@ -85,12 +84,12 @@ def test_batches_are_equal_bit_for_bit(source, devices, dtype, recipe):
 
     whole = sharding.replicated(mesh)
     steps = compile_resident(mesh, whole, record)
-    resident = Resident(steps, source, Sampler(EXAMPLES, 7), BATCH, 4, mesh)
+    resident = Resident(steps, source, Sampler(EXAMPLES, 7), BATCH, 4, mesh, 3)
     _, rows = resident.advance(at(5), 5, 3)
-    one = jax.jit(record, in_shardings=(whole, sharding.over_batch(mesh)))
+    one = jax.jit(record, in_shardings=(whole, sharding.over_batch(mesh), whole))
     with train_batches(source, seed=7, batch_size=BATCH, start=5) as batches:
         for i, batch in enumerate(islice(batches, 3)):
-            _, expected = one(at(5 + i), sharding.put_batch(batch, mesh))
+            _, expected = one(at(5 + i), sharding.put_batch(batch, mesh), 3)
             for name, value in expected.items():
                 np.testing.assert_array_equal(rows[name][i], value, err_msg=name)
     assert not rows["mask"][3].any()  # a row that was not requested stays empty
@@ -107,11 +106,11 @@ def _runs(source, shape, steps):
     init, shardings = compile_init(
         partial(init_state, model=model, tx=tx, image_shape=(8, 8, 3)), mesh
     )
-    step = partial(train_step, model=model, tx=tx, prepare=prepare)
-    evaluate = partial(eval_step, model=model, prepare=normalize)
+    task = classification(model, prepare, normalize)
+    step = partial(train_step, loss_fn=task.loss_fn, prepare=task.prepare, tx=tx)
     with train_batches(source, seed=7, batch_size=BATCH) as batches:
-        compiled, _ = compile_steps(mesh, shardings, step, evaluate)
-        streaming = Streaming(compiled, batches, mesh)
+        compiled, _ = compile_steps(mesh, shardings, step, task.eval_step)
+        streaming = Streaming(compiled, batches, mesh, 3)
         state, streamed = init(0), []
         for i in range(steps):
             state, sums = streaming.advance(state, i, 1)
@@ -119,7 +118,7 @@ def _runs(source, shape, steps):
         yield jax.device_get(state), streamed
     resident = Resident(
         compile_resident(mesh, shardings, step, known_length=True),
-        *(source, Sampler(EXAMPLES, 7), BATCH, 4, mesh),
+        *(source, Sampler(EXAMPLES, 7), BATCH, 4, mesh, 3),
     )
     state, kept, done = init(0), [], 0
     while done < steps:

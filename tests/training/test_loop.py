@@ -12,25 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments import TINY, short_run
+from experiments import TINY, final_digests, short_run
 from marks import long
 from PIL import Image
 
 from resnet_flax import sharding
-from resnet_flax.config import resolve
+from resnet_flax.apply.experiment import make_run, train
+from resnet_flax.apply.tables import check
 from resnet_flax.data.experiment import make_preprocessing
 from resnet_flax.data.pipeline import train_batches
 from resnet_flax.data.sources import open_source
 from resnet_flax.errors import UserError
-from resnet_flax.evaluation.metrics import Result
+from resnet_flax.evaluation.result import Result
 from resnet_flax.ops import conv2d
-from resnet_flax.runtime.lock import Lock
 from resnet_flax.runtime.signals import SignalHandler
+from resnet_flax.runtime.storage.lock import Lock
 from resnet_flax.sweep import sweep
 from resnet_flax.training.checkpoint import Checkpoints
 from resnet_flax.training.checkpoint_files import SUMS, read_meta, read_state
-from resnet_flax.training.loop import train
-from resnet_flax.training.run import build
 from resnet_flax.training.session import Interrupted
 from resnet_flax.training.writers import read_metrics
 from resnet_flax.weights.loading import load
@@ -48,12 +47,6 @@ SHORT = (
 
 
 TIMES = ("images_per_second", "data_wait")
-
-
-def _final(workdir):
-    """The digests of the last checkpoint's leaves: equal if every bit is."""
-    step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
-    return step, read_meta(workdir / "checkpoints" / str(step))["digests"]
 
 
 def _timeless(workdir):
@@ -105,7 +98,7 @@ def _kill_and_go_on(command, workdir, moment, *more):
 
 def test_killed_in_an_epoch_it_ends_with_the_same_bits(command, tmp_path, uninterrupted):
     _kill_and_go_on(command, tmp_path / "run", lambda w: 15 in _records(w, "train"))
-    assert _final(tmp_path / "run") == _final(uninterrupted[0])
+    assert final_digests(tmp_path / "run") == final_digests(uninterrupted[0])
     assert _timeless(tmp_path / "run") == _timeless(uninterrupted[0])
 
 
@@ -115,7 +108,7 @@ def test_killed_in_a_save_it_ends_with_the_same_bits(command, tmp_path, uninterr
         return any((workdir / "checkpoints").glob("[3-9]0.*tmp*"))
 
     _kill_and_go_on(command, tmp_path / "run", saving)
-    assert _final(tmp_path / "run") == _final(uninterrupted[0])
+    assert final_digests(tmp_path / "run") == final_digests(uninterrupted[0])
     assert _timeless(tmp_path / "run") == _timeless(uninterrupted[0])
 
 
@@ -135,7 +128,7 @@ def test_killed_in_an_evaluation_it_ends_with_the_same_bits(command, tmp_path, u
 
     _kill_and_go_on(command, tmp_path / "run", evaluating, more)
     assert during == [True]
-    assert _final(tmp_path / "run") == _final(uninterrupted[0])
+    assert final_digests(tmp_path / "run") == final_digests(uninterrupted[0])
     trained = {key: value for key, value in _timeless(tmp_path / "run").items() if "train" in key}
     assert trained.items() <= _timeless(uninterrupted[0]).items()
 
@@ -186,7 +179,7 @@ def test_a_signal_saves_at_the_next_step_and_says_how_to_go_on(
     out, err = again.communicate()
     assert (again.returncode, err) == (0, "")
     assert f"continues at step {saved[0]} of 60" in out
-    assert _final(workdir) == _final(uninterrupted[0])
+    assert final_digests(workdir) == final_digests(uninterrupted[0])
 
 
 @pytest.mark.long
@@ -203,7 +196,7 @@ def test_a_signal_in_an_evaluation_saves_too(command, tmp_path, uninterrupted):
     again = command(*flags)
     assert again.wait() == 0
     assert {20, 40, 60} == _records(workdir, "test")
-    assert _final(workdir) == _final(uninterrupted[0])
+    assert final_digests(workdir) == final_digests(uninterrupted[0])
 
 
 @pytest.mark.long
@@ -268,7 +261,7 @@ def test_keys_that_are_safe_may_differ(config, workdir):
     config.log.every = 3
     config.checkpoint.keep = 1
     train(config, workdir)
-    assert _final(workdir)[0] == 14
+    assert final_digests(workdir)[0] == 14
 
 
 def test_another_number_of_steps_than_planned_is_noted(config, workdir, capsys):
@@ -302,7 +295,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(config, tmp_path, r
     assert steps == list(range(diverged - 1, 0, -1))
     for step in steps:
         path = tmp_path / "run" / "checkpoints" / str(step)
-        state = read_state(path, jax.eval_shape(build(config).programs.init, 0), read_meta(path))
+        state = read_state(path, jax.eval_shape(make_run(config).programs.init, 0), read_meta(path))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -348,6 +341,25 @@ def test_file_digests_follow_a_save_at_once(config, tmp_path):
             assert time.monotonic() < deadline
 
 
+def test_several_processes_finish_a_save_when_all_see_its_end(config, tmp_path, monkeypatch):
+    # Not each of them when it sees that: a barrier of one, and a step of another, would wait for
+    # each other.
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(1, {"x": np.ones(3)}, {})
+        checkpoints.wait()
+        checkpoints.save(2, {"x": np.ones(3)}, {})
+        deadline = time.monotonic() + 200
+        while checkpoints._manager.is_saving_in_progress():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        with monkeypatch.context() as patched:  # another process does not see it yet
+            patched.setattr("resnet_flax.runtime.distributed.all_max", lambda number: 1)
+            checkpoints.poll()
+        assert checkpoints.steps() == [2, 1]
+        checkpoints.poll()
+        assert checkpoints.steps() == [2]
+
+
 def test_evaluating_the_training_split_is_recorded_beside_training(config, tmp_path):
     config.data.eval_split = "train"
     train(config, tmp_path / "run")
@@ -360,12 +372,12 @@ def test_seed_and_augmentation_reach_the_run(config):
     def first(**changes):
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict(changes)
-        run = build(changed)
+        run = make_run(changed)
         state = run.programs.init(changed.seed)
         with train_batches(run.train_source, seed=0, batch_size=config.batch_size) as batches:
             batch = sharding.put_batch(next(batches), run.mesh)
         kernel = np.asarray(state.params["stem"]["conv1"]["kernel"])
-        return kernel, float(run.programs.train_step(state, batch)[1]["loss"])
+        return kernel, float(run.programs.train_step(state, batch, 0)[1]["loss"])
 
     kernel, loss = first()
     assert (first(seed=1)[0] != kernel).any()
@@ -380,7 +392,7 @@ def test_a_share_of_the_training_split_is_held_out(config, tmp_path):
     config.data.eval_split = "holdout"
     config.steps = config.eval.every = 5
     assert train(config, tmp_path / "run").count == 144
-    assert len(build(resolve(config)).train_source) == 1437 - 144
+    assert len(make_run(check(config)).train_source) == 1437 - 144
     assert _records(tmp_path / "run", "holdout") == {5}
 
 
@@ -390,7 +402,7 @@ def test_a_line_of_config_is_another_network(config):
     )
     config.model.scan = True
     config.model.remat = 2
-    run = build(config)
+    run = make_run(config)
     names = set(run.programs.shardings.params)
     assert {"stage1_block1", "stage2_blocks", "stage3_block1"} < names
     assert "conv" in run.programs.shardings.params["stage2_block1"]["shortcut"]
@@ -398,7 +410,7 @@ def test_a_line_of_config_is_another_network(config):
     state = run.programs.init(0)
     with train_batches(run.train_source, seed=0, batch_size=config.batch_size) as batches:
         batch = sharding.put_batch(next(batches), run.mesh)
-    state, sums = run.programs.train_step(state, batch)
+    state, sums = run.programs.train_step(state, batch, 0)
     assert np.isfinite(sums["loss"])
     assert int(state.step) == 1
 
@@ -411,7 +423,7 @@ def test_a_workdir_with_odd_things_in_it(config, workdir):
     (directory / "9.orbax-checkpoint-tmp").mkdir()
     config.steps = 16
     train(config, workdir)
-    assert _final(workdir)[0] == 16
+    assert final_digests(workdir)[0] == 16
     assert not (workdir / "damaged").exists()
     assert not (directory / "9.orbax-checkpoint-tmp").exists()
 
@@ -425,7 +437,10 @@ def test_a_workdir_with_odd_things_in_it(config, workdir):
         ({"mesh.data": 3}, "mesh.data=3, mesh.fsdp=1 does not fit 8 devices"),
         ({"data.mean": (0.1, 0.2, 0.3)}, "data.mean has 3 numbers, but the images .* 1 channel"),
         ({"model.name": "resnet"}, "no model called 'resnet'"),
-        ({"model.overrides": "stem=dep"}, "stem must be one of cifar, imagenet, deep, not 'dep'"),
+        (
+            {"model.overrides": "stem=dep"},
+            "stem in model.overrides must be one of cifar, imagenet, deep, not 'dep'",
+        ),
         ({"model.overrides": "scan=True"}, "model.overrides cannot set scan"),
         ({"data.source": "tfds:digitz"}, "no data set called 'digitz'"),
     ],
@@ -513,3 +528,17 @@ def test_a_finished_run_says_where_its_result_comes_from(config, finished, workd
         (0, "before"),
         (12, written["commit"]),
     ]
+
+
+def test_that_devices_normalize_other_parts_from_here_on_is_said(
+    config, tmp_path, capsys, monkeypatch
+):
+    config.model.bn_group_size = "device"
+    config.optim.warmup_steps, config.steps = 0, 4
+    train(config, tmp_path / "run")
+    assert "note: the run had" not in capsys.readouterr().out
+    two = sharding.make_mesh(devices=jax.devices()[:2])
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_: two)
+    config.steps = 8
+    train(config, tmp_path / "run")
+    assert "note: the run had 8 devices and has 2 now; with model.bn" in capsys.readouterr().out

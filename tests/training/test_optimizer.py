@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_flax.config import default_config
+from resnet_flax.apply.tables import default_config
 from resnet_flax.training.losses import cross_entropy
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 

@@ -72,7 +72,7 @@ def test_the_order_in_which_a_checkpoint_reaches_the_disk(tmp_path, calls):
 
 
 def test_records_are_on_the_disk_before_the_checkpoint_that_they_lead_to(config, tmp_path, calls):
-    from resnet_flax.training.loop import train
+    from resnet_flax.apply.experiment import train
 
     workdir = tmp_path / "run"
     config.log.tensorboard = True

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from classifiers import classification
 from marks import long
 
 from resnet_flax import create_model, sharding
-from resnet_flax.config import default_config
+from resnet_flax.apply.tables import default_config
 from resnet_flax.data.augment import crop_and_flip
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.evaluation.step import eval_step
 from resnet_flax.ops import dispatch
 from resnet_flax.training.collectives import collectives, totals
 from resnet_flax.training.compile import compile_init, compile_steps
@@ -55,13 +55,21 @@ def _program(mesh, axes, dtype, **settings):
         partial(init_state, model=model, tx=tx, image_shape=(8, 8, 3)), mesh
     )
 
-    def prepare(x, y, step):
-        return norm(crop_and_flip(x, step, seed=0, pad=1, flip=True)), y
+    def augment(x, y, step, seed):
+        return norm(crop_and_flip(x, step, seed=seed, pad=1, flip=True)), y
 
+    task = classification(model, augment, norm)
     gather = sharding.gather(shardings.params, mesh)
-    train = partial(train_step, model=model, tx=tx, prepare=prepare, gather=gather, **settings)
+    train = partial(
+        train_step,
+        loss_fn=task.loss_fn,
+        prepare=task.prepare,
+        tx=tx,
+        gather=gather,
+        **settings,
+    )
     train = dispatch.override(**overrides)(train)
-    step, _ = compile_steps(mesh, shardings, train, partial(eval_step, model=model, prepare=norm))
+    step, _ = compile_steps(mesh, shardings, train, task.eval_step)
     return init, step
 
 
@@ -70,7 +78,7 @@ def _run(mesh, axes, **settings):
     init, step = _program(mesh, axes, jnp.float64, **settings)
     state, states, sums = init(0), [jax.device_get(init(0))], []
     for batch in _batches(10):
-        state, found = step(state, sharding.put_batch(batch, mesh))
+        state, found = step(state, sharding.put_batch(batch, mesh), 0)
         states.append(jax.device_get(state))
         sums.append(jax.device_get(found))
     return states[0], states[1], states[-1], sums[0]
@@ -150,7 +158,7 @@ def _compiled_once(shape, axes, batch, **settings):
     arrays = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), next(_batches(1, batch))
     )
-    return step.lower(state, arrays).compile(), sum(
+    return step.lower(state, arrays, 0).compile(), sum(
         leaf.size for leaf in jax.tree.leaves(state.params)
     )
 

@@ -15,10 +15,12 @@ from experiments import ROOT, TINY
 from marks import long
 from photographs import make_folder
 
+from resnet_flax.cli.stoppable import stoppable
 from resnet_flax.data import readers
 from resnet_flax.data.readers import Patience
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.session import Interrupted
 from resnet_flax.training.writers import read_metrics
 
 FLAGS = (
@@ -199,6 +201,91 @@ def _interrupt_twice():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+# Interrupts the program when it imports a module.
+INTERRUPTING = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "resnet_flax", "models"]])
+@pytest.mark.parametrize("module", ["resnet_flax.cli", "json"])
+def test_ctrl_c_during_the_imports_prints_no_traceback(tmp_path, program, module):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(module))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run(
+        ["bash", "-c", 'trap - INT; exec "$@"', "bash", sys.executable, *program],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+# An exception in a destructor is printed and ignored by Python, as it is in JAX's callback of the
+# garbage collector.
+IN_A_DESTRUCTOR = """
+import os
+import signal
+import sys
+from types import SimpleNamespace
+from resnet_flax import cli
+from resnet_flax.cli.stoppable import stoppable
+
+class Late:
+    def __del__(self):
+        for _ in range({}):
+            signal.raise_signal(signal.SIGINT)
+
+def run(stop=None):
+    kill = SimpleNamespace(kill_processes=lambda: os.write(1, b"killed readers"))
+    sys.modules["resnet_flax.data.readers"] = kill
+    Late()
+    print("went on")
+    return 0
+
+cli.main = lambda *_: {}
+cli.main_and_exit()
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "verb", "status", "said"),
+    [(1, "run()", 130, ""), (2, "stoppable(run)", 1, "ended by a second Ctrl-C; the same command")],
+)
+def test_ctrl_c_in_a_destructor_is_not_ignored(times, verb, status, said):
+    code = IN_A_DESTRUCTOR.format(times, verb)
+    done = subprocess.run(
+        ["bash", "-c", 'trap - INT; exec "$@"', "bash", sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (status, "killed readers")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_the_status_of_a_second_ctrl_c_says_whether_the_state_is_saved(capsys, saved):
+    def run(stop):
+        try:
+            raise Interrupted("stopped at step 5", signal.SIGINT) if saved else OSError
+        finally:
+            raise KeyboardInterrupt
+
+    status = stoppable(run)
+    error = capsys.readouterr().err
+    assert status == (130 if saved else 1)
+    said = "stopped at step 5" if saved else "ended by a second Ctrl-C before the state was saved"
+    assert error.startswith(said)
+
+
 def test_sighup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -282,6 +369,45 @@ def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp
     assert error.startswith(f"error: {reason}")
     assert f"(step {step} is saved in {tmp_path / 'run'}; the same command continues" in error
     assert len(error.splitlines()) == 1
+
+
+FROZEN = """
+import sys
+from resnet_flax import cli
+from resnet_flax.data import readers
+def run(argv, programs):
+    with readers.reading(range(100), 2, readers.Patience(1)) as elements:
+        next(elements)
+if __name__ == "__main__":
+    cli._run, readers.GRACE = run, 0.1
+    cli.main_and_exit()
+"""
+
+
+def test_readers_frozen_before_they_read_anything_end_with_the_program():
+    process = subprocess.Popen(
+        [sys.executable, "-c", FROZEN],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    children = []
+    try:
+        _wait(lambda: len(_readers(process.pid)) == 2, process)
+        children = _below(process.pid)  # and Python's resource tracker
+        for child in _readers(process.pid):
+            os.kill(child, signal.SIGSTOP)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 2, error
+        assert error.startswith("error: nothing was read within data.timeout=1 seconds")
+        deadline = time.monotonic() + 10
+        while any(_is_running(child) for child in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        for child in [process.pid, *children]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 class Hanging:

@@ -316,5 +316,11 @@ def test_what_is_no_weights_file_is_explained(tmp_path, content, message):
 def test_files_that_cannot_be_read_or_written_are_explained(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.pth cannot be read: No such file"):
         read_weights(tmp_path / "nowhere.pth")
-    with pytest.raises(UserError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=r"is not a file; give a file of weights"):
         read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/tmp"])
+def test_what_is_not_a_file_is_not_read(path):
+    with pytest.raises(UserError, match=f"{path} is not a file; give a file of weights"):
+        read_weights(path)

@@ -12,12 +12,12 @@ import pytest
 import safetensors.numpy
 
 from resnet_flax import create_model, load_pretrained
+from resnet_flax.apply.experiment import train
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet
 from resnet_flax.models.scan import stack
 from resnet_flax.training.checkpoint_files import read_meta
-from resnet_flax.training.loop import train
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.loading import Pretrained, export, load
 from resnet_flax.weights.torch_layout import flatten
@@ -406,9 +406,9 @@ def test_torch_loads_what_is_exported_strictly(tmp_path, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int77"}, "dtype takes a floating-point type such as float32 or bfloat16"),
-        ({"dtype": "int32"}, "dtype takes a floating-point type such as float32 or bfloat16"),
-        ({"reset_head": True}, "reset_head needs model=, the network that has the other number"),
+        ({"dtype": "int77"}, "dtype must be a floating-point type such as float32 or bfloat16"),
+        ({"dtype": "int32"}, "dtype must be a floating-point type such as float32 or bfloat16"),
+        ({"reset_head": True}, "reset_head needs num_classes=, or model= with the other number"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(shared_data, arguments, message):

@@ -3,7 +3,8 @@
 import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError, closest, first_line
+from resnet_flax.runtime import storage
 from resnet_flax.runtime.terminal import say
 
 # Data sets that this package can prepare itself, from other packages' data.
@@ -35,16 +37,36 @@ class TfdsSource:
         channels: int,
         labels: tuple[str, str] = ("label", ""),
         labelled: int | None = None,
-        version: Mapping[str, Any] | None = None,
+        version: str = "",
+        files: Sequence[Path] = (),
+        remedy: str = "prepare the data set again",
     ) -> None:
         self._name, self._split, self._channels = name, split, channels
         self._label, self._valid_labels = labels
         self.class_names, self.labelled = class_names, labelled
-        # What identifies the data, see `fingerprint.take`.
-        self.version = dict(version or {})
+        self._version, self._files = version, tuple(files)
+        self._remedy = remedy
 
     def __len__(self) -> int:
         return len(self._split)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data: the set's name and version, and its files.
+
+        A prepared data set has no checksums, and reading all of it may take hours. So a file is
+        identified by its name, its size and a digest of its first 64 KiB.
+        """
+        files, digests = dict[str, int](), dict[str, str]()
+        for path in self._files:
+            try:
+                files[path.name] = path.stat().st_size
+                with path.open("rb") as opened:
+                    digests[path.name] = sha256(opened.read(2**16)).hexdigest()[:16]
+            except OSError as error:
+                raise UserError(
+                    f"{path} cannot be read: {error.strerror}; {self._remedy}"
+                ) from error
+        return {"set": self._version, "files": files, "digests": digests}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
@@ -52,7 +74,7 @@ class TfdsSource:
         except Exception as error:  # readers and decoders raise errors of all types
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
-                "prepare the data set again"
+                f"{self._remedy}"
             ) from error
         name = f"example {index} of {self._name}"
         image = load(io.BytesIO(example["image"]), name, self._channels)
@@ -79,6 +101,7 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         prepare(dataset, data_dir)
         builder = _builder(dataset, data_dir)
     if not builder.info.splits:
+        _check_whole(dataset, data_dir, Path(builder.data_dir))
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; prepare it with "
             f"`resnet-flax data prepare {name}`, or give its directory as --data_dir (in a run, "
@@ -101,7 +124,9 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
             features["image"].shape[-1],
             labels[:2],
             labels[2].get(split) if labels[1] else len(examples),
-            _version(builder, split),
+            _version(builder),
+            _files(builder, split),
+            _remedy(dataset, data_dir, builder.data_dir),
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(_wrong_split(name, split, tuple(builder.info.splits))) from error
@@ -122,20 +147,20 @@ def _wrong_split(name: str, split: str, known: tuple[str, ...]) -> str:
     return f"{name} has no split {split!r} (it has {', '.join(known)})"
 
 
-def _version(builder: Any, split: str) -> dict[str, Any]:
-    """What identifies the data of a split: the data set's name and version, and its files.
-
-    Files are identified by name and size, as a prepared data set has no checksums.
-    """
-    files: dict[str, int] = {}
-    for name, info in builder.info.splits.items():
-        if name in re.findall(r"\w+", split) or split == "all":
-            files |= {Path(file).name: Path(file).stat().st_size for file in info.filepaths}
+def _version(builder: Any) -> str:
+    """The data set's name and version."""
     config = builder.builder_config.name if builder.builder_config else ""
-    return {
-        "set": "/".join(filter(None, (builder.name, config, str(builder.version)))),
-        "files": files,
-    }
+    return "/".join(filter(None, (builder.name, config, str(builder.version))))
+
+
+def _files(builder: Any, split: str) -> list[Path]:
+    """The files of a split, or of several."""
+    return [
+        Path(file)
+        for name, info in builder.info.splits.items()
+        if name in re.findall(r"\w+", split) or split == "all"
+        for file in info.filepaths
+    ]
 
 
 def _builder(dataset: str, data_dir: str) -> Any:
@@ -149,7 +174,35 @@ def _builder(dataset: str, data_dir: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # errors of many types: names, versions, damaged files
-        raise UserError(f"TFDS cannot open {dataset!r}: {first_line(error)}") from error
+        remedy = "".join(
+            f"; {_remedy(dataset, data_dir, path.parent)}"
+            for path in _descriptions(dataset, data_dir)
+            if storage.read_json(path) is None
+        )
+        raise UserError(f"TFDS cannot open {dataset!r}: {first_line(error)}{remedy}") from error
+
+
+def _remedy(dataset: str, data_dir: str, directory: Any) -> str:
+    """What repairs a damaged data set: TFDS prepares nothing where its directory exists."""
+    there = f" --data_dir={data_dir}" if data_dir else ""
+    return f"remove {directory} and run `resnet-flax data prepare tfds:{dataset}{there}`"
+
+
+def _descriptions(dataset: str, data_dir: str) -> list[Path]:
+    """The files that TFDS describes the versions and configs of a prepared data set with."""
+    import tensorflow_datasets as tfds
+
+    root = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return sorted((root / re.split("[/:]", dataset)[0]).rglob("dataset_info.json"))
+
+
+def _check_whole(dataset: str, data_dir: str, directory: Path) -> None:
+    """Raises UserError if the directory of a data set is there without its description."""
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(
+            f"{directory} has files but no dataset_info.json, so the data set in it is not "
+            f"complete; {_remedy(dataset, data_dir, directory)}"
+        )
 
 
 def _array_record(builder: Any) -> Any:
@@ -168,6 +221,14 @@ def _array_record(builder: Any) -> Any:
     if not builder.info.splits:
         builder.info.set_file_format(wanted, override=True)
     return builder
+
+
+def _lacks_tensorflow(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, is that of a missing module."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ImportError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
 
 
 def tfds_splits(dataset: str, data_dir: str) -> tuple[str, ...]:
@@ -191,7 +252,9 @@ def prepare(dataset: str, data_dir: str = "") -> str:
     import resnet_flax.data.digits  # noqa: F401  registers the builder
 
     builder = _builder(dataset, data_dir)
-    say(f"preparing {dataset} in {builder.data_dir}")
+    if not builder.info.splits:
+        _check_whole(dataset, data_dir, Path(builder.data_dir))
+        say(f"preparing {dataset} in {builder.data_dir}")
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # "Unknown size (download: Unknown ..."
@@ -199,10 +262,9 @@ def prepare(dataset: str, data_dir: str = "") -> str:
     except Exception as error:  # errors of many types: disk, network, missing TensorFlow
         builder = _builder(dataset, data_dir)
         if not builder.info.splits:  # else another process prepared it first
-            missing = isinstance(error, ImportError) or "tensorflow" in str(error).lower()
             hint = (
                 "it needs TensorFlow: pip install 'resnet_flax[prepare]'"
-                if missing
+                if _lacks_tensorflow(error)
                 else "give a directory that can be written as --data_dir (in a run, "
                 "--config.data.data_dir)"
                 if isinstance(error, OSError)

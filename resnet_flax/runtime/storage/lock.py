@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_flax.errors import UserError
-from resnet_flax.runtime.storage import make_directory
+from resnet_flax.runtime.storage.writing import make_directory
 from resnet_flax.runtime.terminal import say
 
 NAME = ".lock"

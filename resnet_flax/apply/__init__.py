@@ -1,0 +1,1 @@
+"""From configs and networks to what a user asks for."""

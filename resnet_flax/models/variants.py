@@ -1,0 +1,76 @@
+"""The named networks, as arguments of `ResNet`. Importing this table imports no JAX."""
+
+from typing import Any
+
+Overrides = dict[str, Any]
+
+# He et al. 2015, table 1.
+SIZES = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+def _imagenet(depth: int, **overrides: Any) -> Overrides:
+    block, sizes = SIZES[depth]
+    return {"block": block, "stage_sizes": sizes, **overrides}
+
+
+def _cifar(depth: int, **overrides: Any) -> Overrides:
+    """Section 4.2: three stages of 16, 32 and 64 channels on a 3x3 stem.
+
+    Two or, for bottlenecks, three layers per block, plus stem and head.
+    """
+    layers = 9 if overrides.get("block") == "bottleneck" else 6
+    return {
+        "stage_sizes": ((depth - 2) // layers,) * 3,
+        "stage_features": (16, 32, 64),
+        "stem_features": 16,
+        "stem": "cifar",
+        "num_classes": 10,
+        **overrides,
+    }
+
+
+_SE = {"se_ratio": 16}
+_NEXT = {"groups": 32, "width_per_group": 4}
+_V2 = {"preactivation": True, "stem_norm": False}
+
+VARIANTS: dict[str, Overrides] = {
+    # He et al. 2015; the stride in bottlenecks as in torchvision and timm ("v1.5").
+    **{f"resnet{d}": _imagenet(d) for d in SIZES},
+    # The stride as in the paper.
+    **{f"resnet{d}_v1": _imagenet(d, stride_on="1x1") for d in (50, 101, 152)},
+    **{
+        f"resnet{d}_{option.lower()}": _imagenet(d, shortcut=option)
+        for d in (18, 34)
+        for option in "ABC"
+    },
+    **{f"plain{d}": _imagenet(d, shortcut="none") for d in (18, 34)},
+    # He et al. 2016, "Identity Mappings in Deep Residual Networks"; the stem as in timm.
+    **{f"resnetv2_{d}": _imagenet(d, **_V2) for d in SIZES},
+    # Xie et al. 2017.
+    "resnext50_32x4d": _imagenet(50, **_NEXT),
+    "resnext101_32x4d": _imagenet(101, **_NEXT),
+    "resnext101_32x8d": _imagenet(101, groups=32, width_per_group=8),
+    "resnext101_64x4d": _imagenet(101, groups=64, width_per_group=4),
+    # Zagoruyko and Komodakis 2016.
+    **{f"wide_resnet{d}_2": _imagenet(d, width_per_group=128) for d in (50, 101)},
+    # Hu et al. 2018.
+    **{f"seresnet{d}": _imagenet(d, **_SE) for d in SIZES},
+    **{f"seresnext{d}_32x4d": _imagenet(d, **_NEXT, **_SE) for d in (50, 101)},
+    # He et al. 2018, "Bag of Tricks", ResNet-D with the deep stem.
+    **{f"resnet{d}d": _imagenet(d, stem="deep", avg_down=True) for d in SIZES},
+    # The depths of table 6, and 8 for quick looks.
+    **{f"cifar_resnet{d}": _cifar(d, shortcut="A") for d in (8, 20, 32, 44, 56, 110, 1202)},
+    **{f"cifar_plain{d}": _cifar(d, shortcut="none") for d in (8, 20, 32, 44, 56, 110)},
+    "cifar_resnetv2_110": _cifar(110, **_V2),
+    **{
+        f"cifar_resnetv2_{d}": _cifar(d, **_V2, block="bottleneck", stride_on="1x1")
+        for d in (164, 1001)
+    },
+    "wrn28_10": _cifar(26, **_V2, stage_features=(160, 320, 640)),
+}

@@ -1,0 +1,1 @@
+"""What a training is about: loss, metrics and evaluation of a batch, and no loop."""

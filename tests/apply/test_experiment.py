@@ -1,0 +1,203 @@
+"""Trainings that are started from Python: on arrays and folders, and from given weights."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from experiments import TINY
+from PIL import Image
+
+import resnet_flax
+from resnet_flax import UserError
+from resnet_flax import config as configs
+from resnet_flax.apply import tables
+from resnet_flax.apply.experiment import make_run
+from resnet_flax.apply.given_data import as_source
+from resnet_flax.data import ArraySource
+from resnet_flax.data.sources import open_source
+from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.weights.loading import load
+
+
+def _bars(n, seed):
+    """Horizontal bars, labelled 1, and vertical ones in noise: `(images, labels)`."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 100, (n, 8, 8, 1), np.uint8)
+    labels = rng.integers(0, 2, n)
+    for image, label in zip(images, labels, strict=True):
+        (image if label else image.swapaxes(0, 1))[rng.integers(8)] = 255
+    return images, labels
+
+
+def _config(**settings):
+    config = resnet_flax.default_config()
+    config.model.name, config.model.overrides = "cifar_resnet8", TINY
+    config.steps, config.batch_size = 30, 64
+    config.log.tensorboard = False
+    for key, value in settings.items():
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+def test_arrays_train_a_network_which_is_loaded_and_continues(tmp_path, capsys):
+    workdir, train, test = tmp_path / "run", _bars(512, 0), _bars(200, 1)
+    result = resnet_flax.train(_config(), workdir, data=train, eval_data=test)
+    assert (result.count, result.error < 0.1) == (200, True)
+    found = load(workdir)
+    assert found.class_names == ("0", "1")
+    with pytest.raises(UserError, match="the run was trained on arrays that a Python program gave"):
+        open_source(found.config["data.source"], "test")
+    again = resnet_flax.train(_config(), workdir, data=train, eval_data=test)
+    assert again == result
+    assert "is finished at step 30" in capsys.readouterr().out
+    train[0][0, 0, 0] = 7
+    with pytest.raises(UserError, match="of the training images, its fingerprint differs"):
+        resnet_flax.train(_config(), workdir, data=train, eval_data=test)
+
+
+def test_arrays_can_be_evaluated_on_a_part_that_is_held_out(tmp_path):
+    config = _config(steps=4)
+    with pytest.raises(UserError, match=r"no images for the evaluation; give eval_data=, or eval"):
+        resnet_flax.train(config, tmp_path / "a", data=_bars(128, 0))
+    config.data.holdout, config.data.eval_split = 0.25, "holdout"
+    assert resnet_flax.train(config, tmp_path / "a", data=_bars(128, 0)).count == 32
+    names = ("vertical", "horizontal")
+    source = ArraySource(*_bars(128, 0), names)
+    resnet_flax.train(config, tmp_path / "b", data=source)
+    assert load(tmp_path / "b").class_names == names
+
+
+def test_a_directory_is_its_folder_source(tmp_path):
+    for split, n in (("train", 40), ("val", 12)):
+        for i, (image, label) in enumerate(zip(*_bars(n, n), strict=True)):
+            file = tmp_path / "photos" / split / f"class{label}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(file)
+    config = _config(steps=2, batch_size=8)
+    result = resnet_flax.train(config, tmp_path / "run", data=tmp_path / "photos")
+    assert result.count == 12
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["data.source"] == f"folder:{tmp_path / 'photos'}"
+    assert saved["data.eval_split"] == "val"
+    assert config.data.source == "tfds:digits"  # the caller's config is as it was
+
+
+@pytest.mark.parametrize(
+    ("data", "eval_data", "message"),
+    [
+        ({"images": 1}, None, "data must be a directory, the name of a data set such as"),
+        ((np.zeros((4, 8, 8)), np.zeros(4, int)), None, "images must be uint8"),
+        ((np.zeros((4, 8, 8, 1), np.uint8), np.zeros(4)), None, "labels must be 4 whole numbers"),
+        (
+            (np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, int)),
+            (np.zeros((9, 8, 8, 1), np.uint8), np.arange(9)),
+            r"evaluation has 9 classes \(0, 1, 2, 3, 4, ...\), the training 1 class \(0\); give",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used_is_explained(tmp_path, data, eval_data, message):
+    with pytest.raises(UserError, match=message):
+        resnet_flax.train(_config(), tmp_path / "run", data=data, eval_data=eval_data)
+
+
+def test_a_config_file_is_named_by_its_path(tmp_path):
+    for name in ("configs/nothing.py", Path("configs/nothing.py")):
+        with pytest.raises(UserError, match=r"there is no config file configs/nothing\.py"):
+            resnet_flax.train(name, tmp_path)
+
+
+@pytest.mark.parametrize("type_", [np.uint8, np.int64])
+def test_labels_of_any_integer_type_are_taken(type_):
+    images, labels = _bars(8, 0)
+    source = as_source((images, labels.astype(type_)), "train", resnet_flax.default_config().data)
+    assert source.class_names == ("0", "1")
+    np.testing.assert_array_equal(source.labels, labels)
+
+
+def test_training_starts_from_given_weights(tmp_path):
+    data = _bars(256, 0)
+    resnet_flax.train(_config(), tmp_path / "first", data=data, eval_data=data)
+    first = load(tmp_path / "first")
+    config = tables.check(_config(init=str(tmp_path / "first"), seed=3))
+    splits = (ArraySource(*data, ("a", "b")),) * 2
+    run = make_run(config, splits=splits)
+    state, notes = run.initial_state()
+    jax.tree.map(np.testing.assert_array_equal, state.variables, first.variables)
+    assert int(state.step) == 0
+    assert notes == [f"starting from step 30 of {tmp_path / 'first'}"]
+    more = ArraySource(*data, ("a", "b", "c"))
+    run = make_run(config, splits=(more, more))
+    state, notes = run.initial_state()
+    assert "its head of 2 classes is replaced by a new one" in notes[0]
+    params = state.params
+    assert params["head"]["kernel"].shape == (16, 3)
+    kernel = first.variables["params"]["stage1_block1"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(params["stage1_block1"]["conv1"]["kernel"], kernel)
+    result = resnet_flax.train(
+        _config(init=str(tmp_path / "first"), steps=2),
+        *(tmp_path / "second",),
+        data=data,
+        eval_data=data,
+    )
+    assert result.error < 0.1  # two steps from random weights would be at chance
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ("nowhere.safetensors", r"nowhere\.safetensors is not a file, a workdir or"),
+        (
+            "resnet50",
+            r"init=resnet50 is the name of a network, without weights; give the name of "
+            r"published weights, such as resnet50\.\w+, a weights file or a workdir",
+        ),
+    ],
+)
+def test_weights_that_there_are_not_are_explained(tmp_path, init, message):
+    config = _config(init=init)
+    with pytest.raises(UserError, match=message):
+        resnet_flax.train(config, tmp_path / "run", data=_bars(64, 0), eval_data=_bars(64, 0))
+
+
+def test_a_config_is_checked_once(tmp_path, monkeypatch):
+    calls = []
+    check = configs.check
+
+    def counted(*arguments):
+        calls.append(1)
+        return check(*arguments)
+
+    monkeypatch.setattr(configs, "check", counted)
+    resnet_flax.train(_config(steps=1), tmp_path / "run", data=_bars(64, 0), eval_data=_bars(64, 0))
+    assert len(calls) == 1
+
+
+def test_a_partial_config_is_enough(tmp_path):
+    config = ml_collections.ConfigDict(
+        {"model": {"name": "cifar_resnet8", "overrides": TINY}, "steps": 2, "batch_size": 8}
+    )
+    data = _bars(64, 0)
+    assert resnet_flax.train(config, tmp_path / "run", data=data, eval_data=data).count == 64
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        jax.enable_x64(True),
+        jax.default_prng_impl("rbg"),
+        jax.threefry_partitionable(False),
+    ],
+    ids=["64 bits", "another generator", "other keys"],
+)
+def test_settings_of_the_environment_change_no_number(tmp_path, setting):
+    config = _config(steps=6, **{"data.pad": 1, "data.flip": True, "data.erase": 0.5})
+    data = _bars(128, 0)
+    expected = resnet_flax.train(config, tmp_path / "a", data=data, eval_data=data)
+    with setting:
+        found = resnet_flax.train(config, tmp_path / "b", data=data, eval_data=data)
+    assert found == expected
+    a, b = (read_meta(tmp_path / name / "checkpoints" / "6")["digests"] for name in "ab")
+    assert a == b
