@@ -273,10 +273,10 @@ KINDS = {
         WITH_READERS,
     ),
     "reader frozen": Kind(
-        _reader(signal.SIGSTOP, "nothing was read within data.timeout=5"),
+        _reader(signal.SIGSTOP, "nothing was read within data.timeout=20"),
         "trained",
         ("steps",),
-        (*WITH_READERS, "--config.data.timeout=5"),
+        (*WITH_READERS, "--config.data.timeout=20"),
     ),
     "disk full": Kind(_disk_full, mounts=True),
     "disk full for a while": Kind(
