@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 SIZE = "48M"
@@ -100,7 +101,14 @@ def read_only(directory: Path):
     """A context in which nothing can be created, renamed or removed in a directory."""
     subprocess.run(["mount", "--bind", directory, directory], check=True)
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+        remount = ["mount", "-o", "remount,bind,ro", directory]
+        # Not while a file in it is open for writing.
+        for _ in range(1000):
+            if subprocess.run(remount, capture_output=True).returncode == 0:
+                break
+            time.sleep(0.01)
+        else:
+            subprocess.run(remount, check=True)
         yield
     finally:
         subprocess.run(["umount", "-l", directory], check=True)
