@@ -40,6 +40,16 @@ READERS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Signals have their usual effect, even where these tests are started by nohup or with `&`."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def start(data_dir, tmp_path):
     """Starts train.py in a new session; in `shell` the command is $RUN."""
@@ -122,7 +132,7 @@ def test_a_signal_to_a_pipeline_saves_though_tee_is_gone_first(start, tmp_path, 
     _wait(lambda: _records(tmp_path / "run")[-1] > before + 20, process)
     (trainer,) = (p for p in _below(process.pid) if "train.py" in _command(p))
     os.kill(trainer, number)
-    assert process.wait(60) == 128 + number
+    assert process.wait(120) == 128 + number
     _saved(tmp_path / "run")
     assert "cannot be written (Broken pipe)" in (tmp_path / "run" / "terminal.log").read_text()
 
@@ -185,15 +195,6 @@ def test_other_signals_that_ask_to_end_are_heard(number):
 
 
 def test_a_second_ctrl_c_acts_as_always():
-    # A shell starts background jobs, including these tests, with SIGINT ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        _interrupt_twice()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _interrupt_twice():
     with SignalHandler() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal == signal.SIGINT
@@ -318,14 +319,29 @@ def test_a_signal_to_the_group_with_readers(start, tmp_path, number, moment):
         _wait(lambda: len(_readers(process.pid)) > 2, process)
     children = _readers(process.pid)
     os.killpg(process.pid, number)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=120)
     assert process.returncode == 128 + number, (out, error)
     when = "before the first step" if moment == "readers start" else "at step"
     assert error.startswith(f"stopped by {signal.Signals(number).name} {when}")
     assert len(error.splitlines()) == 1
     if moment != "readers start":
         _saved(tmp_path / "run")
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    _wait_for_end(children)
+
+
+def _is_running(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def _wait_for_end(pids, seconds=30):
+    """Waits for processes that are no children of this one: who reaps them may take its time."""
+    deadline = time.monotonic() + seconds
+    while any(_is_running(pid) for pid in pids):
+        assert time.monotonic() < deadline, pids
+        time.sleep(0.1)
 
 
 def _segments():
@@ -341,22 +357,17 @@ def test_readers_end_with_a_run_that_is_killed(start, tmp_path):
     assert len(children) == 3  # two readers, and Python's resource tracker
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    while any(_is_running(child) for child in children) or _segments() - before:
-        assert time.monotonic() < deadline, (children, _segments() - before)
+    _wait_for_end(children)
+    deadline = time.monotonic() + 30
+    while _segments() - before:
+        assert time.monotonic() < deadline, _segments() - before
         time.sleep(0.1)
-
-
-def _is_running(pid):
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, long(signal.SIGSTOP)])
 def test_a_reader_that_is_killed_or_frozen_ends_the_run_in_a_sentence(start, tmp_path, number):
-    process = start(*READERS, "--config.data.timeout=20")
+    frozen = number == signal.SIGSTOP
+    process = start(*READERS, f"--config.data.timeout={20 if frozen else 0}")
     _wait(lambda: _records(tmp_path / "run"), process)
     os.kill(_readers(process.pid)[0], number)
     out, error = process.communicate(timeout=90)
@@ -397,13 +408,10 @@ def test_readers_frozen_before_they_read_anything_end_with_the_program():
         children = _below(process.pid)  # and Python's resource tracker
         for child in _readers(process.pid):
             os.kill(child, signal.SIGSTOP)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=120)
         assert process.returncode == 2, error
         assert error.startswith("error: nothing was read within data.timeout=1 seconds")
-        deadline = time.monotonic() + 10
-        while any(_is_running(child) for child in children):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        _wait_for_end(children)
     finally:
         for child in [process.pid, *children]:
             with contextlib.suppress(ProcessLookupError):
@@ -476,7 +484,7 @@ def _hang(directory):
 @pytest.mark.parametrize("how", ["timeout", "Ctrl-C", "Ctrl-C twice"])
 def test_a_run_whose_disk_hangs_ends(start, tmp_path, how):
     folder = make_folder(tmp_path / "images")
-    limit = 3 if how == "timeout" else 0
+    limit = 10 if how == "timeout" else 0
     process = start(*_on_a_folder(folder), f"--config.data.timeout={limit}")
     _wait(lambda: _records(tmp_path / "run"), process)
     _hang(folder / "train" / "red")
@@ -487,10 +495,10 @@ def test_a_run_whose_disk_hangs_ends(start, tmp_path, how):
         _wait(lambda: Checkpoints(tmp_path / "run" / "checkpoints", keep=1).steps(), process)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=120)
     if how == "timeout":
         assert process.returncode == 2, (out, error)
-        assert error.startswith("error: nothing was read within data.timeout=3 seconds")
+        assert error.startswith("error: nothing was read within data.timeout=10 seconds")
     else:
         assert process.returncode == 130
     _saved(tmp_path / "run")
@@ -502,16 +510,16 @@ def test_a_run_whose_disk_hangs_ends(start, tmp_path, how):
 def test_a_disk_that_hangs_before_the_first_step(start, tmp_path, split, how):
     folder = make_folder(tmp_path / "images")
     _hang(folder / split / "blue")
-    limit = 3 if how == "timeout" else 0
+    limit = 10 if how == "timeout" else 0
     process = start(*_on_a_folder(folder), f"--config.data.timeout={limit}")
     if how == "SIGTERM":
         _wait(lambda: "jax" in Path(f"/proc/{process.pid}/maps").read_text(), process)
         time.sleep(5)
         process.send_signal(signal.SIGTERM)
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=120)
     if how == "timeout":
         assert process.returncode == 2, (out, error)
-        assert error.startswith("error: nothing was read within data.timeout=3 seconds")
+        assert error.startswith("error: nothing was read within data.timeout=10 seconds")
     else:
         assert process.returncode == 143, (out, error)
         assert error == (
@@ -526,7 +534,7 @@ def test_a_missing_evaluation_is_made_though_readers_start(start, tmp_path):
     process = start(*every, steps=200)
     _wait(lambda: 40 in _records(tmp_path / "run"), process)
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     workdir = tmp_path / "run"
     step = Checkpoints(workdir / "checkpoints", keep=1).steps()[0]
     kept = workdir / "checkpoints" / str(40 * (step // 40))
@@ -562,7 +570,7 @@ def test_output_that_nobody_reads_keeps_nothing_from_being_saved(start, tmp_path
     # A pipe buffers 64 KiB, about 900 lines.
     _wait(lambda: len(_records(tmp_path / "run")) > 2500, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 143
+    assert process.wait(120) == 143
     _saved(tmp_path / "run")
     assert "nobody reads" in (tmp_path / "run" / "terminal.log").read_text()
 
@@ -570,7 +578,7 @@ def test_output_that_nobody_reads_keeps_nothing_from_being_saved(start, tmp_path
 @pytest.mark.long
 def test_no_output_at_all(start, tmp_path):
     process = start(steps=20, shell="exec $RUN >&- 2>&-")
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     assert _saved(tmp_path / "run") == 20
 
 
@@ -596,4 +604,4 @@ def test_time_in_which_the_job_is_suspended_does_not_count():
     process.send_signal(signal.SIGSTOP)
     time.sleep(5)
     process.send_signal(signal.SIGCONT)
-    assert process.communicate(timeout=60)[0] == "[0, 1, 2, 3]\n"
+    assert process.communicate(timeout=120)[0] == "[0, 1, 2, 3]\n"
