@@ -122,8 +122,9 @@ def _stopped(
         expect(status in (0, 128 + number), f"the exit status is {status}, not {128 + number}")
         expect(status != 0 or _newest(run) == STEPS, "it ended without a word")
     if status == 128 + number and hear and session.errors[0]:
-        when = f"at step {_newest(run)}, which is saved in {re.escape(str(run.workdir))}"
-        when = f"({when}|before the first step)" if not introduced else when
+        newest = _newest(run)
+        when = f"at step {newest}, which is saved in {re.escape(str(run.workdir))}"
+        when = f"({when}|before the first step)" if not introduced or newest == 0 else when
         _one_line(session, f"stopped by {number.name} {when}; run the same command again to .*")
     elif status == 128 + number and hear:
         expect(not introduced, "it stopped without a sentence")
