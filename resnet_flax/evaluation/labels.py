@@ -16,7 +16,7 @@ from resnet_flax.errors import UserError
 # Classes that a message names.
 SHOWN = 3
 # What settles which class an output is of.
-NAMING = "--class_names=FILE with the data's names of the outputs in their order"
+NAMING = "--class_names=FILE with the data's names in the order of the outputs"
 
 
 class Relabelled:
@@ -99,10 +99,10 @@ def _by_name(theirs: Sequence[str], names: Sequence[str]) -> list[int]:
     found = positions(theirs, names)
     strange = [name for name, output in zip(theirs, found, strict=True) if output is None]
     if strange:
-        remedies = f"pass {NAMING}"
+        remedies = f"or pass {NAMING}"
         with contextlib.suppress(UserError):
             _by_number(theirs, names, len(names), subset=True)
-            remedies = f"pass --by_number if its numbers are those of the outputs, or {remedies}"
+            remedies = f"pass --by_number if its numbers are those of the outputs, {remedies}"
         raise UserError(
             f"{len(strange)} of the data's {len(theirs)} classes are not among the network's "
             f"{len(names)} ({_some(strange)}; the network's: {_some(names)}); give data with the "
