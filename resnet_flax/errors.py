@@ -1,7 +1,12 @@
 """Errors that are reported to the user as one sentence."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+# Unicode's categories and directions of characters that break, garble or reorder a line.
+_ESCAPED = ("Cc", "Cs", "Zl", "Zp")
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 class UserError(ValueError):
@@ -20,3 +25,14 @@ def closest(word: str, words: Iterable[str]) -> str:
     """The words nearest to `word` as '; did you mean ...?'; empty if none is near."""
     near = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def shown(name: object) -> str:
+    """The name of a file as a message shows it: line breaks and control characters are escaped."""
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in _ESCAPED
+        or unicodedata.bidirectional(letter) in _REORDERING
+        else letter
+        for letter in str(name)
+    )

@@ -1,6 +1,6 @@
 """From a config to a run: its data, its task, the weights it starts from and its programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.apply import given_data, tables
 from resnet_flax.apply.experiment_data import open_data
 from resnet_flax.config import flatten, load_config
+from resnet_flax.data.class_names import reordering
 from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing, open_splits
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.readers import PATIENT, Patience, WaitInterrupted, refuse_in_import
@@ -21,10 +23,11 @@ from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import METRICS
 from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.models import VARIANTS, ResNet, configured_model
-from resnet_flax.runtime import distributed, numerics
+from resnet_flax.runtime import distributed, numerics, storage
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.tasks.classification import Classification
 from resnet_flax.training import loop
+from resnet_flax.training.checkpoint_files import saved_class_names
 from resnet_flax.training.losses import LOSSES
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.programs import Programs, compile_programs
@@ -94,7 +97,8 @@ def run_experiment(
         patience = Patience(config.data.timeout, _asked(stop))
         try:
             with distributed.together("cannot use its data"):
-                splits = given_data.open_splits(config.data, data, eval_data)
+                order = saved_class_names(storage.local(workdir) / "checkpoints")
+                splits = given_data.open_splits(config.data, data, eval_data, order)
                 run = make_run(config, patience, splits)
         except WaitInterrupted:
             assert stop.signal is not None
@@ -149,7 +153,9 @@ def make_run(
         shapes=data.shapes,
         notes=_notes(config, task.model),
         patience=patience,
-        initial=partial(_starting_from, config.init, task.model, config.seed)
+        initial=partial(
+            _starting_from, config.init, task.model, config.seed, data.train.class_names
+        )
         if config.init
         else None,
         programs_at=lambda factor: make_programs(*made, rate_factor=factor)[1],
@@ -237,7 +243,14 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
             )
 
 
-def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, Any], str]:
+def _initial(config: ml_collections.ConfigDict, model: ResNet, names: Sequence[str]) -> Any:
+    """Where the config names weights to start from, a function without arguments for them."""
+    return partial(_starting_from, config.init, model, config.seed, names) if config.init else None
+
+
+def _starting_from(
+    origin: str, model: ResNet, seed: int, class_names: Sequence[str]
+) -> tuple[Mapping[str, Any], str]:
     """The variables of given weights for a network, and what to say about them."""
     if origin in VARIANTS:
         published = [name for name in CATALOG if name.partition(".")[0] == origin]
@@ -251,6 +264,12 @@ def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, 
     other = own.model.num_classes != model.num_classes
     variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)
     head = f"; its head of {own.model.num_classes} classes is replaced by a new one" * other
+    order = reordering(class_names, own.class_names)
+    if order is not None:  # the same classes, so that an output stays that of its class
+        params = variables["params"]
+        outputs = jax.tree.map(lambda leaf: leaf[..., np.array(order)], params["head"])
+        variables = {**variables, "params": {**params, "head": outputs}}
+        head = "; its outputs are put in the order of the classes of the data"
     return variables, f"starting from {own.origin}{head}"
 
 

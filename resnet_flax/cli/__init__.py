@@ -111,6 +111,7 @@ def main_and_exit(
     # The entry points have set a handler for the imports, which ends the process at once.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.open_closed()
+    terminal.escape_unknown()
     try:
         with not_ignored(lambda: leaving.end(128 + signal.SIGINT)):
             status = main(argv, programs)

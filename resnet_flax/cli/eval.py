@@ -145,6 +145,13 @@ def _open_models(arguments: argparse.Namespace) -> list[Any]:
     first = load(
         arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype
     )
+    names, outputs = arguments.class_names, first.model.num_classes
+    if names and len(names) != outputs:
+        raise UserError(
+            f"--class_names has {len(names)} names, but {first.origin} has {outputs} outputs; give "
+            "a file with one name a line, in the order of the outputs"
+        )
+    first = first._replace(class_names=names or first.class_names)
     return [first, *(load(name, dtype=dtype) for name in arguments.ensemble)]
 
 
@@ -191,7 +198,15 @@ def _source(
     from resnet_flax.evaluation.labels import as_outputs
 
     source = open_source(*where, **_options(where[0], config))
-    return as_outputs(source, names, outputs, by_number=arguments.by_number)
+    return as_outputs(source, names, outputs, by_number=arguments.by_number, say=_say)
+
+
+def _say(text: str) -> None:
+    """Prints a line, in the first process."""
+    from resnet_flax.runtime import distributed
+
+    if distributed.is_primary():
+        print(text)
 
 
 def _networks(
@@ -213,16 +228,20 @@ def _networks(
                 "--std, of pixels in [0, 1]"
             )
         _check_same_classes(models[0], one, names)
+        if names and not one.class_names:
+            _say(f"{one.origin} has no names of classes: its outputs are taken for the other's")
         preprocessing = _preprocessing(arguments, one.preprocessing or Preprocessing(size=0))
         networks.append(Network(one.model, one.variables, preprocessing))
     return networks
 
 
 def _check_same_classes(first: Any, other: Any, names: Sequence[str]) -> None:
-    same = first.model.num_classes == other.model.num_classes
+    from resnet_flax.data.class_names import same
+
+    alike = first.model.num_classes == other.model.num_classes
     if other.class_names:
-        same = same and other.class_names == names
-    if not same:
+        alike = alike and same(other.class_names, names)
+    if not alike:
         raise UserError(
             f"{first.origin} and {other.origin} have different classes; give an ensemble of "
             "networks with the same classes in the same order"

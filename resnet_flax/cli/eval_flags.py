@@ -5,6 +5,7 @@ from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import (
     channel_numbers,
     data_source,
+    names_file,
     number,
     output_file,
     whole_number,
@@ -90,7 +91,18 @@ def _add_data(parser: Parser) -> None:
     group.add_argument(
         "--by_number",
         action="store_true",
-        help="Match the classes of the data and of the network by number, not by name.",
+        help="Match the classes of the data and of the network by number, not by name, and print "
+        "the pairs. The number of a class is its name where all names are numbers, otherwise its "
+        "position. A class with the name of another output is refused.",
+    )
+    group.add_argument(
+        "--class_names",
+        type=names_file,
+        default=(),
+        metavar="FILE",
+        help="A text file with the names of the network's outputs in their order, one a line, as "
+        "the data calls them (default: those in the weights; without any, classes are matched by "
+        "number).",
     )
     group.add_argument(
         "--batch_size",

@@ -9,6 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from resnet_flax.data import class_names
 from resnet_flax.data.sources import SOURCES
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import storage
@@ -110,6 +111,15 @@ def output_file(ending: str = "") -> Callable[[str], Path]:
 def directory(text: str) -> str:
     """A type for a directory on this machine; empty for none."""
     return str(_local(text)) if text else ""
+
+
+def names_file(text: str) -> tuple[str, ...]:
+    """A type for a text file with names of classes, one a line; the names."""
+    path = _local(text)
+    try:
+        return class_names.read(path)
+    except UserError as error:
+        raise ArgumentTypeError(f"must be a text file with one name a line: {error}") from error
 
 
 def _local(text: str) -> Path:

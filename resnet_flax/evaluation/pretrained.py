@@ -1,5 +1,6 @@
 """Evaluation of a network with weights on a data set, used by `resnet-flax eval`."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -162,6 +163,10 @@ def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:
         return {"errors": errors, "count": count, "rate": errors / count, "interval": [low, high]}
 
     classes = zip(result.class_counts, result.class_errors, strict=True)
+    given = class_names or [str(i) for i in range(len(result.class_counts))]
+    several = Counter(given)
+    # Two classes of one name, as the two cranes of ImageNet, each have a rate.
+    names = [f"{one} ({i})" if several[one] > 1 else one for i, one in enumerate(given)]
     return {
         "count": result.count,
         "top1_error": rate(result.errors, result.count),
@@ -170,8 +175,6 @@ def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:
         "calibration_error": result.calibration_error,
         **({"metrics": dict(result.more)} if result.more else {}),
         "classes": {
-            class_names[i] if class_names else str(i): rate(errors, count)
-            for i, (count, errors) in enumerate(classes)
-            if count
+            names[i]: rate(errors, count) for i, (count, errors) in enumerate(classes) if count
         },
     }

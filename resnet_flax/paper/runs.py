@@ -181,8 +181,9 @@ def _preprocessing(found: Any) -> Any:
 def _test_set(one: Training, found: Any) -> Any:
     data = one.config.data
     if data.eval_split == "holdout":
-        return open_splits(data)[1]
-    source = open_source(data.source, data.eval_split, data.data_dir)
+        source = open_splits(data)[1]
+    else:
+        source = open_source(data.source, data.eval_split, data.data_dir)
     return as_outputs(source, found.class_names, found.model.num_classes)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from resnet_flax import renamed
+from resnet_flax.data.class_names import unusable
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, first_line
 from resnet_flax.models import ResNet, create_model
@@ -115,6 +116,8 @@ def _from_json(about: Any, origin: str) -> Description:
         names = tuple(about["class_names"])
         if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):
             raise TypeError("values of wrong types")
+        if any(map(unusable, names)):
+            raise ValueError("names of classes with line breaks or control characters")
         if len(names) not in (0, model.num_classes):
             raise ValueError(f"{len(names)} names for {model.num_classes} classes")
         found = Preprocessing.from_json(preprocessing) if preprocessing else None

@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from experiments import TINY
 from PIL import Image
+from variables import drawn
 
 import resnet_flax
 from resnet_flax import UserError
 from resnet_flax import config as configs
 from resnet_flax.apply import tables
+from resnet_flax.apply.experiment import _starting_from as starting_from
 from resnet_flax.apply.experiment import make_run
 from resnet_flax.apply.given_data import as_source
 from resnet_flax.data import ArraySource
 from resnet_flax.data.sources import open_source
 from resnet_flax.training.checkpoint_files import read_meta
-from resnet_flax.weights.loading import load
+from resnet_flax.weights.loading import Pretrained, export, load
 
 
 def _bars(n, seed):
@@ -201,3 +203,24 @@ def test_settings_of_the_environment_change_no_number(tmp_path, setting):
     assert found == expected
     a, b = (read_meta(tmp_path / name / "checkpoints" / "6")["digests"] for name in "ab")
     assert a == b
+
+
+def test_the_outputs_of_given_weights_stay_those_of_their_classes(tmp_path):
+    """As where directories named by numbers were sorted as text when the weights were trained."""
+    model = resnet_flax.create_model("cifar_resnet8", num_classes=3)
+    variables = drawn(model, np.zeros((1, 8, 8, 3), np.float32))
+    export(
+        Pretrained(model, variables, None, ("1", "10", "2"), "drawn"), tmp_path / "w.safetensors"
+    )
+    head = variables["params"]["head"]
+    for names, order in (
+        (("1", "2", "10"), [0, 2, 1]),
+        (("10", "1", "2"), [1, 0, 2]),
+        (("1", "10", "2"), [0, 1, 2]),
+        (("a", "b", "c"), [0, 1, 2]),
+    ):
+        found, note = starting_from(str(tmp_path / "w.safetensors"), model, 0, names)
+        for name in ("kernel", "bias"):
+            outputs = found["params"]["head"][name]
+            np.testing.assert_array_equal(outputs, np.asarray(head[name])[..., order])
+        assert ("its outputs are put in the order" in note) == (order != [0, 1, 2])

@@ -58,8 +58,8 @@ def test_the_same_images_at_another_place_and_time_are_the_same_data(folder, tmp
     [
         (
             lambda d: (d / "green").rename(d / "verde"),
-            ["class green is called verde now"],
-            ["class green is called verde now"],
+            ["class green is called verde now", "class red is number 1 and was 2"],
+            ["class green is called verde now", "class red is number 1 and was 2"],
         ),
         (
             lambda d: shutil.copytree(d / "red", d / "pink"),

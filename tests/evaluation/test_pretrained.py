@@ -84,23 +84,6 @@ def test_images_that_cannot_be_normalised_are_explained(source):
             evaluate_pretrained([Network(model, variables, preprocessing)], source, batch_size=10)
 
 
-def test_labels_are_found_by_the_names_of_classes(source):
-    few = ArraySource(source.images[:4], [0, 1, 1, 0], ("frog", "cat"))
-    found = as_outputs(few, ("cat", "dog", "frog"), 3)
-    assert [int(found[i]["label"]) for i in range(4)] == [2, 0, 0, 2]
-    assert as_outputs(few, ("frog", "cat"), 2) is few
-    assert as_outputs(few, ("dog", "cow"), 2, by_number=True) is few
-    assert as_outputs(few, (), 2) is few
-    with pytest.raises(
-        UserError, match=r"1 of the data's 2 classes are not among .*\(frog, \.\.\."
-    ):
-        as_outputs(few, ("cat", "dog"), 2)
-    with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs of unknown"):
-        as_outputs(few, (), 3)
-    with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs; give"):
-        as_outputs(few, ("a", "b", "c"), 3, by_number=True)
-
-
 class _Real(list):
     """Examples as those of TFDS's imagenet2012_real: several labels, or none."""
 

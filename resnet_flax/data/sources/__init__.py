@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from resnet_flax.data.class_names import unusable
 from resnet_flax.errors import UserError
 from resnet_flax.keys import Entry, Key
 
@@ -141,7 +142,7 @@ def open_source(
       split: a TFDS split, which may be a slice such as 'train[:90%]', or a subdirectory of DIR.
       data_dir: of TFDS; empty for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
       class_names: of a folder; by default those of DIR/train, or of the split itself if there is no
-        DIR/train, in alphabetical order.
+        DIR/train, in the order of `class_names.ordered`.
       **options: of other stores, see `Store`.
 
     Raises:
@@ -169,6 +170,12 @@ def check_source(source: Any, name: str) -> Source:
     if isinstance(names, str) or not names or not all(isinstance(one, str) for one in names):
         raise UserError(
             f"class_names of {name} must be a tuple of strings, one for each class, not {names!r}"
+        )
+    bad = next(filter(unusable, names), None)
+    if bad is not None:
+        raise UserError(
+            f"class_names of {name} have {bad!a}; the name of a class must be text without line "
+            "breaks and control characters"
         )
     found: Source = source
     return found

@@ -1,14 +1,16 @@
 """Images in directories, one for each class."""
 
+import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from resnet_flax.data.class_names import composed, ordered, positions, reordering, unusable
 from resnet_flax.data.transforms import load
-from resnet_flax.errors import UserError, closest
+from resnet_flax.errors import UserError, closest, shown
 from resnet_flax.runtime import storage
 
 # File names that count as images in a folder.
@@ -20,30 +22,33 @@ class FolderSource:
 
     Args:
       directory: of the split, such as /data/imagenet/train.
-      class_names: the names of its subdirectories; any other subdirectory is an error.
+      class_names: the names of its subdirectories, in any Unicode form; any other subdirectory is
+        an error.
     """
 
     def __init__(self, directory: Path, class_names: tuple[str, ...]) -> None:
-        self._directory, self.class_names = directory, class_names
+        self._directory = directory
+        self.class_names = tuple(map(composed, class_names))
         self._files: list[str] = []
         sizes: list[int] = []
         labels: list[int] = []
-        known = {name: label for label, name in enumerate(class_names)}
-        for name in _directories(directory):
-            if name not in known:
+        names = _class_directories(directory)
+        found = positions(names, self.class_names)
+        for name, label in zip(names, found, strict=True):
+            if label is None:
                 raise UserError(
-                    f"{directory / name} is a class without training images"
-                    f"{closest(name, known)}; remove it, or add training images of it"
+                    f"{shown(directory / name)} is a class without training images"
+                    f"{closest(name, class_names)}; remove it, or add training images of it"
                 )
             images = list(_images(directory / name))
             if not images:
                 raise UserError(
-                    f"{directory / name} has no images ({', '.join(IMAGES)}); add some, or "
+                    f"{shown(directory / name)} has no images ({', '.join(IMAGES)}); add some, or "
                     "remove it"
                 )
             self._files += [f"{name}/{file}" for file, _ in images]
             sizes += [size for _, size in images]
-            labels += [known[name]] * len(images)
+            labels += [label] * len(images)
         self._labels = np.array(labels, np.int32)
         self._sizes = np.array(sizes, np.int64)
 
@@ -52,7 +57,17 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self._directory / self._files[index]
-        return {"image": load(path, str(path), 3), "label": self._labels[index]}
+        return {"image": load(path, shown(path), 3), "label": self._labels[index]}
+
+    def in_order_of(self, class_names: Sequence[str]) -> "FolderSource":
+        """The same examples, labeled by their classes' positions in another list of these."""
+        order = reordering(self.class_names, class_names)
+        if order is None:
+            return self
+        other = copy.copy(self)
+        other.class_names = tuple(map(composed, class_names))
+        other._labels = np.array(order, np.int32)[self._labels]
+        return other
 
     @property
     def files(self) -> list[tuple[str, int]]:
@@ -60,7 +75,7 @@ class FolderSource:
         return list(zip(self._files, self._sizes.tolist(), strict=True))
 
     def first_images(self) -> dict[str, bytes]:
-        """For each class the bytes of its first image file, up to 64 KiB."""
+        """For each class's directory the bytes of its first image file, up to 64 KiB."""
         first: dict[str, bytes] = {}
         for file in self._files:
             name = file.partition("/")[0]
@@ -80,7 +95,7 @@ def open_folder(where: str, split: str, class_names: tuple[str, ...] = ()) -> Fo
       where: a directory.
       split: a subdirectory of it.
       class_names: by default those of WHERE/train, or of the split itself if there is no
-        WHERE/train, in alphabetical order.
+        WHERE/train, in the order of `class_names.ordered`.
 
     Raises:
       UserError: there is no such directory, or it has no images.
@@ -93,9 +108,9 @@ def open_folder(where: str, split: str, class_names: tuple[str, ...] = ()) -> Fo
             f"(it has {', '.join(splits[:10]) or 'none'})"
         )
     classes = directory / ("train" if "train" in splits else split)
-    names = class_names or tuple(_directories(classes))
+    names = class_names or ordered(_class_directories(classes))
     if not names:
-        raise UserError(f"{classes} has no subdirectories; there must be one for each class")
+        raise UserError(f"{shown(classes)} has no subdirectories; there must be one for each class")
     return FolderSource(directory / split, names)
 
 
@@ -108,21 +123,29 @@ def _directories(directory: Path) -> list[str]:
     return [entry.name for entry in _entries(directory) if entry.is_dir()]
 
 
+def _class_directories(directory: Path) -> list[str]:
+    """The names of the directories of classes, as text in one Unicode form is sorted.
+
+    The order of examples follows from this one, not from that of the classes, see `ordered`.
+    """
+    names = _directories(directory)
+    for name in names:
+        if unusable(name):
+            raise UserError(
+                f"{shown(directory)} has a directory named {name!a}; the name of a class must be "
+                "valid UTF-8 without line breaks and control characters: rename it"
+            )
+    return sorted(names, key=composed)
+
+
 def _entries(directory: Path) -> list[os.DirEntry[str]]:
     """The entries of a directory, in alphabetical order, without hidden ones."""
     try:
         with os.scandir(directory) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}") from error
-    entries = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in entries:
-        if not entry.name.isprintable():  # nor is a name that is not valid UTF-8
-            raise UserError(
-                f"{directory} has a file or directory named {entry.name!a}, which cannot be "
-                "printed; rename it"
-            )
-    return entries
+        raise UserError(f"{shown(directory)} cannot be read: {error.strerror}") from error
+    return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _images(directory: Path) -> Iterator[tuple[str, int]]:
@@ -132,11 +155,22 @@ def _images(directory: Path) -> Iterator[tuple[str, int]]:
       The name and the size in bytes, 0 if that is unknown, as for a broken link.
     """
     for entry in _entries(directory):
+        image = entry.name.lower().endswith(IMAGES)
+        if (image or entry.is_dir()) and not _is_utf8(entry.name):
+            raise UserError(
+                f"{shown(directory)} has a file or directory named {entry.name!a}, which is not "
+                "valid UTF-8; rename it"
+            )
         if entry.is_dir():
             inner = _images(directory / entry.name)
             yield from ((f"{entry.name}/{file}", size) for file, size in inner)
-        elif entry.name.lower().endswith(IMAGES):
+        elif image:
             try:
                 yield entry.name, entry.stat().st_size
             except OSError:
                 yield entry.name, 0
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a file's name can be encoded again; Python has other bytes as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
