@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from resnet_flax.runtime.terminal import say
 
 # Data sets that this package can prepare itself, from other packages' data.
 EMBEDDED = ("digits",)
+
+# Number of examples whose labels are checked when a split is opened.
+SAMPLE = 32
 
 # Data sets whose examples have any number of correct labels: the features with one label and with
 # all of them, and the number of examples of a split that have any (Beyer et al. 2020, "Are we done
@@ -69,25 +72,42 @@ class TfdsSource:
         return {"set": self._version, "files": files, "digests": digests}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._raw(index)
+        name = f"example {index} of {self._name}"
+        image = load(io.BytesIO(example["image"]), name, self._channels)
+        found: dict[str, Any] = {"image": image, "label": self._checked(example, index)}
+        if self._valid_labels:
+            found["valid_labels"] = np.zeros(len(self.class_names), bool)
+            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
+        return found
+
+    def check_labels(self) -> None:
+        """Raises UserError if an example has a label that is no class, as those of a test split.
+
+        At most `SAMPLE` examples are read, evenly spaced, and no image is decoded.
+        """
+        for index in np.unique(np.linspace(0, len(self) - 1, SAMPLE).round().astype(int)):
+            self._checked(self._raw(index), index)
+
+    def _raw(self, index: int) -> Mapping[str, Any]:
         try:
-            example = self._split[int(index)]
+            return self._split[int(index)]  # type: ignore[no-any-return]
         except Exception as error:  # readers and decoders raise errors of all types
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
                 f"{self._remedy}"
             ) from error
-        name = f"example {index} of {self._name}"
-        image = load(io.BytesIO(example["image"]), name, self._channels)
-        found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
-        if not 0 <= found["label"] < len(self.class_names):
-            raise UserError(
-                f"{name} has the label {found['label']}, which is not one of the "
-                f"{len(self.class_names)} classes; choose a labelled split"
-            )
-        if self._valid_labels:
-            found["valid_labels"] = np.zeros(len(self.class_names), bool)
-            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
-        return found
+
+    def _checked(self, example: Mapping[str, Any], index: int) -> np.int32:
+        """The label of an example, all of whose labels are indices of classes."""
+        for feature in filter(None, (self._label, self._valid_labels)):
+            for label in np.atleast_1d(example[feature]):
+                if not 0 <= label < len(self.class_names):
+                    raise UserError(
+                        f"example {index} of {self._name} has the label {label}, which is not one "
+                        f"of the {len(self.class_names)} classes; choose a labelled split"
+                    )
+        return np.int32(example[self._label])
 
 
 def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
@@ -109,15 +129,12 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         )
     features = builder.info.features
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
-    if not {"image", labels[0]} <= set(features):
-        raise UserError(f"{name} is not for image classification: it lacks 'image' or 'label'")
+    _check_features(name, features, labels[0])
     # Decoded here: TFDS uses OpenCV if it is installed, else Pillow.
     decoders = {"image": tfds.decode.SkipDecoding()}
-    if not getattr(features[labels[0]], "names", None):
-        raise UserError(f"the labels of {name} are numbers without classes; they must be classes")
     try:
         examples = builder.as_data_source(split=split, decoders=decoders)
-        return TfdsSource(
+        source = TfdsSource(
             name,
             examples,
             tuple(features[labels[0]].names),
@@ -130,6 +147,35 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(_wrong_split(name, split, tuple(builder.info.splits))) from error
+    source.check_labels()
+    return source
+
+
+def _check_features(name: str, features: Any, label: str) -> None:
+    """Raises UserError unless every example has an image and one class."""
+    import tensorflow_datasets as tfds
+
+    lacking = {"image", label} - set(features)
+    if lacking:
+        raise UserError(
+            f"{name} is not for image classification: it lacks {' and '.join(sorted(lacking))} "
+            f"(it has {', '.join(features)})"
+        )
+    found = features[label]
+    if isinstance(found, tfds.features.ClassLabel) and found.num_classes:
+        return
+    if isinstance(found, tfds.features.ClassLabel):
+        what = "of an unknown number of classes"
+    elif isinstance(found, tfds.features.Text):
+        what = "text"
+    elif found.shape:
+        what = "lists, of several classes or none for an image"
+    else:
+        what = f"numbers ({np.dtype(found.np_dtype).name}) without classes"
+    raise UserError(
+        f"the labels of {name} are {what}; give a data set with one class for each image, a "
+        "ClassLabel of TFDS, or write its images to DIR/SPLIT/CLASS and give folder:DIR"
+    )
 
 
 # One split, or several with + between them, each with or without a slice in examples or percent.
