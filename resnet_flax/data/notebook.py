@@ -95,8 +95,10 @@ def batches(
         raise UserError("batch_size and epochs must be at least 1, and size at least 0")
     if crop not in ("random_resized", "jitter"):
         raise UserError(f"crop must be random_resized or jitter, not {crop!r}")
-    named = isinstance(source, str)
-    opened = open_source(source, split, data_dir) if named else check_source(source, "source")
+    if isinstance(source, str):
+        opened = open_source(source, split, data_dir)
+    else:
+        opened = check_source(source, "source")
     if not shuffle:
         return Batches(opened, batch_size, EvalTransform(size), None, 1)
     jitter = (round(size * 256 / 224), round(size * 480 / 224))  # as the paper's at 224

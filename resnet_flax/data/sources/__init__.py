@@ -150,11 +150,16 @@ def open_source(
     """
     store, where = _store(name)
     found = store.make(where, split, class_names, **_of(store, {"data_dir": data_dir, **options}))
-    return check_source(found, f"the split {split!r} of {name}")
+    return check_source(found, name, f"the split {split!r} of {name}")
 
 
-def check_source(source: Any, name: str) -> Source:
-    """The source, if it is one; `name` is what the error calls it.
+def check_source(source: Any, name: str, split: str = "") -> Source:
+    """The source, if it is one.
+
+    Args:
+      source: any object.
+      name: what errors call the data set.
+      split: what they call this part of it.
 
     Raises:
       UserError: it lacks something, or has no examples or no names of classes.
@@ -167,7 +172,7 @@ def check_source(source: Any, name: str) -> Source:
             f"{' and no '.join(lacking)}; see resnet_flax.data.sources.Source"
         )
     if not len(source):
-        raise UserError(f"{name} has no examples; give another one, or add some")
+        raise UserError(f"{split or name} has no examples; give another one, or add some")
     names = source.class_names
     if isinstance(names, str) or not names or not all(isinstance(one, str) for one in names):
         raise UserError(

@@ -40,8 +40,8 @@ def check_formats(files: Iterable[str]) -> None:
     found = [file for file in files if file.lower().endswith(missing)] if missing else []
     if found:
         raise UserError(
-            f"{count(found)} in {', '.join(sorted(map(suffix_of, found)))} cannot be read by this "
-            f"Pillow ({some(found)}); install a newer one (pip install -U pillow), or convert them"
+            f"{count(found)} ending in {_suffixes(found)} cannot be read by this Pillow "
+            f"({some(found)}); install a newer one (pip install -U pillow), or convert them"
         )
 
 
@@ -87,17 +87,17 @@ def torchvision_view(directory: Path, numbers: Mapping[str, int], read: Collecti
     without = sorted({*classes} - {file.partition("/")[0] for file in theirs})
     if without:
         return f"would refuse it, as it reads no image in {some(without)}"
-    parts = [f"would have {len(classes)} classes"] if len(classes) != len(numbers) else []
+    parts = [f"have {len(classes)} classes"] if len(classes) != len(numbers) else []
     if theirs != {*read}:
-        parts.append(f"would read {len(theirs):,} images")
+        parts.append(f"read {len(theirs):,} images")
         fewer, more = sorted({*read} - theirs), sorted(theirs - {*read})
-        parts += [f"leave out {', '.join(sorted({*map(suffix_of, fewer)}))}"] if fewer else []
+        parts += [f"leave out {_suffixes(fewer)}"] if fewer else []
         parts += [f"read what is hidden ({some(more)})"] if more else []
     moved = [(c, i) for i, c in enumerate(classes) if numbers.get(c, i) != i]
     if moved:
         name, number = moved[0]
         parts.append(f"number {name} {number} and not {numbers[name]}")
-    return ", ".join(parts)
+    return f"would {'; '.join(parts)}" if parts else ""
 
 
 def walk(directory: Path) -> list[str]:
@@ -165,6 +165,10 @@ def some(names: Sequence[str]) -> str:
 def suffix_of(file: str) -> str:
     """Such as '.jpg'; empty for none."""
     return os.path.splitext(file)[1].lower()
+
+
+def _suffixes(files: Iterable[str]) -> str:
+    return ", ".join(sorted({*map(suffix_of, files)}))
 
 
 def _hidden(file: str) -> bool:

@@ -72,7 +72,7 @@ class TfdsSource:
         return {"set": self._version, "files": files, "digests": digests}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._raw(index)
+        example = self._raw(int(index))
         name = f"example {index} of {self._name}"
         image = load(io.BytesIO(example["image"]), name, self._channels)
         found: dict[str, Any] = {"image": image, "label": self._checked(example, index)}
@@ -86,12 +86,12 @@ class TfdsSource:
 
         At most `SAMPLE` examples are read, evenly spaced, and no image is decoded.
         """
-        for index in np.unique(np.linspace(0, len(self) - 1, SAMPLE).round().astype(int)):
+        for index in np.linspace(0, len(self) - 1, min(len(self), SAMPLE), dtype=int).tolist():
             self._checked(self._raw(index), index)
 
     def _raw(self, index: int) -> Mapping[str, Any]:
         try:
-            return self._split[int(index)]  # type: ignore[no-any-return]
+            return self._split[index]  # type: ignore[no-any-return]
         except Exception as error:  # readers and decoders raise errors of all types
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
@@ -115,6 +115,7 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     import resnet_flax.data.digits  # noqa: F401  registers the builder
+    from resnet_flax.data.sources.tfds_features import check_features
 
     builder = _builder(dataset, data_dir)
     if not builder.info.splits and dataset in EMBEDDED:
@@ -129,7 +130,7 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         )
     features = builder.info.features
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
-    _check_features(name, features, labels[0])
+    check_features(name, features, labels[0])
     # Decoded here: TFDS uses OpenCV if it is installed, else Pillow.
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
@@ -149,33 +150,6 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         raise UserError(_wrong_split(name, split, tuple(builder.info.splits))) from error
     source.check_labels()
     return source
-
-
-def _check_features(name: str, features: Any, label: str) -> None:
-    """Raises UserError unless every example has an image and one class."""
-    import tensorflow_datasets as tfds
-
-    lacking = {"image", label} - set(features)
-    if lacking:
-        raise UserError(
-            f"{name} is not for image classification: it lacks {' and '.join(sorted(lacking))} "
-            f"(it has {', '.join(features)})"
-        )
-    found = features[label]
-    if isinstance(found, tfds.features.ClassLabel) and found.num_classes:
-        return
-    if isinstance(found, tfds.features.ClassLabel):
-        what = "of an unknown number of classes"
-    elif isinstance(found, tfds.features.Text):
-        what = "text"
-    elif found.shape:
-        what = "lists, of several classes or none for an image"
-    else:
-        what = f"numbers ({np.dtype(found.np_dtype).name}) without classes"
-    raise UserError(
-        f"the labels of {name} are {what}; give a data set with one class for each image, a "
-        "ClassLabel of TFDS, or write its images to DIR/SPLIT/CLASS and give folder:DIR"
-    )
 
 
 # One split, or several with + between them, each with or without a slice in examples or percent.
