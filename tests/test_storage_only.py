@@ -41,6 +41,7 @@ ELSEWHERE = {
     "cli/__init__": ({"os.open"}, "/dev/null"),
     "config": ({".is_file", ".glob"}, "config files, which are Python"),
     "data/sources/folder": ({".open", ".is_dir", ".stat", "os.scandir"}, "images"),
+    "data/sources/image_files": ({".is_dir", "os.listdir", "os.scandir", "os.walk"}, "images"),
     "data/sources/tfds": (
         {".is_dir", ".iterdir", ".open", ".rglob", ".stat"},
         "a data set of TFDS",

@@ -12,7 +12,8 @@ from resnet_flax.data.pipeline import Shapes, shapes_of
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.readers import Patience, reading
 from resnet_flax.data.sources import Source
-from resnet_flax.data.sources.parts import check_example
+from resnet_flax.data.sources.folder import note_left_out
+from resnet_flax.data.sources.parts import check_example, label_of, whole
 from resnet_flax.data.transforms import EvalTransform, TrainTransform, to_array
 from resnet_flax.errors import UserError
 
@@ -58,11 +59,12 @@ def open_data(
     """
     data = config.data
     opened = dict(zip(("train", "eval"), splits, strict=True))
-    if not len(opened["train"]):
-        raise UserError(f"the split {data.train_split!r} of {data.source} has no examples")
+    note_left_out(whole(opened["train"]), data.train_split)
+    note_left_out(opened["eval"], data.eval_split)
     train_transform, eval_transform = make_transforms(data)
     with reading(opened["train"], 0, patience) as examples:
         example = check_example(next(examples))
+    label_of(example, len(opened["train"].class_names))
     image_shape = eval_transform(example["image"]).shape
     _check_channels(config, image_shape[-1])
     shapes = {

@@ -95,7 +95,8 @@ def as_source(given: Any, split: str, data: ml_collections.ConfigDict) -> Source
         images, labels = map(np.asarray, given)
         # `ArraySource` refuses others. Unsigned ones, as CIFAR's, have no -1 for no labels.
         most = int(labels.max()) if labels.size and labels.dtype.kind in "iu" else -1
-        return ArraySource(images, labels, tuple(map(str, range(most + 1))))
+        names = tuple(map(str, range(most + 1)))
+        return check_source(ArraySource(images, labels, names), "data")
     if isinstance(given, Source):
         return check_source(given, "data")
     raise UserError(

@@ -170,12 +170,14 @@ def _data(arguments: argparse.Namespace, config: Mapping[str, Any]) -> tuple[str
 def _split(data: str, data_dir: str, asked: str | None, config: Mapping[str, Any]) -> str:
     if not asked and "data.eval_split" in config and config["data.eval_split"] != "holdout":
         return str(config["data.eval_split"])
-    from resnet_flax.data.sources import splits_of
+    from resnet_flax.data.sources import open_source, splits_of
 
-    splits = splits_of(data, data_dir, **_options(data, config))
+    options = _options(data, config)
+    splits = splits_of(data, data_dir, **options)
     for split in eval_flags.SPLITS:
         if split in splits:
             return split
+    open_source(data, splits[0], data_dir, **options)  # says so if there is no split at all
     raise UserError(f"{data} has no split {either(eval_flags.SPLITS)}; pass --split=SPLIT")
 
 
@@ -195,9 +197,11 @@ def _source(
     outputs: int,
 ) -> Any:
     from resnet_flax.data.sources import open_source
+    from resnet_flax.data.sources.folder import note_left_out
     from resnet_flax.evaluation.labels import as_outputs
 
     source = open_source(*where, **_options(where[0], config))
+    note_left_out(source, where[1])
     return as_outputs(source, names, outputs, by_number=arguments.by_number, say=_say)
 
 

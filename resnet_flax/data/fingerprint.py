@@ -10,7 +10,7 @@ from typing import Any
 from resnet_flax.data.class_names import composed
 from resnet_flax.data.sources import Source
 from resnet_flax.data.sources.folder import FolderSource
-from resnet_flax.data.sources.parts import Share
+from resnet_flax.data.sources.parts import whole
 from resnet_flax.data.sources.tfds import TfdsSource
 from resnet_flax.errors import UserError, shown
 from resnet_flax.runtime import storage
@@ -36,8 +36,7 @@ def take(source: Source) -> dict[str, Any]:
       count of images, a digest of their names and sizes, and a digest of the first image; for a
       TFDS set `set`, `files` and `digests`; for others what their method `fingerprint` returns.
     """
-    while isinstance(source, Share):
-        source = source.source
+    source = whole(source)
     names = list(map(composed, source.class_names))
     found: dict[str, Any] = {"count": len(source), "class_names": names}
     if isinstance(source, FolderSource):
@@ -74,8 +73,7 @@ def _classes(files: Sequence[tuple[str, int]]) -> dict[str, list[Any]]:
 
 def listing(source: Source) -> Files:
     """Names and sizes of a folder's images; empty for other sources."""
-    while isinstance(source, Share):
-        source = source.source
+    source = whole(source)
     return dict(source.files) if isinstance(source, FolderSource) else {}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
-from resnet_flax.data.sources import Source, open_source
+from resnet_flax.data.sources import Source, check_source, open_source
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 
@@ -95,7 +95,10 @@ def batches(
         raise UserError("batch_size and epochs must be at least 1, and size at least 0")
     if crop not in ("random_resized", "jitter"):
         raise UserError(f"crop must be random_resized or jitter, not {crop!r}")
-    opened = open_source(source, split, data_dir) if isinstance(source, str) else source
+    if isinstance(source, str):
+        opened = open_source(source, split, data_dir)
+    else:
+        opened = check_source(source, "source")
     if not shuffle:
         return Batches(opened, batch_size, EvalTransform(size), None, 1)
     jitter = (round(size * 256 / 224), round(size * 480 / 224))  # as the paper's at 224

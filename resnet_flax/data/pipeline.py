@@ -93,7 +93,9 @@ class Examples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = example_of(self.source, index)
-        return {**example, "image": self.transform(example["image"]), "index": index}
+        label = label_of(example, len(self.source.class_names))
+        image = self.transform(example["image"])
+        return {**example, "image": image, "label": label, "index": index}
 
 
 @contextlib.contextmanager

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax import renamed
 from resnet_flax.data import fingerprint
 from resnet_flax.data.class_names import composed, numbers, other_orders, positions, same
 from resnet_flax.data.sources import Source
+from resnet_flax.data.sources.parts import example_of, label_of
 from resnet_flax.errors import UserError
 
 # Classes that a message names.
@@ -36,8 +36,9 @@ class Relabelled:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = renamed.example(self._source[index])
-        found = {**example, "label": np.int32(self._outputs[example["label"]])}
+        example = example_of(self._source, index)
+        label = label_of(example, len(self._source.class_names))  # -1 would be the last class
+        found = {**example, "label": np.int32(self._outputs[label])}
         if "valid_labels" in example:
             found["valid_labels"] = np.zeros(len(self.class_names), bool)
             found["valid_labels"][self._outputs[example["valid_labels"]]] = True

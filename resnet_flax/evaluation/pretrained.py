@@ -10,7 +10,7 @@ import jax
 from resnet_flax import sharding
 from resnet_flax.data.parts import complete_batches, unread
 from resnet_flax.data.pipeline import blank_batch, eval_batches, shapes_of
-from resnet_flax.data.sources import Source
+from resnet_flax.data.sources import Source, check_source
 from resnet_flax.data.sources.parts import example_of
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.evaluate import evaluate
@@ -60,7 +60,7 @@ def evaluate_pretrained(
       devices: to compute on; all by default.
       progress: called with the number of finished views of images, and of all.
     """
-    image = source[0]["image"]
+    image = check_source(source, "the data")[0]["image"]
     for model, _, preprocessing in networks:
         check_head(model.num_classes)
         preprocessing.check(preprocessing.transform(image).shape)

@@ -146,18 +146,24 @@ def open_source(
       **options: of other stores, see `Store`.
 
     Raises:
-      UserError: there is no such data set or split, it is not prepared, or lacks images or labels.
+      UserError: there is no such data set or split, it is not prepared, is empty, or lacks images
+        or labels.
     """
     store, where = _store(name)
     found = store.make(where, split, class_names, **_of(store, {"data_dir": data_dir, **options}))
-    return check_source(found, name)
+    return check_source(found, name, f"the split {split!r} of {name}")
 
 
-def check_source(source: Any, name: str) -> Source:
-    """The source, if it is one; `name` is what the error calls it.
+def check_source(source: Any, name: str, split: str = "") -> Source:
+    """The source, if it is one.
+
+    Args:
+      source: any object.
+      name: what errors call the data set.
+      split: what they call this part of it.
 
     Raises:
-      UserError: it lacks something, or has no names of classes.
+      UserError: it lacks something, or has no examples or no names of classes.
     """
     wanted = ("class_names", "__len__", "__getitem__")
     lacking = [attribute for attribute in wanted if not hasattr(source, attribute)]
@@ -166,6 +172,8 @@ def check_source(source: Any, name: str) -> Source:
             f"{name} is not a data source: its {type(source).__name__} has no "
             f"{' and no '.join(lacking)}; see resnet_flax.data.sources.Source"
         )
+    if not len(source):
+        raise UserError(f"{split or name} has no examples; give another one, or add some")
     names = source.class_names
     if isinstance(names, str) or not names or not all(isinstance(one, str) for one in names):
         raise UserError(

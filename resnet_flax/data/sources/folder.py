@@ -1,7 +1,9 @@
 """Images in directories, one for each class."""
 
+import contextlib
 import copy
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from resnet_flax.data.class_names import composed, ordered, positions, reordering, unusable
+from resnet_flax.data.sources import Source, image_files
 from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError, closest, shown
-from resnet_flax.runtime import storage
-
-# File names that count as images in a folder.
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+from resnet_flax.runtime import distributed, storage
+from resnet_flax.runtime.terminal import say
 
 
 class FolderSource:
@@ -42,13 +43,11 @@ class FolderSource:
                 )
             images = list(_images(directory / name))
             if not images:
-                raise UserError(
-                    f"{shown(directory / name)} has no images ({', '.join(IMAGES)}); add some, or "
-                    "remove it"
-                )
+                raise UserError(image_files.no_images(directory / name))
             self._files += [f"{name}/{file}" for file, _ in images]
             sizes += [size for _, size in images]
             labels += [label] * len(images)
+        image_files.check_formats(self._files)
         self._labels = np.array(labels, np.int32)
         self._sizes = np.array(sizes, np.int64)
 
@@ -73,6 +72,16 @@ class FolderSource:
     def files(self) -> list[tuple[str, int]]:
         """`CLASS/NAME` and size in bytes of each image."""
         return list(zip(self._files, self._sizes.tolist(), strict=True))
+
+    def left_out(self) -> dict[str, list[str]]:
+        """See `image_files.left_out`."""
+        return image_files.left_out(self._directory, self._files)
+
+    def torchvision_view(self) -> str:
+        """See `image_files.torchvision_view`."""
+        directories = (file.partition("/")[0] for file in self._files)
+        numbers = dict(zip(directories, self._labels.tolist(), strict=True))
+        return image_files.torchvision_view(self._directory, numbers, self._files)
 
     def first_images(self) -> dict[str, bytes]:
         """For each class's directory the bytes of its first image file, up to 64 KiB."""
@@ -106,17 +115,55 @@ def open_folder(where: str, split: str, class_names: tuple[str, ...] = ()) -> Fo
         raise UserError(
             f"{directory} has no directory {split!r} for that split{closest(split, splits)} "
             f"(it has {', '.join(splits[:10]) or 'none'})"
+            f"{image_files.misplaced(directory, splits)}"
         )
     classes = directory / ("train" if "train" in splits else split)
     names = class_names or ordered(_class_directories(classes))
     if not names:
-        raise UserError(f"{shown(classes)} has no subdirectories; there must be one for each class")
-    return FolderSource(directory / split, names)
+        raise UserError(image_files.no_classes(classes))
+    source = FolderSource(directory / split, names)
+    if not len(source):
+        raise UserError(image_files.no_classes(directory / split))
+    return source
 
 
 def folder_splits(where: str) -> tuple[str, ...]:
-    """The names of a directory's subdirectories."""
-    return tuple(_directories(storage.local(where)))
+    """The names of a directory's subdirectories that are splits.
+
+    Others, such as __MACOSX or docs, have another name than a split usually has, and no class of
+    `train` in them, or where there is no `train`, no class with images.
+    """
+    directory = storage.local(where)
+    names = _directories(directory)
+    classes = {*_directories(directory / "train")} if "train" in names else None
+    return tuple(
+        name
+        for name in names
+        if image_files.is_usual_split(name) or _is_split(directory / name, classes)
+    )
+
+
+def _is_split(directory: Path, classes: set[str] | None) -> bool:
+    with contextlib.suppress(UserError):  # such as lost+found, which cannot be read
+        inner = _directories(directory)
+        if classes is not None:
+            return not classes.isdisjoint(inner)
+        return any(next(_images(directory / name), None) for name in inner)
+    return False
+
+
+def note_left_out(source: Source, split: str) -> None:
+    """Prints a note on the files of a folder that are not read; hidden ones are meant to be so."""
+    if not isinstance(source, FolderSource) or not distributed.is_primary():
+        return
+    found = source.left_out()
+    found.pop(image_files.HIDDEN_FILES, None)
+    listed = "; ".join(
+        f"{image_files.count(files)} {reason} ({image_files.some(files)})"
+        for reason, files in found.items()
+    )
+    if listed:
+        say(f"note: the split {split!r} leaves out {listed}", sys.stderr)
 
 
 def _directories(directory: Path) -> list[str]:
@@ -145,7 +192,7 @@ def _entries(directory: Path) -> list[os.DirEntry[str]]:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise UserError(f"{shown(directory)} cannot be read: {error.strerror}") from error
-    return [entry for entry in entries if not entry.name.startswith(".")]
+    return [entry for entry in entries if not entry.name.startswith(image_files.HIDDEN)]
 
 
 def _images(directory: Path) -> Iterator[tuple[str, int]]:
@@ -155,7 +202,7 @@ def _images(directory: Path) -> Iterator[tuple[str, int]]:
       The name and the size in bytes, 0 if that is unknown, as for a broken link.
     """
     for entry in _entries(directory):
-        image = entry.name.lower().endswith(IMAGES)
+        image = image_files.is_image(entry.name)
         if (image or entry.is_dir()) and not _is_utf8(entry.name):
             raise UserError(
                 f"{shown(directory)} has a file or directory named {entry.name!a}, which is not "

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from resnet_flax.runtime.terminal import say
 
 # Data sets that this package can prepare itself, from other packages' data.
 EMBEDDED = ("digits",)
+
+# Number of examples whose labels are checked when a split is opened.
+SAMPLE = 32
 
 # Data sets whose examples have any number of correct labels: the features with one label and with
 # all of them, and the number of examples of a split that have any (Beyer et al. 2020, "Are we done
@@ -69,25 +72,42 @@ class TfdsSource:
         return {"set": self._version, "files": files, "digests": digests}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._raw(int(index))
+        name = f"example {index} of {self._name}"
+        image = load(io.BytesIO(example["image"]), name, self._channels)
+        found: dict[str, Any] = {"image": image, "label": self._checked(example, index)}
+        if self._valid_labels:
+            found["valid_labels"] = np.zeros(len(self.class_names), bool)
+            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
+        return found
+
+    def check_labels(self) -> None:
+        """Raises UserError if an example has a label that is no class, as those of a test split.
+
+        At most `SAMPLE` examples are read, evenly spaced, and no image is decoded.
+        """
+        for index in np.linspace(0, len(self) - 1, min(len(self), SAMPLE), dtype=int).tolist():
+            self._checked(self._raw(index), index)
+
+    def _raw(self, index: int) -> Mapping[str, Any]:
         try:
-            example = self._split[int(index)]
+            return self._split[index]  # type: ignore[no-any-return]
         except Exception as error:  # readers and decoders raise errors of all types
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
                 f"{self._remedy}"
             ) from error
-        name = f"example {index} of {self._name}"
-        image = load(io.BytesIO(example["image"]), name, self._channels)
-        found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
-        if not 0 <= found["label"] < len(self.class_names):
-            raise UserError(
-                f"{name} has the label {found['label']}, which is not one of the "
-                f"{len(self.class_names)} classes; choose a labelled split"
-            )
-        if self._valid_labels:
-            found["valid_labels"] = np.zeros(len(self.class_names), bool)
-            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
-        return found
+
+    def _checked(self, example: Mapping[str, Any], index: int) -> np.int32:
+        """The label of an example, all of whose labels are indices of classes."""
+        for feature in filter(None, (self._label, self._valid_labels)):
+            for label in np.atleast_1d(example[feature]):
+                if not 0 <= label < len(self.class_names):
+                    raise UserError(
+                        f"example {index} of {self._name} has the label {label}, which is not one "
+                        f"of the {len(self.class_names)} classes; choose a labelled split"
+                    )
+        return np.int32(example[self._label])
 
 
 def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
@@ -95,6 +115,7 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     import resnet_flax.data.digits  # noqa: F401  registers the builder
+    from resnet_flax.data.sources.tfds_features import check_features
 
     builder = _builder(dataset, data_dir)
     if not builder.info.splits and dataset in EMBEDDED:
@@ -109,15 +130,12 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         )
     features = builder.info.features
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
-    if not {"image", labels[0]} <= set(features):
-        raise UserError(f"{name} is not for image classification: it lacks 'image' or 'label'")
+    check_features(name, features, labels[0])
     # Decoded here: TFDS uses OpenCV if it is installed, else Pillow.
     decoders = {"image": tfds.decode.SkipDecoding()}
-    if not getattr(features[labels[0]], "names", None):
-        raise UserError(f"the labels of {name} are numbers without classes; they must be classes")
     try:
         examples = builder.as_data_source(split=split, decoders=decoders)
-        return TfdsSource(
+        source = TfdsSource(
             name,
             examples,
             tuple(features[labels[0]].names),
@@ -130,6 +148,8 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(_wrong_split(name, split, tuple(builder.info.splits))) from error
+    source.check_labels()
+    return source
 
 
 # One split, or several with + between them, each with or without a slice in examples or percent.
