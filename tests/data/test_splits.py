@@ -235,7 +235,8 @@ class Labelled(list):
 
 
 @pytest.mark.parametrize("label", [-1, 2, 0.5, [0], np.zeros(1, int), "a", True])
-def test_labels_of_any_source_are_checked_before_they_are_used(config, tmp_path, label):
+def test_labels_of_any_source_are_checked_before_they_are_used(config, label):
+    config.data.in_memory = config.data.resident = False
     source = Labelled([label, 0, 1, 0])
     message = "has the label .*; labels must be whole numbers from 0 to 1"
     with pytest.raises(UserError, match=message):
@@ -243,7 +244,7 @@ def test_labels_of_any_source_are_checked_before_they_are_used(config, tmp_path,
     with pytest.raises(UserError, match=message):
         as_outputs(source, ("b", "a"), 2)[0]
     with pytest.raises(UserError, match=message):
-        resnet_flax.train(config, tmp_path, data=source, eval_data=Labelled([0]))
+        make_run(config, splits=(source, Labelled([0])))  # before the first batch
 
 
 def test_one_of_several_labels_that_is_no_class_is_refused():
