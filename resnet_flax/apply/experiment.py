@@ -19,6 +19,7 @@ from resnet_flax.data.readers import PATIENT, Patience, WaitInterrupted, refuse_
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import METRICS
+from resnet_flax.evaluation.pretrained import check_channels
 from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.runtime import distributed, numerics
@@ -147,9 +148,9 @@ def make_run(
         },
         files=data.files,
         shapes=data.shapes,
-        notes=_notes(config, task.model),
+        notes=[*data.notes, *_notes(config, task.model)],
         patience=patience,
-        initial=partial(_starting_from, config.init, task.model, config.seed)
+        initial=partial(_starting_from, config.init, task.model, config.seed, data.image_shape[-1])
         if config.init
         else None,
         programs_at=lambda factor: make_programs(*made, rate_factor=factor)[1],
@@ -237,8 +238,17 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
             )
 
 
-def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, Any], str]:
-    """The variables of given weights for a network, and what to say about them."""
+def _starting_from(
+    origin: str, model: ResNet, seed: int, channels: int
+) -> tuple[Mapping[str, Any], str]:
+    """The variables of given weights for a network, and what to say about them.
+
+    Args:
+      origin: the config's `init`.
+      model: the network.
+      seed: of a new head.
+      channels: of the images.
+    """
     if origin in VARIANTS:
         published = [name for name in CATALOG if name.partition(".")[0] == origin]
         such = f" such as {published[0]}," * bool(published)
@@ -247,6 +257,7 @@ def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, 
             f"weights,{such} a weights file or a workdir"
         )
     own = load(origin)
+    check_channels(own.variables, channels, f"init={origin}", "data.channels=")
     check_function(function_of(own.model), model, origin)
     other = own.model.num_classes != model.num_classes
     variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)

@@ -18,10 +18,10 @@ from resnet_flax import create_model
 from resnet_flax.apply.experiment import train
 from resnet_flax.cli import main
 from resnet_flax.cli.eval_report import describe
+from resnet_flax.data.decoding import load
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.sources.tfds import SEVERAL_LABELS, TfdsSource
-from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
 from resnet_flax.evaluation.multi_view import Network

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.transforms import load
+from resnet_flax.data.decoding import load
 from resnet_flax.errors import UserError, closest
 from resnet_flax.runtime import storage
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.transforms import load
+from resnet_flax.data.decoding import load
 from resnet_flax.errors import UserError, closest, first_line
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.terminal import say
@@ -77,7 +77,8 @@ class TfdsSource:
                 f"{self._remedy}"
             ) from error
         name = f"example {index} of {self._name}"
-        image = load(io.BytesIO(example["image"]), name, self._channels)
+        channels = self._channels if self._channels in (1, 4) else 3
+        image = load(io.BytesIO(example["image"]), name, channels)
         found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
         if not 0 <= found["label"] < len(self.class_names):
             raise UserError(
@@ -111,6 +112,11 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
     if not {"image", labels[0]} <= set(features):
         raise UserError(f"{name} is not for image classification: it lacks 'image' or 'label'")
+    if np.dtype(features["image"].np_dtype).kind not in "ui":
+        raise UserError(
+            f"the images of {name} are floating point, which TFDS stores in the bytes of a PNG; "
+            "they must be of 8 or 16 bits per channel"
+        )
     # Decoded here: TFDS uses OpenCV if it is installed, else Pillow.
     decoders = {"image": tfds.decode.SkipDecoding()}
     if not getattr(features[labels[0]], "names", None):
