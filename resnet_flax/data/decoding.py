@@ -5,6 +5,7 @@ JPEGs are never decoded at a reduced scale, which gives other pixels than resizi
 
 import contextlib
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,13 @@ def _kind(file: Any) -> tuple[str, str]:
         opened.seek(0)
         prefix = opened.read(16)
         for kind, (reader, accept) in list(Image.OPEN.items()):
-            if accept is None or accept(prefix) is not True:
-                continue
-            opened.seek(0)
             try:
+                if accept is None or accept(prefix) is not True:
+                    continue
+            except struct.error:  # of a shorter file
+                continue
+            try:
+                opened.seek(0)
                 reader(opened, "")
             except Exception as error:  # of all types
                 return kind, first_line(error)
