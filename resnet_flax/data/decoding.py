@@ -5,6 +5,7 @@ JPEGs are never decoded at a reduced scale, which gives other pixels than resizi
 
 import contextlib
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,11 @@ def load(file: Any, name: str, channels: int) -> Any:
     except UserError:
         raise
     except Image.DecompressionBombError as error:
+        counts = re.findall(r"\d+", str(error))
         raise UserError(
-            f"{name} is larger than Pillow reads without being asked, as a small file can claim "
-            f"all memory in this way ({first_line(error)}); if you trust your images, set the "
-            f"environment variable {MAX_PIXELS}=1000000000 or another number of pixels"
+            f"{name} has {counts[0]} pixels; more than {counts[-1]} are not read, as a small file "
+            "could claim all memory, unless you trust your images and set the environment variable "
+            f"{MAX_PIXELS} to a number of pixels, such as 1000000000"
         ) from error
     except Exception as error:  # Pillow and its decoders raise errors of all types
         if isinstance(error, OSError) and error.errno:  # of the file system, not of the contents
