@@ -8,7 +8,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from resnet_flax.errors import UserError
 
@@ -23,6 +23,16 @@ IGNORED = ("alpha", "exif")
 # In `info` of a Pillow image: its name for errors, which conversions keep.
 NAME = "resnet_flax.name"
 
+# By the EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _GREY = ("1", "L", "LA", "La", "I", "F")
 # Tags of TIFF.
 _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 339
@@ -68,19 +78,25 @@ class Pixels:
             if self.channels in (0, array.shape[-1]):
                 return array
             image = _with_alpha(array)
-        elif self.exif == "on" and is_rotated(image):
-            image = ImageOps.exif_transpose(image)
+        elif self.exif == "on":
+            image = upright(image)
         image = plain(image, self.channels or channels_of(image))
         return self._without_alpha(image) if _has_alpha(image) else image
 
     def ignored(self, image: Any) -> np.ndarray:
         """Whether something of an image is ignored, `[2]` bool for `IGNORED`."""
-        is_image = isinstance(image, Image.Image)
-        if not is_image and (image.shape[-1] != 4 or self.channels not in (1, 3)):
-            return np.zeros(len(IGNORED), bool)
-        seen = image if is_image else _with_alpha(image)
-        alpha = self.alpha == "drop" and self.channels != 4 and _has_alpha(plain(seen, 3))
-        return np.array([alpha, self.exif == "off" and is_rotated(seen)])
+        if not isinstance(image, Image.Image):
+            array = to_array(image)
+            if array.shape[-1] != 4 or self.channels not in (1, 3):
+                return np.zeros(len(IGNORED), bool)
+            image = _with_alpha(array)
+        dropped = self.alpha == "drop" and self.channels != 4 and image.has_transparency_data
+        return np.array(
+            [
+                dropped and _has_alpha(plain(image, 3)),
+                self.exif == "off" and orientation(image) != 1,
+            ]
+        )
 
     def _without_alpha(self, image: Image.Image) -> Image.Image:
         if self.alpha == "error":
@@ -155,12 +171,26 @@ def channels_of(image: Image.Image) -> int:
     return 1 if image.mode in _GREY or image.mode.startswith("I;16") else 3
 
 
-def is_rotated(image: Image.Image) -> bool:
-    """Whether its EXIF orientation says that an image is not stored upright."""
+def orientation(image: Image.Image) -> int:
+    """What an image's EXIF says of how it is stored: 1 for upright, to 8."""
     try:
-        return image.getexif().get(0x0112) in range(2, 9)
+        found = image.getexif().get(0x0112)
     except Exception:  # errors of all types, where the EXIF is damaged: then it says nothing
-        return False
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF says, without its EXIF.
+
+    Pillow's `exif_transpose` writes the EXIF again, and fails where one of its entries is damaged.
+    """
+    way = _UPRIGHT.get(orientation(image))
+    if way is None:
+        return image
+    found = image.transpose(way)
+    found.info = {name: image.info[name] for name in (NAME, "transparency") if name in image.info}
+    return found
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -137,7 +137,7 @@ SOURCES: dict[str, Store] = {
 }
 
 
-_GIVEN = Store(lambda *_: None)
+_UNNAMED = Store(lambda *_: None)
 
 
 def open_source(
@@ -200,7 +200,7 @@ def without_auto(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
       name: see `open_source`, or empty for data without a name.
       values: of a config; a checked one has none that are 'auto'.
     """
-    automatic = SOURCES.get(name.partition(":")[0], _GIVEN).automatic
+    automatic = SOURCES.get(name.partition(":")[0], _UNNAMED).automatic
     return {
         key: automatic.get(f"data.{key}", value) if value == "auto" else value
         for key, value in values.items()
