@@ -24,12 +24,14 @@ class Key(NamedTuple):
       meaning: in a sentence, for help pages.
       rule: what values must satisfy, if not all of the type are valid.
       resume_safe: whether the value may differ when a run is continued.
+      former: the value of a run that was saved before the key existed; None if the default.
     """
 
     default: Value
     meaning: str
     rule: Rule | None = None
     resume_safe: bool = False
+    former: Value | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Entry:
       make: makes it; the table says from what.
       keys: the config keys that it adds, with their groups: {'optim.beta': Key(0.9, 'Decay.')}.
       check: raises UserError if values do not go together; gets those of all keys by name.
+      automatic: what other keys are whose value is 'auto', by name.
     """
 
     make: Callable[..., Any]
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] = lambda flat: None
+    automatic: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +140,7 @@ SIDES = (
     lambda value: all(type(n) is int and 0 < n < 2**15 for n in value),
     "whole numbers, each more than 0 and less than 32768",
 )
+CHANNELS = (lambda value: value in (0, 1, 3, 4), "0, 1, 3 or 4")
 PIXELS = (lambda value: 0 <= value < 2**15, "at least 0 and less than 32768")
 
 

@@ -40,13 +40,13 @@ METHODS = {
 ELSEWHERE = {
     "cli/__init__": ({"os.open"}, "/dev/null"),
     "config": ({".is_file", ".glob"}, "config files, which are Python"),
+    "data/decoding": ({".open"}, "images"),
     "data/sources/folder": ({".open", ".is_dir", ".stat", "os.scandir"}, "images"),
     "data/sources/image_files": ({".is_dir", "os.listdir", "os.scandir", "os.walk"}, "images"),
     "data/sources/tfds": (
         {".is_dir", ".iterdir", ".open", ".rglob", ".stat"},
         "a data set of TFDS",
     ),
-    "data/transforms": ({".open"}, "an image in memory, by PIL"),
     "models/counts": ({".read_text", ".write_text"}, "a file of this package"),
     "runtime/allocator": (
         {".glob", ".read_text", "os.path.exists", "os.path.realpath"},

@@ -21,6 +21,7 @@ from resnet_flax.data.readers import PATIENT, Patience, WaitInterrupted, refuse_
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import METRICS
+from resnet_flax.evaluation.pretrained import check_channels
 from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.runtime import distributed, numerics, storage
@@ -151,10 +152,15 @@ def make_run(
         },
         files=data.files,
         shapes=data.shapes,
-        notes=_notes(config, task.model),
+        notes=[*data.notes, *_notes(config, task.model)],
         patience=patience,
         initial=partial(
-            _starting_from, config.init, task.model, config.seed, data.train.class_names
+            _starting_from,
+            config.init,
+            task.model,
+            config.seed,
+            channels=data.image_shape[-1],
+            class_names=data.train.class_names,
         )
         if config.init
         else None,
@@ -243,15 +249,18 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
             )
 
 
-def _initial(config: ml_collections.ConfigDict, model: ResNet, names: Sequence[str]) -> Any:
-    """Where the config names weights to start from, a function without arguments for them."""
-    return partial(_starting_from, config.init, model, config.seed, names) if config.init else None
-
-
 def _starting_from(
-    origin: str, model: ResNet, seed: int, class_names: Sequence[str]
+    origin: str, model: ResNet, seed: int, *, channels: int, class_names: Sequence[str]
 ) -> tuple[Mapping[str, Any], str]:
-    """The variables of given weights for a network, and what to say about them."""
+    """The variables of given weights for a network, and what to say about them.
+
+    Args:
+      origin: the config's `init`.
+      model: the network.
+      seed: of a new head.
+      channels: of the images.
+      class_names: of the data.
+    """
     if origin in VARIANTS:
         published = [name for name in CATALOG if name.partition(".")[0] == origin]
         such = f" such as {published[0]}," * bool(published)
@@ -260,6 +269,7 @@ def _starting_from(
             f"weights,{such} a weights file or a workdir"
         )
     own = load(origin)
+    check_channels(own.variables, channels, f"init={origin}", "data.channels=")
     check_function(function_of(own.model), model, origin)
     other = own.model.num_classes != model.num_classes
     variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)

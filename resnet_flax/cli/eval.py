@@ -1,6 +1,7 @@
 """`resnet-flax eval MODEL`: exact error rates of a network with weights."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -52,6 +53,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from resnet_flax.evaluation.pretrained import evaluate_pretrained
     from resnet_flax.runtime import compilation_cache, distributed
     from resnet_flax.runtime.progress import Progress
+    from resnet_flax.runtime.terminal import say
 
     compilation_cache.enable()
     with distributed.together("cannot open its model or its data"):
@@ -73,6 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
             flush=True,
         )
+    warnings: list[str] = []
     # A launcher may give processes a terminal though it writes to a file.
     with Progress(wanted=jax.process_count() == 1) as progress:
         bar = progress.add("eval", len(source), text="compiling")
@@ -87,7 +90,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             progress=partial(bar.update, text=""),
+            warn=warnings.append,
         )
+    for warning in warnings:
+        say(warning, sys.stderr)
     if distributed.is_primary():
         _report(arguments, (data, split), models, networks, result, names)
 
@@ -255,7 +261,7 @@ def _check_same_classes(first: Any, other: Any, names: Sequence[str]) -> None:
 def _preprocessing(arguments: argparse.Namespace, default: "Preprocessing") -> "Preprocessing":
     given = {
         name: getattr(arguments, name)
-        for name in ("size", "crop_fraction", "interpolation", "mean", "std")
+        for name in eval_flags.PREPROCESSING
         if getattr(arguments, name) is not None
     }
     if "mean" in given:

@@ -16,7 +16,13 @@ SPLITS = ("test", "val", "validation")
 # Repeated here, as the modules that define them import JAX or Pillow, which help pages do not need.
 PROTOCOLS = ("center", "ten_crop", "multiscale")
 INTERPOLATIONS = ("bilinear", "bicubic")
+EXIF, ALPHA, CHANNELS = ("off", "on"), ("drop", "white", "error"), (1, 3, 4)
 DTYPES = ("float32", "bfloat16")
+# Flags of fields of `Preprocessing`.
+PREPROCESSING = (
+    *("size", "crop_fraction", "interpolation", "mean", "std"),
+    *("exif", "alpha", "channels"),
+)
 
 
 def add(parser: Parser) -> None:
@@ -177,6 +183,24 @@ def _add_preprocessing(parser: Parser) -> None:
         type=channel_numbers("0.229,0.224,0.225", zero=False),
         metavar="X[,X,X]",
         help="The standard deviation by which pixels are then divided, in the same form.",
+    )
+    group.add_argument(
+        "--exif",
+        choices=EXIF,
+        help="Whether images are turned upright as their EXIF orientation says; published figures "
+        "are without.",
+    )
+    group.add_argument(
+        "--alpha",
+        choices=ALPHA,
+        help="What becomes of transparent pixels: white shows them on white, drop ignores the "
+        "alpha channel, as published figures do, and error refuses the image.",
+    )
+    group.add_argument(
+        "--channels",
+        type=int,
+        choices=CHANNELS,
+        help="The channels that images are converted to: 1 (grey), 3 (RGB) or 4 (RGB and alpha).",
     )
 
 

@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         if SETTINGS_FLAG not in self._option_string_actions:
             return ""
         from resnet_flax.apply import tables
-        from resnet_flax.schema import keys_called
+        from resnet_flax.unknown_keys import keys_called
 
         keys = keys_called(flag.lstrip("-"), tables.keys())
         return f"; did you mean {' or '.join(_SETTING + key for key in keys)}?" if keys else ""

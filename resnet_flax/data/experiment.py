@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_flax.data import augment
+from resnet_flax.data.pixels import CHOICES
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.data.sources import SOURCES, Source, hold_out, open_source
+from resnet_flax.data.sources import SOURCES, Source, hold_out, open_source, without_auto
 from resnet_flax.data.sources.folder import FolderSource
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 
@@ -63,6 +64,7 @@ def make_preprocessing(
         tuple(data.mean),
         tuple(data.std),
         tuple(levels),
+        **without_auto(data.source, {name: data[name] for name in CHOICES}),
     )
 
 
@@ -81,6 +83,7 @@ def make_transforms(
         data.policy_operations,
         data.policy_magnitude,
         data.interpolation,
+        make_preprocessing(data).pixels,
     )
     return train, make_preprocessing(data).transform
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from resnet_flax import renamed, sharding
-from resnet_flax.data.pipeline import eval_examples
+from resnet_flax.data.pipeline import Ignored, eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
@@ -87,7 +87,7 @@ def make_views(
     model, _, preprocessing = network
     if protocol == "center":
         return [View(preprocessing.transform, preprocessing, flip=False, pool_window=0)]
-    side, how = min(image_shape[:2]), preprocessing.interpolation
+    side, how, pixels = min(image_shape[:2]), preprocessing.interpolation, preprocessing.pixels
     if protocol == "ten_crop":
         shorter = preprocessing.transform.shorter
         if not preprocessing.size or shorter == preprocessing.size:
@@ -95,7 +95,7 @@ def make_views(
                 "ten_crop needs images that are larger than the crops, but this network's are "
                 "not cropped; give --size and a --crop_fraction below 1, or another --protocol"
             )
-        ten = TenCropTransform(preprocessing.size, shorter, how)
+        ten = TenCropTransform(preprocessing.size, shorter, how, pixels)
         return [View(ten, preprocessing, flip=True, pool_window=0)]
     pool_window = _last_side(network, image_shape)
     chosen = scales or scales_of(network, image_shape)
@@ -107,10 +107,8 @@ def make_views(
         )
     everywhere = _without_place(preprocessing)
     multiple = 0 if exact else model.stride
-    return [
-        View(ScaleTransform(scale, multiple, interpolation=how), everywhere, True, pool_window)
-        for scale in dict.fromkeys(chosen)
-    ]
+    scaled = partial(ScaleTransform, multiple=multiple, interpolation=how, pixels=pixels)
+    return [View(scaled(scale), everywhere, True, pool_window) for scale in dict.fromkeys(chosen)]
 
 
 def scales_of(network: Network, image_shape: tuple[int, ...]) -> list[int]:
@@ -191,6 +189,7 @@ def predict(
     workers: int = 0,
     devices: Any = None,
     progress: Callable[[int], None] = lambda images: None,
+    ignored: Ignored | None = None,
 ) -> Predictions:
     """Predictions averaged over views.
 
@@ -203,6 +202,7 @@ def predict(
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
       progress: called with the number of images in each batch.
+      ignored: counts the examples of which something is ignored.
     """
     mesh = sharding.make_mesh(devices=devices)
     replicated = sharding.replicated(mesh)
@@ -231,7 +231,7 @@ def predict(
             in_shardings=(replicated, over_batch),
             out_shardings=replicated,
         )
-        with eval_examples(source, view.transform, workers) as examples:
+        with eval_examples(source, view.transform, workers, ignored) as examples:
             for images, group in _alike(examples, pixels, mesh.size):
                 at = [example["index"] for example in group]
                 batch = sharding.put_shared(images, over_batch)
@@ -241,6 +241,7 @@ def predict(
                 if valid_labels is not None:
                     valid_labels[at] = [example["valid_labels"] for example in group]
                 progress(len(group))
+        ignored = None  # every view is of the same images
     return Predictions(log_p - np.log(len(views)).astype(kind), label, valid_labels)
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -12,16 +13,22 @@ from PIL import Image
 from variables import drawn
 
 import resnet_flax
-from resnet_flax import UserError
+from resnet_flax import UserError, create_model
 from resnet_flax import config as configs
 from resnet_flax.apply import tables
 from resnet_flax.apply.experiment import _starting_from as starting_from
 from resnet_flax.apply.experiment import make_run
-from resnet_flax.apply.given_data import as_source
+from resnet_flax.apply.given_data import as_source, with_source
+from resnet_flax.apply.tables import check, keys
+from resnet_flax.config import conflicts, flatten, load_config
 from resnet_flax.data import ArraySource
+from resnet_flax.data.experiment import make_preprocessing, make_transforms
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import open_source
 from resnet_flax.training.checkpoint_files import read_meta
 from resnet_flax.weights.loading import Pretrained, export, load
+
+SMALL = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
 
 
 def _bars(n, seed):
@@ -117,6 +124,79 @@ def test_labels_of_any_integer_type_are_taken(type_):
     source = as_source((images, labels.astype(type_)), "train", resnet_flax.default_config().data)
     assert source.class_names == ("0", "1")
     np.testing.assert_array_equal(source.labels, labels)
+
+
+def test_images_of_a_folder_are_upright_and_on_white_and_those_of_others_as_stored(tmp_path):
+    data = resnet_flax.default_config()
+    for source, expected in (("folder:x", ("on", "white")), ("tfds:x", ("off", "drop"))):
+        data.data.source = source
+        for config in (data, check(data), check(check(data))):
+            found = make_preprocessing(config.data)
+            assert (found.exif, found.alpha) == expected
+            assert [transform.pixels for transform in make_transforms(config.data)] == [
+                found.pixels,
+                found.pixels,
+            ]
+    for name in ("imagenet", "imagenet_paper"):  # as in published figures, also from folders
+        config = load_config(f"configs/{name}.py")
+        config.data.source = "folder:x"
+        assert check(config).data.exif == "off"
+        assert check(config).data.alpha == "drop"
+
+
+def test_a_run_from_before_these_keys_continues_as_it_began():
+    config = resnet_flax.default_config()
+    for source, expected in (
+        ("tfds:digits", {}),
+        ("folder:x", {"data.exif": ("off", "on"), "data.alpha": ("drop", "white")}),
+    ):
+        config.data.source = source
+        now = check(config)
+        saved = {k: v for k, v in flatten(now).items() if k not in ("data.exif", "data.alpha")}
+        assert conflicts(now, saved, keys()) == expected
+    config.data.exif, config.data.alpha = "off", "drop"
+    assert conflicts(check(config), saved, keys()) == {}
+
+
+def test_a_run_keeps_how_images_are_read(tmp_path):
+    for i in range(16):
+        image = np.zeros((6, 8, 4), np.uint8)  # nothing in RGB, and nothing in the alpha channel
+        file = tmp_path / "photos" / "train" / f"class{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    (tmp_path / "photos" / "val").symlink_to(tmp_path / "photos" / "train")
+    config = _config(batch_size=8)
+    config.data.in_memory = True
+    run = make_run(check(with_source(config, tmp_path / "photos")))
+    made = Preprocessing.from_json(run.about["preprocessing"])
+    assert (made.exif, made.alpha) == ("on", "white")
+    np.testing.assert_array_equal(run.train_source.images[0], 255)
+    assert run.notes == []
+    config.data.alpha = "drop"
+    run = make_run(check(with_source(config, tmp_path / "photos")))
+    np.testing.assert_array_equal(run.eval_source.images[1], 0)
+    assert run.notes == [
+        "warning: 16 images have an alpha channel, which is dropped (of those looked at in "
+        "'val'), as torchvision's loader does; data.alpha=white shows them on white"
+    ]
+    config.data.alpha = "error"
+    with pytest.raises(UserError, match=r"class0/0.png has transparent pixels, which alpha=error"):
+        make_run(check(with_source(config, tmp_path / "photos")))
+
+
+def test_weights_for_other_channels_are_named_with_the_key_that_converts(tmp_path):
+    model = create_model("cifar_resnet8", num_classes=2, **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
+    export(Pretrained(model, variables, None, (), "it"), tmp_path / "rgb.safetensors")
+    splits = tuple(ArraySource(*_bars(64, seed), ("a", "b")) for seed in (0, 1))
+    config = _config(init=str(tmp_path / "rgb.safetensors"))
+    run = make_run(check(config), splits=splits)
+    with pytest.raises(
+        UserError, match=r"init=\S+ takes images of 3 channels, but .* 1; .* data.channels=3"
+    ):
+        run.initial()
+    config.data.channels = 3
+    make_run(check(config), splits=splits).initial()
 
 
 def test_training_starts_from_given_weights(tmp_path):

@@ -83,7 +83,7 @@ def test_defaults_are_named(page):
             continue
         # Flags without a default.
         needed = {"--coordinator", "--num_processes", "--process_id", "--weights", "--model"}
-        own = {"--size", "--crop_fraction", "--interpolation", "--mean", "--std"}
+        own = {f"--{name}" for name in eval_flags.PREPROCESSING}
         assert {*action.option_strings} <= needed | own, action
 
 

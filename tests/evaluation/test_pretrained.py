@@ -18,10 +18,10 @@ from resnet_flax import create_model
 from resnet_flax.apply.experiment import train
 from resnet_flax.cli import main
 from resnet_flax.cli.eval_report import describe
+from resnet_flax.data.decoding import load
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.sources.tfds import SEVERAL_LABELS, TfdsSource
-from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
 from resnet_flax.evaluation.multi_view import Network
@@ -82,6 +82,49 @@ def test_images_that_cannot_be_normalised_are_explained(source):
     ):
         with pytest.raises(UserError, match=message):
             evaluate_pretrained([Network(model, variables, preprocessing)], source, batch_size=10)
+
+
+class _Pictures:
+    """Five pictures: two with transparent pixels, one of these turned, and one other turned."""
+
+    class_names = NAMES
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        levels = np.random.default_rng(index).integers(0, 256, (16, 20, 4), np.uint8)
+        image = Image.fromarray(levels if index in (1, 4) else levels[..., :3])
+        if index in (0, 4):
+            image.getexif()[0x0112] = 6
+            image.info["exif"] = image.getexif().tobytes()
+        return {"image": image, "label": index}
+
+
+def test_what_is_ignored_of_images_is_said_once_with_its_number():
+    model = create_model("cifar_resnet8", **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
+
+    def said(preprocessing, protocol="center"):
+        sentences = []
+        settings = {"protocol": protocol, "batch_size": 2, "warn": sentences.append}
+        evaluate_pretrained([Network(model, variables, preprocessing)], _Pictures(), **settings)
+        return sentences
+
+    expected = [
+        "warning: 2 images have an alpha channel, which is dropped (of 5), as torchvision's loader "
+        "does; --alpha=white shows them on white",
+        "warning: 2 images have an EXIF orientation, which is ignored (of 5), as torchvision's "
+        "loader does; --exif=on turns them upright",
+    ]
+    published = Preprocessing(8, 0.8)
+    assert said(published) == expected
+    assert said(published, "ten_crop") == expected
+    assert said(Preprocessing(8, 0.8, exif="on", alpha="white")) == []
+    with pytest.raises(UserError, match="an image has transparent pixels, which alpha=error"):
+        said(Preprocessing(8, 0.8, alpha="error"))
+    with pytest.raises(UserError, match=r"takes images of 3 .* have 1; convert .*--channels=3"):
+        said(Preprocessing(8, 0.8, channels=1))
 
 
 class _Real(list):

@@ -73,7 +73,9 @@ TINY = {"stage_sizes": (2, 1, 1, 1), "num_classes": 7}
 def test_a_round_trip_is_bit_identical(tmp_path, name, axes):
     model = create_model(name, **axes)
     variables = _random(model)
-    preprocessing = Preprocessing(96, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    preprocessing = Preprocessing(
+        96, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), exif="on", alpha="white", channels=3
+    )
     names = tuple(f"class {i}" for i in range(model.num_classes))
     path = _export(tmp_path, model, variables, preprocessing=preprocessing, class_names=names)
     _same(load_pretrained(path, model), variables)

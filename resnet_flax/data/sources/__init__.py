@@ -6,12 +6,12 @@ help pages list their config keys, without the second that importing them takes.
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnet_flax.data.class_names import unusable
 from resnet_flax.errors import UserError
-from resnet_flax.keys import Entry, Key
+from resnet_flax.keys import Entry, Key, Value
 
 if TYPE_CHECKING:
     from resnet_flax.data.sources.arrays import ArraySource
@@ -32,6 +32,7 @@ __all__ = [
     "hold_out",
     "open_source",
     "splits_of",
+    "without_auto",
 ]
 
 # `data.source` of a run on data that only the program that started it has.
@@ -83,6 +84,10 @@ class Store(Entry):
     """
 
     splits: Callable[..., tuple[str, ...]] = lambda where, **options: ("train",)
+    # As torchvision's loader and TFDS do, for published figures.
+    automatic: Mapping[str, Value] = dataclasses.field(
+        default_factory=lambda: {"data.exif": "off", "data.alpha": "drop"}
+    )
 
 
 def _open_folder(where: str, split: str, class_names: tuple[str, ...]) -> Source:
@@ -125,8 +130,15 @@ SOURCES: dict[str, Store] = {
         },
         splits=_tfds_splits,
     ),
-    "folder": Store(_open_folder, splits=_folder_splits),
+    "folder": Store(
+        _open_folder,
+        splits=_folder_splits,
+        automatic={"data.exif": "on", "data.alpha": "white"},
+    ),
 }
+
+
+_UNNAMED = Store(lambda *_: None)
 
 
 def open_source(
@@ -194,6 +206,20 @@ def splits_of(name: str, data_dir: str = "", **options: Any) -> tuple[str, ...]:
     store, where = _store(name)
     # If there are none, opening any split says that the data set is not prepared.
     return store.splits(where, **_of(store, {"data_dir": data_dir, **options})) or ("train",)
+
+
+def without_auto(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of `data.*` by the last part of their keys; those that are 'auto' as the store says.
+
+    Args:
+      name: see `open_source`, or empty for data without a name.
+      values: of a config; a checked one has none that are 'auto'.
+    """
+    automatic = SOURCES.get(name.partition(":")[0], _UNNAMED).automatic
+    return {
+        key: automatic.get(f"data.{key}", value) if value == "auto" else value
+        for key, value in values.items()
+    }
 
 
 def _store(name: str) -> tuple[Store, str]:

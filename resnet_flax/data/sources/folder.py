@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from resnet_flax.data.class_names import composed, ordered, positions, reordering, unusable
+from resnet_flax.data.decoding import load
 from resnet_flax.data.sources import Source, image_files
-from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError, closest, shown
 from resnet_flax.runtime import distributed, storage
 from resnet_flax.runtime.terminal import say

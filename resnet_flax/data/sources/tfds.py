@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.transforms import load
+from resnet_flax.data.decoding import load
 from resnet_flax.errors import UserError, closest, first_line
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.terminal import say
@@ -74,7 +74,8 @@ class TfdsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = self._raw(int(index))
         name = f"example {index} of {self._name}"
-        image = load(io.BytesIO(example["image"]), name, self._channels)
+        channels = self._channels if self._channels in (1, 4) else 3
+        image = load(io.BytesIO(example["image"]), name, channels)
         found: dict[str, Any] = {"image": image, "label": self._checked(example, index)}
         if self._valid_labels:
             found["valid_labels"] = np.zeros(len(self.class_names), bool)

@@ -22,6 +22,11 @@ def check_features(name: str, features: Any, label: str) -> None:
             f"{name} is not for image classification: it lacks {' and '.join(sorted(lacking))} "
             f"(it has {', '.join(features)})"
         )
+    if np.dtype(features["image"].np_dtype).kind not in "ui":
+        raise UserError(
+            f"the images of {name} are floating point, which TFDS stores in the bytes of a PNG; "
+            "they must be of 8 or 16 bits per channel"
+        )
     found = features[label]
     if isinstance(found, tfds.features.ClassLabel) and found.num_classes:
         return
