@@ -149,7 +149,13 @@ def _read(path: Path, head: bytes, address: str) -> tuple[Arrays, tuple[str, ...
         arrays, about = _read_safetensors(path)
     elif head.startswith(b"\x80") or _is_torch_zip(path, head):
         read = (torch_pickle.read_legacy if head[:1] == b"\x80" else torch_pickle.read_zip)(path)
-        network = choose(read.nodes(), address, str(path))
+        nodes = read.nodes()
+        if not nodes:
+            raise UserError(
+                f"{path} has no state dictionary of tensors, but {read.kind()}; give a file of "
+                "weights, such as torch.save of a state_dict"
+            )
+        network = choose(nodes, address, str(path))
         return read.arrays(network.tensors), network.left_out, about, False
     elif head.startswith(b"PK"):
         arrays = _read_npz(path)

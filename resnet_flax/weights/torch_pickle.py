@@ -52,65 +52,64 @@ _BUILTIN = (
 )
 
 
-def _known(refuse: Callable[[str], None]) -> dict[tuple[str, str], Any]:
-    """What names of a pickle stand for; made for each file, so a pickle can modify only its own."""
+def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor | Unread:
+    if not isinstance(storage, Storage):
+        return Unread("a view of something else")
+    if any(more[2:]):
+        return Unread("conjugate or negative view")
+    return Tensor(storage, offset, size, stride)
 
-    def rebuild(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Tensor | Unread:
-        if not isinstance(storage, Storage):
-            return Unread("a view of something else")
-        if any(more[2:]):
-            return Unread("conjugate or negative view")
-        return Tensor(storage, offset, size, stride)
 
-    def rebuild_untyped(
-        storage: Any, offset: int, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *more: Any
-    ) -> Tensor | Unread:
-        if not isinstance(storage, Storage) or not isinstance(dtype, str):
-            return Unread(getattr(dtype, "kind", "a tensor of an unknown type"))
-        if any(more):
-            return Unread("conjugate or negative view")
-        return Tensor(storage, offset, size, stride, DTYPES[dtype])
+def _rebuild_untyped(*arguments: Any) -> Tensor | Unread:
+    storage, offset, size, stride, _, _, dtype, *more = arguments
+    if not isinstance(storage, Storage) or not isinstance(dtype, str):
+        return Unread(getattr(dtype, "kind", "a tensor of an unknown type"))
+    if any(more):
+        return Unread("conjugate or negative view")
+    return Tensor(storage, offset, size, stride, DTYPES[dtype])
 
-    rebuilders = [rebuild, rebuild_untyped]
 
-    def of_type(function: Any, _: Any, arguments: Any, *__: Any) -> Tensor | Unread:
-        if function not in rebuilders:
-            return Unread("a tensor of a type of its own")
-        return function(*arguments)
+def _rebuild_from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    is_ours = isinstance(function, partial) and function.func in (_rebuild, _rebuild_untyped)
+    return function(*arguments) if is_ours else Unread("a tensor of a type of its own")
 
-    def first(value: Any = (), *_: Any) -> Any:
-        return value
 
-    def encoded(text: Any, *_: Any) -> bytes:
-        return str(text).encode("latin1")
+def _first(value: Any = (), *_: Any) -> Any:
+    return value
 
-    def attribute(of: Any, *_: Any) -> Any:  # members of an enum, and classes in classes
-        if not (isinstance(of, type) and issubclass(of, StandIn)):
-            refuse("builtins.getattr")
-        return of
 
-    return {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("collections", "defaultdict"): lambda *_: {},
-        ("builtins", "set"): set,
-        ("builtins", "frozenset"): frozenset,
-        ("builtins", "getattr"): attribute,
-        ("_codecs", "encode"): encoded,
-        ("torch", "Size"): first,
-        ("torch", "device"): first,
-        ("torch._utils", "_rebuild_tensor"): rebuild,
-        ("torch._utils", "_rebuild_tensor_v2"): rebuild,
-        ("torch._utils", "_rebuild_tensor_v3"): rebuild_untyped,
-        ("torch._utils", "_rebuild_parameter"): first,
-        ("torch._utils", "_rebuild_parameter_with_state"): first,
-        ("torch._tensor", "_rebuild_from_type_v2"): of_type,
-        **{("torch", name): name for name in (*DTYPES, *STORAGES)},
-        ("torch.storage", "UntypedStorage"): "UntypedStorage",
-    }
+def _encoded(text: Any, *_: Any) -> bytes:
+    return str(text).encode("latin1")
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _unread(kind: str, *_: Any) -> Unread:
     return Unread(kind)
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "defaultdict"): _empty,
+    ("_codecs", "encode"): _encoded,
+    ("torch", "Size"): _first,
+    ("torch", "device"): _first,
+    ("torch._utils", "_rebuild_tensor"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_untyped,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+}
+
+_VALUES = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    **{("torch", name): name for name in (*DTYPES, *STORAGES)},
+    ("torch.storage", "UntypedStorage"): "UntypedStorage",
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -120,13 +119,24 @@ class _Unpickler(pickle.Unpickler):
         # Latin-1 also decodes the byte strings of Python 2.
         super().__init__(io.BytesIO(program), encoding="latin1")
         self._name, self._storage = name, storage
-        self._known = _known(self._refuse)
+        # A pickle can modify what it gets, so it gets objects of its own.
+        functions = {**_FUNCTIONS, ("builtins", "getattr"): self._attribute}
+        self._known: dict[tuple[str, str], Any] = {
+            **_VALUES,
+            **{name: partial(function) for name, function in functions.items()},
+        }
 
     def _refuse(self, function: str) -> None:
         raise UserError(
             f"{self._name} tries to run {function}, which no weights need; nothing was run: use a "
             "file of tensors only (a safetensors file, or torch.save of a state_dict)"
         )
+
+    def _attribute(self, of: Any, *_: Any) -> Any:
+        """Members of an enum, and classes in classes; a stand-in is all of its attributes."""
+        if not (isinstance(of, type) and issubclass(of, StandIn)):
+            self._refuse("builtins.getattr")
+        return of
 
     def find_class(self, module: str, name: str) -> Any:
         module = {"__builtin__": "builtins"}.get(module, module)
@@ -142,7 +152,9 @@ class _Unpickler(pickle.Unpickler):
             stand_in = partial(_unread, name.removeprefix("_rebuild_"))
         return self._known.setdefault((module, name), stand_in)
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # the class of a network, and its source
+            return pid[1]
         return self._storage(pid)
 
 

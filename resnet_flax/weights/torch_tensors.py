@@ -105,9 +105,11 @@ class Tensor:
             raise ValueError("a tensor that reaches beyond its storage")
         itemsize = values.dtype.itemsize
         view = np.lib.stride_tricks.as_strided(
-            values[self._offset :], self.shape, [stride * itemsize for stride in self._strides]
+            values[self._offset :].view(f"V{itemsize}"),  # it does not know the types of ml_dtypes
+            self.shape,
+            [stride * itemsize for stride in self._strides],
         )
-        return view.copy()
+        return view.copy().view(self._dtype)
 
 
 class Unread(NamedTuple):
@@ -169,6 +171,15 @@ class Read(NamedTuple):
         """Its dictionaries of tensors, without those of optimizers; each object once."""
         found = [Node(path, dict(tensors)) for path, tensors in _nodes(self.tree, "", set())]
         return [node for node in found if node.tensors]
+
+    def kind(self) -> str:
+        """What it is, in words, if it is no state dictionary."""
+        if isinstance(self.tree, StandIn):
+            return f"an object of the class {self.tree.kind}"
+        if isinstance(self.tree, dict):
+            return f"a dictionary of {listed([str(key) for key in self.tree]) or 'nothing'}"
+        is_tensor = isinstance(self.tree, Tensor | Unread)
+        return "a tensor without a name" if is_tensor else f"a {type(self.tree).__name__}"
 
     def arrays(self, tensors: Mapping[str, Tensor | Unread]) -> dict[str, np.ndarray]:
         """Tensors of the tree as arrays."""
