@@ -25,7 +25,8 @@ Arrays = dict[str, np.ndarray]
 ABOUT = "resnet_flax"
 
 
-# The types of safetensors that it does not give as NumPy's.
+# The types of floating-point numbers that safetensors gives as NumPy's, and others.
+_FLOATS = ("F16", "F32", "F64")
 _FLOAT8 = {
     "F8_E4M3": DTYPES["float8_e4m3fn"],
     "F8_E4M3FNUZ": DTYPES["float8_e4m3fnuz"],
@@ -166,7 +167,10 @@ def _read(path: Path, head: bytes, address: str) -> tuple[Arrays, tuple[str, ...
         layers = caffe.read_caffemodel(path.read_bytes())
         return caffe.to_torchvision(layers), (), about, True
     else:
-        raise UserError(_is_not(path, file_kind(path, head)))
+        kind = file_kind(path, head)
+        if path.suffix == ".safetensors" and not kind:
+            raise ValueError("it has no header")
+        raise UserError(_is_not(path, kind))
     network = choose([Node("", arrays)], address, str(path))
     return network.tensors, network.left_out, about, False
 
@@ -211,7 +215,7 @@ def _read_safetensors(path: Path) -> tuple[Arrays, Any]:
     with safetensors.safe_open(path, "np") as file:
         about = (file.metadata() or {}).get(ABOUT, "{}")
         types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        unread = {n: t for n, t in types.items() if t[0] == "F" and not t[1:].isdecimal()}
+        unread = {n: t for n, t in types.items() if t[0] == "F" and t not in _FLOATS}
         arrays = {name: file.get_tensor(name) for name in types if name not in unread}
     return arrays | _read_float8(path, unread), json.loads(about)
 

@@ -20,7 +20,7 @@ _ORDERS = {
 }
 
 # Pairs of names are compared for a pattern; more than so many of each add nothing to it.
-_COMPARED = 400
+_COMPARED = 200
 
 
 def explain(given: Shapes, wanted: Shapes) -> str:
@@ -82,13 +82,13 @@ def _joined(numbers: Sequence[int]) -> str:
 
 def _renamed(missing: Shapes, unexpected: Shapes) -> list[str]:
     """What is called differently, if that explains half of the names or more."""
-    by_size: dict[tuple[int, ...], list[str]] = {}
+    by_size: dict[tuple[int, ...], list[list[str]]] = {}
     for name, shape in islice(missing.items(), _COMPARED):
-        by_size.setdefault(tuple(sorted(shape)), []).append(name)
+        by_size.setdefault(tuple(sorted(shape)), []).append(_words(name))
     rules: Counter[tuple[str, str]] = Counter()
     for name, shape in islice(unexpected.items(), _COMPARED):
-        same = by_size.get(tuple(sorted(shape)), ())
-        rules.update({_difference(ours, name) for ours in same})
+        words = _words(name)
+        rules.update({_difference(ours, words) for ours in by_size.get(tuple(sorted(shape)), ())})
     for (ours, theirs), count in rules.most_common(1):
         if 2 * count < min(len(missing), len(unexpected), _COMPARED) or count < 2:
             break
@@ -100,9 +100,12 @@ def _renamed(missing: Shapes, unexpected: Shapes) -> list[str]:
     return []
 
 
-def _difference(ours: str, theirs: str) -> tuple[str, str]:
+def _words(name: str) -> list[str]:
+    return re.sub(r"\d+", "N", name).split(".")
+
+
+def _difference(a: list[str], b: list[str]) -> tuple[str, str]:
     """The parts of two names that differ; numbers are written as N."""
-    a, b = (re.sub(r"\d+", "N", name).split(".") for name in (ours, theirs))
     start = 0
     while start < min(len(a), len(b)) and a[start] == b[start]:
         start += 1

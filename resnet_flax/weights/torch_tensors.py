@@ -177,7 +177,8 @@ class Read(NamedTuple):
         if isinstance(self.tree, StandIn):
             return f"an object of the class {self.tree.kind}"
         if isinstance(self.tree, dict):
-            return f"a dictionary of {listed([str(key) for key in self.tree]) or 'nothing'}"
+            keys = [str(key) for key in self.tree]
+            return f"a dictionary without tensors, of {listed(keys) or 'nothing'}"
         is_tensor = isinstance(self.tree, Tensor | Unread)
         return "a tensor without a name" if is_tensor else f"a {type(self.tree).__name__}"
 

@@ -256,12 +256,16 @@ def test_a_network_that_was_saved_as_an_object_is_read_as_its_weights(tmp_path, 
     [
         ([1, 2], "but a list"),
         (Tensor(WHOLE), "but a tensor without a name"),
-        ({"args": 1, "epoch": 2, "a": 3, "b": 4}, "but a dictionary of args, epoch, a and 1 more"),
+        (
+            {"args": 1, "epoch": 2, "a": 3, "b": 4},
+            "but a dictionary .* args, epoch, a and 1",
+        ),
+        ({"conv1.weight": np.ones(3)}, "but a dictionary without tensors, of conv1.weight"),
         (Made(Name("my.project", "Trainer")), "but an object of the class my.project.Trainer"),
     ],
 )
 def test_a_checkpoint_without_weights_says_what_it_has(tmp_path, tree, message):
-    with pytest.raises(UserError, match=f"x.pth has no state dictionary of tensors, {message};"):
+    with pytest.raises(UserError, match=f"x.pth has no state dictionary of tensors, {message}.*;"):
         _read(tmp_path, tree)
 
 
