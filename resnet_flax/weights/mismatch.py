@@ -40,7 +40,7 @@ def explain(given: Shapes, wanted: Shapes) -> str:
     patterns = _blocks(given, wanted)
     if not patterns:
         patterns = _renamed(missing, unexpected)
-    patterns += _axes(changed) or _widths(changed)
+    patterns += _axes(changed) or _widths(changed, wanted)
     examples = {
         "missing": list(missing),
         "unexpected": list(unexpected),
@@ -127,9 +127,10 @@ def _axes(changed: Changed) -> list[str]:
     return []
 
 
-def _widths(changed: Changed) -> list[str]:
-    """Other numbers of channels, which vectors tell in any layout."""
-    for name, (has, needs) in changed.items():
-        if len(has) == len(needs) == 1:
-            return [f"its layers have other widths, such as {name} {has[0]} and not {needs[0]}"]
-    return []
+def _widths(changed: Changed, wanted: Shapes) -> list[str]:
+    """Other numbers of channels, which vectors tell in any layout; not where few of them differ."""
+    vectors = {n: pair for n, pair in changed.items() if all(len(shape) == 1 for shape in pair)}
+    if not vectors or 4 * len(vectors) < sum(len(shape) == 1 for shape in wanted.values()):
+        return []
+    name, ((has,), (needs,)) = next(iter(vectors.items()))
+    return [f"its layers have other widths, such as {name} {has} and not {needs}"]
