@@ -1,8 +1,9 @@
 """Errors that are reported to the user as one sentence."""
 
 import difflib
+import itertools
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # Unicode's categories and directions of characters that break, garble or reorder a line.
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")
@@ -19,6 +20,12 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """Names in a sentence: the first few, and how many more there are."""
+    shown = ", ".join(itertools.islice(names, most))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def closest(word: str, words: Iterable[str]) -> str:

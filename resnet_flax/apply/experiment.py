@@ -34,8 +34,6 @@ from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.programs import Programs, compile_programs
 from resnet_flax.training.run import Run
 from resnet_flax.weights.catalog import CATALOG
-from resnet_flax.weights.description import check_function, function_of
-from resnet_flax.weights.fitting import fit_variables
 from resnet_flax.weights.loading import load
 
 
@@ -268,19 +266,19 @@ def _starting_from(
             f"init={origin} is the name of a network, without weights; give the name of published "
             f"weights,{such} a weights file or a workdir"
         )
-    own = load(origin)
-    check_channels(own.variables, channels, f"init={origin}", "data.channels=")
-    check_function(function_of(own.model), model, origin)
-    other = own.model.num_classes != model.num_classes
-    variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)
-    head = f"; its head of {own.model.num_classes} classes is replaced by a new one" * other
-    order = reordering(class_names, own.class_names)
-    if order is not None:  # the same classes, so that an output stays that of its class
+    found = load(origin, model=model, reset_head=True, seed=seed)
+    check_channels(found.variables, channels, f"init={origin}", "data.channels=")
+    variables, head = found.variables, ""
+    order = reordering(class_names, found.class_names)
+    if found.classes != model.num_classes:
+        own = f"its head of {found.classes} classes" if found.classes else "the missing head"
+        head = f"; {own} is replaced by a new one"
+    elif order is not None:  # the same classes, so that an output stays that of its class
         params = variables["params"]
         outputs = jax.tree.map(lambda leaf: leaf[..., np.array(order)], params["head"])
         variables = {**variables, "params": {**params, "head": outputs}}
         head = "; its outputs are put in the order of the classes of the data"
-    return variables, f"starting from {own.origin}{head}"
+    return variables, f"starting from {found.origin}{head}"
 
 
 def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:

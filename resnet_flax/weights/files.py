@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,50 +12,63 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from resnet_flax.errors import UserError, first_line
+from resnet_flax.errors import UserError, first_line, listed
 from resnet_flax.runtime import storage
 from resnet_flax.weights import caffe, torch_pickle
+from resnet_flax.weights.contents import Node, choose
+from resnet_flax.weights.foreign import archive_kind, file_kind
+from resnet_flax.weights.torch_tensors import DTYPES
 
 Arrays = dict[str, np.ndarray]
 
-# Keys under which training programs save the state dictionary.
-_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network")
-
-# Keys to use if there are no others.
-_AVERAGES = ("state_dict_ema", "model_ema", "ema")
-
-# Prefixes that wrappers add to all names of a network.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
-
 # The key of safetensors' metadata for this package's description.
 ABOUT = "resnet_flax"
+
+
+# The types of floating-point numbers that safetensors gives as NumPy's, and others.
+_FLOATS = ("F16", "F32", "F64")
+_FLOAT8 = {
+    "F8_E4M3": DTYPES["float8_e4m3fn"],
+    "F8_E4M3FNUZ": DTYPES["float8_e4m3fnuz"],
+    "F8_E5M2": DTYPES["float8_e5m2"],
+    "F8_E5M2FNUZ": DTYPES["float8_e5m2fnuz"],
+    "F8_E8M0": DTYPES["float8_e8m0fnu"],
+}
 
 
 class WeightsFile(NamedTuple):
     """The contents of a weights file.
 
     Attributes:
-      arrays: by their names in torch, as in the file.
+      arrays: of the network, by their names in torch.
       about: this package's description of them, not verified; empty if another program wrote the
         file.
       sha256: of the file.
       caffe: whether it is a Caffe model.
+      left_out: names of arrays that are not the network's.
     """
 
     arrays: Arrays
     about: Any
     sha256: str
     caffe: bool = False
+    left_out: tuple[str, ...] = ()
 
 
-def read_weights(path: str | Path) -> WeightsFile:
+def read_weights(path: str | Path, address: str = "") -> WeightsFile:
     """Reads safetensors, torch's .pth (both formats, no code in it is run), .caffemodel or .npz.
 
     The format is detected from the content. From a training program's checkpoint it reads the
-    network's state dictionary, without the prefixes of wrappers such as DataParallel.
+    network's state dictionary, without the prefixes of wrappers such as DataParallel and of larger
+    networks.
+
+    Args:
+      path: of the file.
+      address: of the network, see `contents.choose`; needed if the file has several.
 
     Raises:
-      UserError: it is none of these, is damaged, or asks to run code.
+      UserError: it is none of these, is damaged, asks to run code, or has several networks and
+        `address` does not say which.
     """
     path = storage.local(path)
     if path.exists() and not path.is_file():
@@ -67,15 +82,26 @@ def read_weights(path: str | Path) -> WeightsFile:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     _refuse_what_is_none(path, head)
     try:
-        arrays, about, is_caffe = _read(path, head)
+        arrays, left_out, about, is_caffe = _read(path, head, address)
     except UserError:
         raise
     except Exception as error:  # damaged files raise errors of all types
         raise UserError(
             f"{path} is damaged or truncated ({first_line(error)}); download it again"
         ) from error
-    if not arrays:
-        raise UserError(f"{path} has no state dictionary of tensors; give a file of weights")
+    _check_numbers(arrays, path)
+    return WeightsFile(arrays, about, digest, is_caffe, left_out)
+
+
+def _check_numbers(arrays: Arrays, path: Path) -> None:
+    """Raises UserError if an array has something else than finite real numbers."""
+    others = [name for name, array in arrays.items() if not _is_real(array.dtype)]
+    if others:
+        kinds = {str(arrays[name].dtype) for name in others}
+        raise UserError(
+            f"{path} has {listed(kinds)} in {listed(others)}, not real numbers; give a file of "
+            "weights"
+        )
     wrong = [
         name
         for name, array in arrays.items()
@@ -83,10 +109,13 @@ def read_weights(path: str | Path) -> WeightsFile:
     ]
     if wrong:
         raise UserError(
-            f"{path} has values that are not finite in {', '.join(wrong)}; get it again, or use "
+            f"{path} has values that are not finite in {listed(wrong)}; get it again, or use "
             "weights of an earlier step"
         )
-    return WeightsFile(_unwrapped(arrays), about, digest, is_caffe)
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuf" or (dtype in DTYPES.values() and dtype.kind != "c")
 
 
 def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
@@ -114,52 +143,99 @@ def _refuse_what_is_none(path: Path, head: bytes) -> None:
         )
 
 
-def _read(path: Path, head: bytes) -> tuple[Arrays, Any, bool]:
-    """Arrays, this package's description of them, and whether they are a Caffe model's."""
+def _read(path: Path, head: bytes, address: str) -> tuple[Arrays, tuple[str, ...], Any, bool]:
+    """Arrays, names of others, this package's description, and whether it is a Caffe model."""
+    about: Any = {}
     if head[8:9] == b"{":  # after its length, which can be any bytes
-        with safetensors.safe_open(path, "np") as file:
-            about = (file.metadata() or {}).get(ABOUT, "{}")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return arrays, json.loads(about), False
-    if head.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            is_torch = any(name.endswith("/data.pkl") for name in archive.namelist())
-        if is_torch:
-            return _state_dict(torch_pickle.read_zip(path)), {}, False
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        arrays, about = _read_safetensors(path)
+    elif head.startswith(b"\x80") or _is_torch_zip(path, head):
+        read = (torch_pickle.read_legacy if head[:1] == b"\x80" else torch_pickle.read_zip)(path)
+        nodes = read.nodes()
+        if not nodes:
+            raise UserError(
+                f"{path} has no state dictionary of tensors, but {read.kind()}; give a file of "
+                "weights, such as torch.save of a state_dict"
+            )
+        network = choose(nodes, address, str(path))
+        return read.arrays(network.tensors), network.left_out, about, False
+    elif head.startswith(b"PK"):
+        arrays = _read_npz(path)
         layers = caffe.layers_of(arrays)
-        return (caffe.to_torchvision(layers) if layers else arrays), {}, bool(layers)
-    if head.startswith(b"\x80"):
-        return _state_dict(torch_pickle.read_legacy(path)), {}, False
-    if path.suffix == ".caffemodel":
-        return caffe.to_torchvision(caffe.read_caffemodel(path.read_bytes())), {}, True
-    raise UserError(
-        f"{path} is not a weights file; expected .safetensors, .pth, .th, .caffemodel or .npz"
+        if layers:
+            return caffe.to_torchvision(layers), (), about, True
+    elif path.suffix == ".caffemodel":
+        layers = caffe.read_caffemodel(path.read_bytes())
+        return caffe.to_torchvision(layers), (), about, True
+    else:
+        kind = file_kind(path, head)
+        if path.suffix == ".safetensors" and not kind:
+            raise ValueError("it has no header")
+        raise UserError(_is_not(path, kind))
+    network = choose([Node("", arrays)], address, str(path))
+    return network.tensors, network.left_out, about, False
+
+
+def _is_torch_zip(path: Path, head: bytes) -> bool:
+    return head.startswith(b"PK") and any(n.endswith("/data.pkl") for n in _members(path))
+
+
+def _members(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist()
+
+
+def _is_not(path: Path, kind: str) -> str:
+    is_other = f"is {kind}, not" if kind else "is not"
+    return (
+        f"{path} {is_other} a weights file; expected .safetensors, .pth, .th, .caffemodel or .npz"
     )
 
 
-def _state_dict(read: torch_pickle.Read) -> Arrays:
-    """The tensors of a state dictionary, wherever it is in a checkpoint."""
-    tree = read.tree
-    for _ in range(3):
-        keys = tree.keys() if isinstance(tree, dict) else ()
-        inner = next((k for k in (*_NESTED, *_AVERAGES) if k in keys), None)
-        if inner is None or not isinstance(tree[inner], dict):
-            break
-        tree = tree[inner]
-    tensors = tree.items() if isinstance(tree, dict) else ()
-    return read.arrays({str(k): v for k, v in tensors if isinstance(v, torch_pickle.Tensor)})
+def _read_npz(path: Path) -> Arrays:
+    names = _members(path)
+    if not names or not all(name.endswith(".npy") for name in names):
+        raise UserError(_is_not(path, archive_kind(names)))
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {}
+        for name in stored.files:
+            try:
+                arrays[name] = stored[name]
+            except ValueError as error:
+                if "allow_pickle" not in str(error):
+                    raise
+                raise UserError(
+                    f"{path} has Python objects in {name}, which only running code could read; "
+                    "save arrays of numbers"
+                ) from error
+    return arrays
 
 
-def _unwrapped(arrays: Arrays) -> Arrays:
-    """Removes the prefixes of wrappers, and their counters."""
+def _read_safetensors(path: Path) -> tuple[Arrays, Any]:
+    """Its arrays, and this package's description of them."""
+    with safetensors.safe_open(path, "np") as file:
+        about = (file.metadata() or {}).get(ABOUT, "{}")
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+        unread = {n: t for n, t in types.items() if t[0] == "F" and t not in _FLOATS}
+        arrays = {name: file.get_tensor(name) for name in types if name not in unread}
+    return arrays | _read_float8(path, unread), json.loads(about)
 
-    def whole(prefix: str) -> bool:
-        return any(key.startswith(prefix) for key in arrays) and all(
-            key.startswith(prefix) or array.ndim == 0 for key, array in arrays.items()
+
+def _read_float8(path: Path, types: dict[str, str]) -> Arrays:
+    """Arrays of types that safetensors does not give as NumPy's; it has checked the header."""
+    if not types:
+        return {}
+    unknown = sorted(set(types.values()) - set(_FLOAT8))
+    if unknown:
+        raise UserError(
+            f"{path} has tensors of the type {listed(unknown)} ({listed(types)}), which is not "
+            "read; save them as float32"
         )
-
-    while prefix := next((p for p in _WRAPPERS if whole(p)), None):
-        arrays = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    arrays = {}
+    for name, dtype in types.items():
+        (start, _), shape = header[name]["data_offsets"], header[name]["shape"]
+        values = np.fromfile(path, _FLOAT8[dtype], math.prod(shape), offset=8 + size + start)
+        arrays[name] = values.reshape(shape)
     return arrays

@@ -8,7 +8,7 @@ import numpy as np
 
 from resnet_flax.config import check, flatten
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.errors import UserError, closest
+from resnet_flax.errors import UserError, closest, listed
 from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.models.attributes import check_dtype, checked
 from resnet_flax.runtime import storage
@@ -17,7 +17,7 @@ from resnet_flax.weights import description
 from resnet_flax.weights.catalog import CATALOG, fetch, recognize
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.fitting import fit_arrays, fit_variables
-from resnet_flax.weights.identify import identify
+from resnet_flax.weights.identify import head_classes, identify, without_other_heads
 from resnet_flax.weights.torch_layout import COUNTER, export_torch, layout_of
 
 
@@ -33,6 +33,7 @@ class Pretrained(NamedTuple):
       sha256: of the file, empty for a checkpoint.
       config: of the training if it is a checkpoint of this package; else empty.
       assumed: whether the preprocessing is unknown and the usual one is assumed.
+      classes: of the weights' own head, 0 without one; `model` may have another.
     """
 
     model: ResNet
@@ -43,6 +44,7 @@ class Pretrained(NamedTuple):
     sha256: str = ""
     config: Mapping[str, Any] = {}
     assumed: bool = False
+    classes: int = 0
 
 
 def load(
@@ -61,7 +63,8 @@ def load(
     Args:
       what: a published name such as 'resnet50.tv2_in1k' (downloaded once), a weights file
         (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of this package, or
-        a variant whose weights are given by `weights`.
+        a variant whose weights are given by `weights`. Where a file has several networks,
+        'FILE:NAME' says which, such as 'dino.pth:teacher'.
       variant: of a weights file, if its shapes do not decide it.
       weights: a weights file or published name, if `what` is a variant.
       model: the network to load the weights into, with any `dtype`, `scan` and `num_classes`; by
@@ -69,8 +72,8 @@ def load(
       num_classes: of the network, instead of `model`; 0 leaves out the head, so that the network
         returns features. By default those of the weights.
       dtype: of the computation; by default float32, or that of the run or `model`.
-      reset_head: if the weights have no head, or one for another number of classes than `model` or
-        `num_classes`, initialise a new one.
+      reset_head: if the weights have no head of one linear layer, or one for another number of
+        classes than `model` or `num_classes`, initialise a new one.
       seed: of that head.
 
     Returns:
@@ -130,9 +133,12 @@ def _load_file(
     head: Mapping[str, Any],
 ) -> Pretrained:
     """Published weights, or those in a file."""
-    file = read_weights(_path_of(name))
+    file = read_weights(*_path_of(name))
     origin = name if name in CATALOG else recognize(file.sha256) or name
     described = description.describe(file, CATALOG.get(origin), name)
+    classes = num_classes if model is None else model.num_classes
+    if head["reset_head"] or classes == 0:
+        file = without_other_heads(file)
     if model is None:
         model = _with_classes(identify(file, described, variant, name), num_classes)
     variables = fit_arrays(file.arrays, model, name, **head)
@@ -142,18 +148,31 @@ def _load_file(
     if assumed:
         preprocessing = Preprocessing()  # the one that most of these were trained with
     names = described.class_names
-    return Pretrained(model, variables, preprocessing, names, origin, file.sha256, assumed=assumed)
+    if file.left_out:
+        origin += f" (without {listed(file.left_out)})"
+    return Pretrained(
+        *(model, variables, preprocessing, names, origin, file.sha256),
+        assumed=assumed,
+        classes=head_classes(file.arrays, name),
+    )
 
 
-def _path_of(name: str) -> Path:
-    """The file of published weights, downloaded if needed, or the file of that name."""
+def _path_of(name: str) -> tuple[Path, str]:
+    """The file of published weights, downloaded if needed, or the file that a name says.
+
+    Returns:
+      The file, and the address of the network in it: FILE:ADDRESS, if several are there.
+    """
     if name in CATALOG:
-        return fetch(name)
-    path = Path(name)
+        return fetch(name), ""
+    path, address = Path(name), ""
+    file, colon, after = name.rpartition(":")
+    if colon and after and not storage.exists(path) and storage.is_file(Path(file)):
+        path, address = Path(file), after
     if name and storage.is_directory(path):
         raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
     if name and storage.exists(path):
-        return path
+        return path, address
     unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"
     if name in VARIANTS:
         others = [known for known in CATALOG if known.partition(".")[0] == name]
@@ -229,6 +248,7 @@ def _load_checkpoint(
         names,
         f"step {meta['step']} of {path}",
         config=meta["config"],
+        classes=trained.num_classes,
     )
 
 
