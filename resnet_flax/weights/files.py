@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import safetensors.numpy
 
 from resnet_flax.errors import UserError, first_line
 from resnet_flax.runtime import storage
-from resnet_flax.weights import caffe, torch_pickle
+from resnet_flax.weights import caffe, programs, torch_pickle
 
 Arrays = dict[str, np.ndarray]
 
@@ -24,6 +25,9 @@ _AVERAGES = ("state_dict_ema", "model_ema", "ema")
 
 # Prefixes that wrappers add to all names of a network.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+# How names of indices of the Hugging Face hub end.
+INDEX = ".index.json"
 
 # The key of safetensors' metadata for this package's description.
 ABOUT = "resnet_flax"
@@ -38,24 +42,68 @@ class WeightsFile(NamedTuple):
         file.
       sha256: of the file.
       caffe: whether it is a Caffe model.
+      function: attributes of the network that its program decides, whatever the shapes.
     """
 
     arrays: Arrays
     about: Any
     sha256: str
     caffe: bool = False
+    function: Mapping[str, Any] = {}
 
 
 def read_weights(path: str | Path) -> WeightsFile:
     """Reads safetensors, torch's .pth (both formats, no code in it is run), .caffemodel or .npz.
 
     The format is detected from the content. From a training program's checkpoint it reads the
-    network's state dictionary, without the prefixes of wrappers such as DataParallel.
+    network's state dictionary, without the prefixes of wrappers such as DataParallel. A
+    `.index.json` of the Hugging Face hub stands for all files that it names. The names of programs
+    in `programs.PROGRAMS` become torchvision's.
 
     Raises:
-      UserError: it is none of these, is damaged, or asks to run code.
+      UserError: it is none of these, is damaged, or asks to run code; or it is a program whose
+        networks do not equal any of ours.
     """
     path = storage.local(path)
+    if path.name.endswith(INDEX):
+        arrays, about, digest, is_caffe = _read_shards(path)
+    else:
+        arrays, about, digest, is_caffe = _read_file(path)
+    arrays = _unwrapped(arrays)
+    if about:  # this package's own
+        return WeightsFile(arrays, about, digest, is_caffe)
+    named = programs.renamed(arrays, str(path))
+    return WeightsFile(named.arrays, about, digest, is_caffe, named.function)
+
+
+def _read_shards(path: Path) -> tuple[Arrays, Any, str, bool]:
+    """The arrays of all files that an index of the Hugging Face hub names; see `_read_file`."""
+    index = storage.read_json(path) if storage.exists(path) else None
+    files = index.get("weight_map") if index else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(
+            f"{path} is missing, damaged or no index of weights, which names the file of each "
+            "tensor in its weight_map; download it again"
+        )
+    arrays: Arrays = {}
+    digests = [storage.sha256_of_file(path)]
+    for file in sorted(set(files.values())):
+        if Path(file).name != file:
+            raise UserError(f"{path} names {file!r}, which is not a file beside it")
+        found, _, digest, _ = _read_file(path.with_name(file))
+        missing = [name for name in files if files[name] == file and name not in found]
+        if missing:
+            raise UserError(
+                f"{path} has {len(missing)} tensors in {file} that are not there (such as "
+                f"{missing[0]}); download both again"
+            )
+        arrays |= {name: array for name, array in found.items() if files.get(name) == file}
+        digests.append(digest)
+    return arrays, {}, hashlib.sha256("".join(digests).encode()).hexdigest(), False
+
+
+def _read_file(path: Path) -> tuple[Arrays, Any, str, bool]:
+    """Arrays by their names in a file, this package's description, SHA-256, whether it is Caffe."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file; give a file of weights")
     try:
@@ -86,7 +134,7 @@ def read_weights(path: str | Path) -> WeightsFile:
             f"{path} has values that are not finite in {', '.join(wrong)}; get it again, or use "
             "weights of an earlier step"
         )
-    return WeightsFile(_unwrapped(arrays), about, digest, is_caffe)
+    return arrays, about, digest, is_caffe
 
 
 def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:

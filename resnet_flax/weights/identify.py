@@ -1,7 +1,7 @@
 """Identifies the network of the weights in a file."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resnet_flax.errors import UserError
@@ -35,11 +35,11 @@ def identify(file: WeightsFile, described: Description, variant: str, origin: st
             _check_variant(variant, described.model, origin)
         return described.model
     if not variant:
-        return infer(file.arrays, origin)
+        return infer(file.arrays, origin, described.function)
     axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
     if "conv1.bias" in file.arrays:
         axes["stem_bias"] = True
-    return create_model(variant, num_classes=_classes(file.arrays, origin), **axes)
+    return create_model(variant, num_classes=classes_of(file.arrays, origin), **axes)
 
 
 def _check_variant(variant: str, model: ResNet, origin: str) -> None:
@@ -50,33 +50,38 @@ def _check_variant(variant: str, model: ResNet, origin: str) -> None:
         )
 
 
-def infer(arrays: Arrays, origin: str) -> ResNet:
+def infer(arrays: Arrays, origin: str, function: Mapping[str, Any] = {}) -> ResNet:
     """The network with a file's names and shapes.
 
     Args:
       arrays: by torch's names.
       origin: of the file, for errors.
+      function: attributes that tell networks of the same shapes apart, as far as known.
 
     Raises:
       UserError: there is no such network, or more than one.
     """
-    classes = _classes(arrays, origin)
+    classes = classes_of(arrays, origin)
     given = {name: a.shape for name, a in arrays.items() if not name.endswith(COUNTER)}
 
     def shapes_of(model: ResNet) -> dict[str, tuple[int, ...]]:
         return {name: shape for name, (_, shape) in torch_shapes(model, arrays).items()}
 
     found: dict[ResNet, str] = {}
-    for variant in VARIANTS:
+    sizes = _stage_sizes(given)
+    for variant in (name for name in VARIANTS if VARIANTS[name]["stage_sizes"] == sizes):
         model = create_model(variant, num_classes=classes)
-        if model in found or _stage_sizes(given) != model.stage_sizes:
-            continue  # another name of the same network, or no need to trace it
-        # Most differ in the first block of a stage, which is traced quickly.
-        shallow = create_model(
-            variant, num_classes=classes, stage_sizes=(1,) * len(model.stage_sizes)
+        if model in found:
+            continue  # another name of the same network
+        # Most differ in the stem or the first block, which are traced quickly.
+        first = create_model(
+            variant, num_classes=0, stage_sizes=(1,), stage_features=model.stage_features[:1]
         )
-        if shapes_of(shallow).items() <= given.items() and shapes_of(model) == given:
+        begins = {(name, shape) for name, shape in shapes_of(first).items() if "norm." not in name}
+        if begins <= given.items() and shapes_of(model) == given:
             found[model] = variant
+    told = {model: found[model] for model in found if function.items() <= vars(model).items()}
+    found = told or found
     if len(found) == 1:
         return next(iter(found))
     if not found:
@@ -90,7 +95,7 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
     )
 
 
-def _classes(arrays: Arrays, origin: str) -> int:
+def classes_of(arrays: Arrays, origin: str) -> int:
     """The number of classes that a file's head is for; 0 if it has no head."""
     for head in ("fc", "linear", "head.fc"):
         kernel, bias = (arrays.get(f"{head}.{leaf}") for leaf in ("weight", "bias"))

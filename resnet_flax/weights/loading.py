@@ -13,11 +13,11 @@ from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.models.attributes import check_dtype, checked
 from resnet_flax.runtime import storage
 from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
-from resnet_flax.weights import description
+from resnet_flax.weights import description, hub
 from resnet_flax.weights.catalog import CATALOG, fetch, recognize
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.fitting import fit_arrays, fit_variables
-from resnet_flax.weights.identify import identify
+from resnet_flax.weights.identify import classes_of, identify
 from resnet_flax.weights.torch_layout import COUNTER, export_torch, layout_of
 
 
@@ -60,8 +60,9 @@ def load(
 
     Args:
       what: a published name such as 'resnet50.tv2_in1k' (downloaded once), a weights file
-        (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of this package, or
-        a variant whose weights are given by `weights`.
+        (safetensors, torch's .pth, .caffemodel, .npz), a directory of the Hugging Face hub that
+        timm or transformers wrote, a workdir or checkpoint of this package, or a variant whose
+        weights are given by `weights`.
       variant: of a weights file, if its shapes do not decide it.
       weights: a weights file or published name, if `what` is a variant.
       model: the network to load the weights into, with any `dtype`, `scan` and `num_classes`; by
@@ -133,6 +134,8 @@ def _load_file(
     file = read_weights(_path_of(name))
     origin = name if name in CATALOG else recognize(file.sha256) or name
     described = description.describe(file, CATALOG.get(origin), name)
+    if origin not in CATALOG and not file.about and storage.is_directory(Path(name)):
+        described = hub.describe(Path(name), classes_of(file.arrays, name)) or described
     if model is None:
         model = _with_classes(identify(file, described, variant, name), num_classes)
     variables = fit_arrays(file.arrays, model, name, **head)
@@ -151,7 +154,13 @@ def _path_of(name: str) -> Path:
         return fetch(name)
     path = Path(name)
     if name and storage.is_directory(path):
-        raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
+        weights = hub.weights_in(path)
+        if weights is None:
+            raise UserError(
+                f"{name} has no checkpoints and no model.safetensors; give the workdir of a run, a "
+                "weights file, or a directory of the Hugging Face hub"
+            )
+        return weights
     if name and storage.exists(path):
         return path
     unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"
