@@ -71,8 +71,8 @@ def infer(arrays: Arrays, origin: str, function: Mapping[str, Any] = {}) -> ResN
     sizes = _stage_sizes(given)
     for variant in (name for name in VARIANTS if VARIANTS[name]["stage_sizes"] == sizes):
         model = create_model(variant, num_classes=classes)
-        if model in found:
-            continue  # another name of the same network
+        if model in found or not _has_stem(model, given):
+            continue  # another name of the same network, or no need to trace it
         # Most differ in the stem or the first block, which are traced quickly.
         first = create_model(
             variant, num_classes=0, stage_sizes=(1,), stage_features=model.stage_features[:1]
@@ -93,6 +93,16 @@ def infer(arrays: Arrays, origin: str, function: Mapping[str, Any] = {}) -> ResN
         f"{origin} fits {' and '.join(found.values())}, which have the same shapes; give one of "
         "them as --model"
     )
+
+
+def _has_stem(model: ResNet, given: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the first convolution is a network's."""
+    deep = model.stem == "deep"
+    name = "stem.conv" if model.preactivation else "conv1"
+    name += ("1" if model.preactivation else ".0") if deep else ""
+    side = 7 if model.stem == "imagenet" else 3
+    features, _, *sides = given.get(f"{name}.weight", (0, 0))
+    return (features, sides) == (model.stem_features // (1 + deep), [side, side])
 
 
 def classes_of(arrays: Arrays, origin: str) -> int:

@@ -50,12 +50,7 @@ def test_a_program_s_network_is_the_same_in_float64(tmp_path, program, name):
         # akamaster's with option B has the names of kuangliu's.
         ("kuangliu", {"depths": (3, 3, 3), "widths": (16, 32, 64)}, "cifar_resnet20_b"),
         ("chenyaofo", {"depths": (5, 5, 5), "widths": (16, 32, 64)}, "cifar_resnet32_b"),
-        ("kuangliu", {"depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512)}, "resnet18_cifar"),
-        (
-            "weiaicunzai",
-            {"depths": (3, 4, 6, 3), "widths": (256, 512, 1024, 2048), "bottleneck": True},
-            "resnet50_cifar",
-        ),
+        ("weiaicunzai", {"depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512)}, "resnet18_cifar"),
         ("transformers", {"depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512)}, "resnet18"),
     ],
 )
