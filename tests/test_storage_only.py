@@ -61,7 +61,7 @@ ELSEWHERE = {
         {".is_file", ".mkdir", ".open", ".replace", ".unlink", ".write_bytes"},
         "a cache of published weights",
     ),
-    "weights/files": (
+    "weights/formats": (
         {".exists", ".is_file", ".open", ".read_bytes", "np.load"},
         "weights of other programs",
     ),

@@ -68,7 +68,7 @@ def describe(file: WeightsFile, published: Published | None, origin: str) -> Des
     if file.caffe:
         caffe = CATALOG["resnet50_v1.caffe_in1k"].preprocessing
         return Description(preprocessing=caffe, function=_CAFFE)
-    return Description()
+    return Description(function=dict(file.function))
 
 
 def function_of(model: ResNet) -> dict[str, Any]:

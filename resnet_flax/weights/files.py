@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import math
-import struct
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,26 +12,13 @@ import safetensors.numpy
 
 from resnet_flax.errors import UserError, first_line, listed
 from resnet_flax.runtime import storage
-from resnet_flax.weights import caffe, torch_pickle
+from resnet_flax.weights import programs
 from resnet_flax.weights.contents import Node, choose
-from resnet_flax.weights.foreign import archive_kind, file_kind
+from resnet_flax.weights.formats import ABOUT, Arrays, Contents, damage_explained, read_file
 from resnet_flax.weights.torch_tensors import DTYPES
 
-Arrays = dict[str, np.ndarray]
-
-# The key of safetensors' metadata for this package's description.
-ABOUT = "resnet_flax"
-
-
-# The types of floating-point numbers that safetensors gives as NumPy's, and others.
-_FLOATS = ("F16", "F32", "F64")
-_FLOAT8 = {
-    "F8_E4M3": DTYPES["float8_e4m3fn"],
-    "F8_E4M3FNUZ": DTYPES["float8_e4m3fnuz"],
-    "F8_E5M2": DTYPES["float8_e5m2"],
-    "F8_E5M2FNUZ": DTYPES["float8_e5m2fnuz"],
-    "F8_E8M0": DTYPES["float8_e8m0fnu"],
-}
+# How names of indices of the Hugging Face hub end.
+INDEX = ".index.json"
 
 
 class WeightsFile(NamedTuple):
@@ -46,6 +31,7 @@ class WeightsFile(NamedTuple):
       sha256: of the file.
       caffe: whether it is a Caffe model.
       left_out: names of arrays that are not the network's.
+      function: attributes of the network that its program decides, whatever the shapes.
     """
 
     arrays: Arrays
@@ -53,6 +39,7 @@ class WeightsFile(NamedTuple):
     sha256: str
     caffe: bool = False
     left_out: tuple[str, ...] = ()
+    function: Mapping[str, Any] = {}
 
 
 def read_weights(path: str | Path, address: str = "") -> WeightsFile:
@@ -60,37 +47,58 @@ def read_weights(path: str | Path, address: str = "") -> WeightsFile:
 
     The format is detected from the content. From a training program's checkpoint it reads the
     network's state dictionary, without the prefixes of wrappers such as DataParallel and of larger
-    networks.
+    networks. A `.index.json` of the Hugging Face hub stands for all files that it names. The names
+    of programs in `programs.PROGRAMS` become torchvision's.
 
     Args:
       path: of the file.
       address: of the network, see `contents.choose`; needed if the file has several.
 
     Raises:
-      UserError: it is none of these, is damaged, asks to run code, or has several networks and
-        `address` does not say which.
+      UserError: it is none of these, is damaged, asks to run code, has several networks and
+        `address` does not say which, or is of a program whose networks do not equal any of ours.
     """
     path = storage.local(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a file; give a file of weights")
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    _refuse_what_is_none(path, head)
-    try:
-        arrays, left_out, about, is_caffe = _read(path, head, address)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files raise errors of all types
-        raise UserError(
-            f"{path} is damaged or truncated ({first_line(error)}); download it again"
-        ) from error
+    found, digest = _read_shards(path) if path.name.endswith(INDEX) else read_file(path)
+    network = choose(found.nodes, address, str(path))
+    with damage_explained(path):
+        arrays = found.arrays(network.tensors)
     _check_numbers(arrays, path)
-    return WeightsFile(arrays, about, digest, is_caffe, left_out)
+    if found.about:  # this package's own
+        return WeightsFile(arrays, found.about, digest, found.caffe, network.left_out)
+    named = programs.renamed(arrays, str(path))
+    return WeightsFile(
+        named.arrays, found.about, digest, found.caffe, network.left_out, named.function
+    )
+
+
+def _read_shards(path: Path) -> tuple[Contents, str]:
+    """The arrays of all files that an index of the Hugging Face hub names; see `read_file`."""
+    index = storage.read_json(path) if storage.exists(path) else None
+    files = index.get("weight_map") if index else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(
+            f"{path} is missing, damaged or no index of weights, which names the file of each "
+            "tensor in its weight_map; download it again"
+        )
+    arrays: Arrays = {}
+    digests = [storage.sha256_of_file(path)]
+    for file in sorted(set(files.values())):
+        if Path(file).name != file:
+            raise UserError(f"{path} names {file!r}, which is not a file beside it")
+        found, digest = read_file(path.with_name(file))
+        tensors = {n: t for node in found.nodes for n, t in node.tensors.items() if not node.path}
+        missing = [name for name in files if files[name] == file and name not in tensors]
+        if missing:
+            raise UserError(
+                f"{path} has {len(missing)} tensors in {file} that are not there (such as "
+                f"{missing[0]}); download both again"
+            )
+        with damage_explained(path.with_name(file)):
+            arrays |= found.arrays({n: t for n, t in tensors.items() if files.get(n) == file})
+        digests.append(digest)
+    whole = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Contents([Node("", arrays)], dict), whole
 
 
 def _check_numbers(arrays: Arrays, path: Path) -> None:
@@ -126,116 +134,3 @@ def write_weights(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
         storage.write_by(path, lambda new: safetensors.numpy.save_file(whole, new, metadata))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} cannot be written: {first_line(error)}") from error
-
-
-def _refuse_what_is_none(path: Path, head: bytes) -> None:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if not head:
-        raise UserError(f"{path} is empty; download it again")
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
-        raise UserError(
-            f"{path} is a web page, not weights: its address leads to a page about the file; "
-            "download the file itself"
-        )
-    if text.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{path} is a pointer of Git LFS, not weights: get the file itself by `git lfs pull`"
-        )
-
-
-def _read(path: Path, head: bytes, address: str) -> tuple[Arrays, tuple[str, ...], Any, bool]:
-    """Arrays, names of others, this package's description, and whether it is a Caffe model."""
-    about: Any = {}
-    if head[8:9] == b"{":  # after its length, which can be any bytes
-        arrays, about = _read_safetensors(path)
-    elif head.startswith(b"\x80") or _is_torch_zip(path, head):
-        read = (torch_pickle.read_legacy if head[:1] == b"\x80" else torch_pickle.read_zip)(path)
-        nodes = read.nodes()
-        if not nodes:
-            raise UserError(
-                f"{path} has no state dictionary of tensors, but {read.kind()}; give a file of "
-                "weights, such as torch.save of a state_dict"
-            )
-        network = choose(nodes, address, str(path))
-        return read.arrays(network.tensors), network.left_out, about, False
-    elif head.startswith(b"PK"):
-        arrays = _read_npz(path)
-        layers = caffe.layers_of(arrays)
-        if layers:
-            return caffe.to_torchvision(layers), (), about, True
-    elif path.suffix == ".caffemodel":
-        layers = caffe.read_caffemodel(path.read_bytes())
-        return caffe.to_torchvision(layers), (), about, True
-    else:
-        kind = file_kind(path, head)
-        if path.suffix == ".safetensors" and not kind:
-            raise ValueError("it has no header")
-        raise UserError(_is_not(path, kind))
-    network = choose([Node("", arrays)], address, str(path))
-    return network.tensors, network.left_out, about, False
-
-
-def _is_torch_zip(path: Path, head: bytes) -> bool:
-    return head.startswith(b"PK") and any(n.endswith("/data.pkl") for n in _members(path))
-
-
-def _members(path: Path) -> list[str]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.namelist()
-
-
-def _is_not(path: Path, kind: str) -> str:
-    is_other = f"is {kind}, not" if kind else "is not"
-    return (
-        f"{path} {is_other} a weights file; expected .safetensors, .pth, .th, .caffemodel or .npz"
-    )
-
-
-def _read_npz(path: Path) -> Arrays:
-    names = _members(path)
-    if not names or not all(name.endswith(".npy") for name in names):
-        raise UserError(_is_not(path, archive_kind(names)))
-    with np.load(path, allow_pickle=False) as stored:
-        arrays = {}
-        for name in stored.files:
-            try:
-                arrays[name] = stored[name]
-            except ValueError as error:
-                if "allow_pickle" not in str(error):
-                    raise
-                raise UserError(
-                    f"{path} has Python objects in {name}, which only running code could read; "
-                    "save arrays of numbers"
-                ) from error
-    return arrays
-
-
-def _read_safetensors(path: Path) -> tuple[Arrays, Any]:
-    """Its arrays, and this package's description of them."""
-    with safetensors.safe_open(path, "np") as file:
-        about = (file.metadata() or {}).get(ABOUT, "{}")
-        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-        unread = {n: t for n, t in types.items() if t[0] == "F" and t not in _FLOATS}
-        arrays = {name: file.get_tensor(name) for name in types if name not in unread}
-    return arrays | _read_float8(path, unread), json.loads(about)
-
-
-def _read_float8(path: Path, types: dict[str, str]) -> Arrays:
-    """Arrays of types that safetensors does not give as NumPy's; it has checked the header."""
-    if not types:
-        return {}
-    unknown = sorted(set(types.values()) - set(_FLOAT8))
-    if unknown:
-        raise UserError(
-            f"{path} has tensors of the type {listed(unknown)} ({listed(types)}), which is not "
-            "read; save them as float32"
-        )
-    with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    arrays = {}
-    for name, dtype in types.items():
-        (start, _), shape = header[name]["data_offsets"], header[name]["shape"]
-        values = np.fromfile(path, _FLOAT8[dtype], math.prod(shape), offset=8 + size + start)
-        arrays[name] = values.reshape(shape)
-    return arrays

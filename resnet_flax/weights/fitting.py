@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from resnet_flax.errors import UserError, listed
 from resnet_flax.models import ResNet
 from resnet_flax.models.scan import stack, unstack
-from resnet_flax.weights.files import Arrays
+from resnet_flax.weights.formats import Arrays
 from resnet_flax.weights.mismatch import Shapes, explain
 from resnet_flax.weights.torch_layout import (
     COUNTER,

@@ -1,13 +1,15 @@
 """Identifies the network of the weights in a file."""
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from resnet_flax.errors import UserError, listed
 from resnet_flax.models import VARIANTS, ResNet, create_model
 from resnet_flax.weights.description import Description
-from resnet_flax.weights.files import Arrays, WeightsFile
+from resnet_flax.weights.files import WeightsFile
 from resnet_flax.weights.fitting import torch_shapes
+from resnet_flax.weights.formats import Arrays
 from resnet_flax.weights.mismatch import explain, stage_sizes
 from resnet_flax.weights.torch_layout import COUNTER
 
@@ -16,6 +18,8 @@ _NAMED = (
     *("stage_sizes", "groups", "width_per_group", "stride_on"),
     *("shortcut", "preactivation", "stem"),
 )
+
+Shapes = dict[str, tuple[int, ...]]
 
 # What the linear layer of the classes is called.
 _HEADS = ("fc", "linear", "head.fc")
@@ -43,7 +47,7 @@ def identify(file: WeightsFile, described: Description, variant: str, origin: st
             _check_variant(variant, described.model, origin)
         return described.model
     if not variant:
-        return infer(file.arrays, origin)
+        return infer(file.arrays, origin, described.function)
     axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
     if "conv1.bias" in file.arrays:
         axes["stem_bias"] = True
@@ -58,12 +62,13 @@ def _check_variant(variant: str, model: ResNet, origin: str) -> None:
         )
 
 
-def infer(arrays: Arrays, origin: str) -> ResNet:
+def infer(arrays: Arrays, origin: str, function: Mapping[str, Any] = {}) -> ResNet:
     """The network with a file's names and shapes.
 
     Args:
       arrays: by torch's names.
       origin: of the file, for errors.
+      function: attributes that tell networks of the same shapes apart, as far as known.
 
     Raises:
       UserError: there is no such network, or more than one.
@@ -71,23 +76,20 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
     classes = head_classes(arrays, origin)
     given = {name: a.shape for name, a in arrays.items() if not name.endswith(COUNTER)}
 
-    def shapes_of(model: ResNet) -> dict[str, tuple[int, ...]]:
+    def shapes_of(model: ResNet) -> Shapes:
         return {name: shape for name, (_, shape) in torch_shapes(model, arrays).items()}
 
-    found: dict[ResNet, str] = {}
-    common: dict[ResNet, tuple[int, str]] = {}  # how many arrays fit, and the name
-    for variant in VARIANTS:
-        model = create_model(variant, num_classes=classes)
-        if model in common or stage_sizes(given) != model.stage_sizes:
-            continue  # another name of the same network, or no need to trace it
-        # Most differ in the first block of a stage, which is traced quickly.
-        shallow = create_model(
-            variant, num_classes=classes, stage_sizes=(1,) * len(model.stage_sizes)
-        )
-        wanted = shapes_of(shallow).items()
-        common[model] = len(wanted & given.items()), variant
-        if wanted <= given.items() and shapes_of(model) == given:
-            found[model] = variant
+    sizes = stage_sizes(given)
+    alike: dict[ResNet, str] = {}  # those with as many blocks; some have two names
+    for variant in (name for name in VARIANTS if VARIANTS[name]["stage_sizes"] == sizes):
+        alike.setdefault(create_model(variant, num_classes=classes), variant)
+    found = {
+        model: variant
+        for model, variant in alike.items()
+        if _begins(model, variant, given, shapes_of) and shapes_of(model) == given
+    }
+    told = {model: found[model] for model in found if function.items() <= vars(model).items()}
+    found = told or found
     if len(found) == 1:
         return next(iter(found))
     if found:
@@ -95,15 +97,45 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
             f"{origin} fits {' and '.join(found.values())}, which have the same shapes; give one "
             "of them as --model"
         )
-    sizes = ", ".join(map(str, stage_sizes(given)))
-    nearest = f"its stages have {sizes} blocks" if sizes else f"they begin with {listed(given)}"
-    if common:
-        model = max(common, key=lambda model: common[model][0])
-        nearest = f"the nearest is {common[model][1]}: {explain(given, shapes_of(model))}"
     raise UserError(
-        f"the names and shapes in {origin} are not those of a known network; {nearest}; name the "
-        f"network to compare it with as --model ({', '.join(list(VARIANTS)[:6])}, ...)"
+        f"the names and shapes in {origin} are not those of a known network; "
+        f"{_nearest(alike, given, shapes_of)}; name the network to compare it with as --model "
+        f"({', '.join(list(VARIANTS)[:6])}, ...)"
     )
+
+
+def _begins(
+    model: ResNet, variant: str, given: Shapes, shapes_of: Callable[[ResNet], Shapes]
+) -> bool:
+    """Whether stem and first block are a network's: most differ there, and it is traced quickly."""
+    deep = model.stem == "deep"
+    name = "stem.conv" if model.preactivation else "conv1"
+    name += ("1" if model.preactivation else ".0") if deep else ""
+    side = 7 if model.stem == "imagenet" else 3
+    features, _, *sides = given.get(f"{name}.weight", (0, 0))
+    if (features, sides) != (model.stem_features // (1 + deep), [side, side]):
+        return False
+    first = create_model(
+        variant, num_classes=0, stage_sizes=(1,), stage_features=model.stage_features[:1]
+    )
+    return {i for i in shapes_of(first).items() if "norm." not in i[0]} <= given.items()
+
+
+def _nearest(
+    alike: Mapping[ResNet, str], given: Shapes, shapes_of: Callable[[ResNet], Shapes]
+) -> str:
+    """What distinguishes a file's arrays from those of the network with most in common."""
+    sizes = ", ".join(map(str, stage_sizes(given)))
+    if not alike:
+        return f"its stages have {sizes} blocks" if sizes else f"they begin with {listed(given)}"
+
+    def in_common(model: ResNet) -> int:
+        stages = (1,) * len(model.stage_sizes)
+        shallow = create_model(alike[model], num_classes=model.num_classes, stage_sizes=stages)
+        return len(shapes_of(shallow).items() & given.items())
+
+    nearest = max(alike, key=in_common)
+    return f"the nearest is {alike[nearest]}: {explain(given, shapes_of(nearest))}"
 
 
 def without_other_heads(file: WeightsFile) -> WeightsFile:

@@ -13,7 +13,7 @@ from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.models.attributes import check_dtype, checked
 from resnet_flax.runtime import storage
 from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
-from resnet_flax.weights import description
+from resnet_flax.weights import description, hub
 from resnet_flax.weights.catalog import CATALOG, fetch, recognize
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.fitting import fit_arrays, fit_variables
@@ -62,9 +62,10 @@ def load(
 
     Args:
       what: a published name such as 'resnet50.tv2_in1k' (downloaded once), a weights file
-        (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of this package, or
-        a variant whose weights are given by `weights`. Where a file has several networks,
-        'FILE:NAME' says which, such as 'dino.pth:teacher'.
+        (safetensors, torch's .pth, .caffemodel, .npz), a directory of the Hugging Face hub that
+        timm or transformers wrote, a workdir or checkpoint of this package, or a variant whose
+        weights are given by `weights`. Where a file has several networks, 'FILE:NAME' says which,
+        such as 'dino.pth:teacher'.
       variant: of a weights file, if its shapes do not decide it.
       weights: a weights file or published name, if `what` is a variant.
       model: the network to load the weights into, with any `dtype`, `scan` and `num_classes`; by
@@ -139,6 +140,8 @@ def _load_file(
     classes = num_classes if model is None else model.num_classes
     if head["reset_head"] or classes == 0:
         file = without_other_heads(file)
+    if origin not in CATALOG and not file.about and storage.is_directory(Path(name)):
+        described = hub.describe(Path(name), head_classes(file.arrays, name)) or described
     if model is None:
         model = _with_classes(identify(file, described, variant, name), num_classes)
     variables = fit_arrays(file.arrays, model, name, **head)
@@ -170,7 +173,13 @@ def _path_of(name: str) -> tuple[Path, str]:
     if colon and after and not storage.exists(path) and storage.is_file(Path(file)):
         path, address = Path(file), after
     if name and storage.is_directory(path):
-        raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
+        weights = hub.weights_in(path)
+        if weights is None:
+            raise UserError(
+                f"{name} has no checkpoints and no model.safetensors; give the workdir of a run, a "
+                "weights file, or a directory of the Hugging Face hub"
+            )
+        return weights, ""
     if name and storage.exists(path):
         return path, address
     unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"

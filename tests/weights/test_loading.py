@@ -377,7 +377,9 @@ def test_what_is_not_there_is_explained(what, message):
 
 
 def test_a_directory_without_checkpoints_is_explained(tmp_path):
-    with pytest.raises(UserError, match="has no checkpoints; give the workdir"):
+    with pytest.raises(
+        UserError, match=r"has no checkpoints and no model.safetensors; give the workdir"
+    ):
         load(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="checkpoints has no finished checkpoint yet"):
