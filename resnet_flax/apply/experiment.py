@@ -17,10 +17,10 @@ from resnet_flax.data.experiment import augment_and_normalize, make_preprocessin
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.readers import PATIENT, Patience, WaitInterrupted, refuse_in_import
 from resnet_flax.data.sources import Source
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.evaluation.metrics import METRICS
 from resnet_flax.evaluation.result import Metrics, Result
-from resnet_flax.models import VARIANTS, ResNet, configured_model
+from resnet_flax.models import VARIANTS, ResNet, configured_model, parse_overrides
 from resnet_flax.runtime import distributed, numerics
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.tasks.classification import Classification
@@ -149,7 +149,7 @@ def make_run(
         shapes=data.shapes,
         notes=_notes(config, task.model),
         patience=patience,
-        initial=partial(_starting_from, config.init, task.model, config.seed)
+        initial=partial(_starting_from, config.init, task.model, config.seed, config.model)
         if config.init
         else None,
         programs_at=lambda factor: make_programs(*made, rate_factor=factor)[1],
@@ -237,8 +237,17 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
             )
 
 
-def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, Any], str]:
-    """The variables of given weights for a network, and what to say about them."""
+def _starting_from(
+    origin: str, model: ResNet, seed: int, named: ml_collections.ConfigDict
+) -> tuple[Mapping[str, Any], str]:
+    """The variables of given weights for a network, and what to say about them.
+
+    Args:
+      origin: of the weights.
+      model: the network.
+      seed: of a new head.
+      named: the config's `model`, whose network a file is for if its shapes do not decide that.
+    """
     if origin in VARIANTS:
         published = [name for name in CATALOG if name.partition(".")[0] == origin]
         such = f" such as {published[0]}," * bool(published)
@@ -246,7 +255,13 @@ def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, 
             f"init={origin} is the name of a network, without weights; give the name of published "
             f"weights,{such} a weights file or a workdir"
         )
-    own = load(origin)
+    try:
+        own = load(origin)
+    except SettingError as error:
+        if error.setting != "variant":
+            raise
+        overrides = parse_overrides(named.overrides)
+        own = load(origin, variant=named.name, overrides=overrides)
     check_function(function_of(own.model), model, origin)
     other = own.model.num_classes != model.num_classes
     variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)

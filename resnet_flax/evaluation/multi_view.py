@@ -16,7 +16,7 @@ from resnet_flax.data.pipeline import eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.runtime import xla_options
@@ -91,9 +91,11 @@ def make_views(
     if protocol == "ten_crop":
         shorter = preprocessing.transform.shorter
         if not preprocessing.size or shorter == preprocessing.size:
-            raise UserError(
+            raise SettingError(
                 "ten_crop needs images that are larger than the crops, but this network's are "
-                "not cropped; give --size and a --crop_fraction below 1, or another --protocol"
+                "not cropped;",
+                "data.crop_fraction",
+                "give data.size and a data.crop_fraction below 1",
             )
         ten = TenCropTransform(preprocessing.size, shorter, how)
         return [View(ten, preprocessing, flip=True, pool_window=0)]

@@ -1,11 +1,12 @@
 """Identifies the network of the weights in a file."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.models import VARIANTS, ResNet, create_model
+from resnet_flax.models.registry import changed
 from resnet_flax.weights.description import Description
 from resnet_flax.weights.files import Arrays, WeightsFile
 from resnet_flax.weights.fitting import torch_shapes
@@ -18,7 +19,13 @@ _NAMED = (
 )
 
 
-def identify(file: WeightsFile, described: Description, variant: str, origin: str) -> ResNet:
+def identify(
+    file: WeightsFile,
+    described: Description,
+    variant: str,
+    origin: str,
+    overrides: Mapping[str, Any] = {},
+) -> ResNet:
     """The network of a file's weights.
 
     Args:
@@ -26,6 +33,7 @@ def identify(file: WeightsFile, described: Description, variant: str, origin: st
       described: their description.
       variant: given by the user; if empty, the description and the shapes decide.
       origin: of the file, for errors.
+      overrides: attributes given by the user, see `registry.settable`.
 
     Raises:
       UserError: nothing decides it, or `variant` contradicts the description.
@@ -33,13 +41,15 @@ def identify(file: WeightsFile, described: Description, variant: str, origin: st
     if described.model is not None:
         if variant:
             _check_variant(variant, described.model, origin)
-        return described.model
+        return changed(described.model, overrides)
     if not variant:
-        return infer(file.arrays, origin)
+        return infer(file.arrays, origin, overrides)
     axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
     if "conv1.bias" in file.arrays:
         axes["stem_bias"] = True
-    return create_model(variant, num_classes=_classes(file.arrays, origin), **axes)
+    return create_model(
+        variant, num_classes=classes_of(file.arrays, origin), **{**axes, **overrides}
+    )
 
 
 def _check_variant(variant: str, model: ResNet, origin: str) -> None:
@@ -50,17 +60,22 @@ def _check_variant(variant: str, model: ResNet, origin: str) -> None:
         )
 
 
-def infer(arrays: Arrays, origin: str) -> ResNet:
+def infer(
+    arrays: Arrays,
+    origin: str,
+    overrides: Mapping[str, Any] = {},
+) -> ResNet:
     """The network with a file's names and shapes.
 
     Args:
       arrays: by torch's names.
       origin: of the file, for errors.
+      overrides: attributes of that network, see `registry.settable`.
 
     Raises:
       UserError: there is no such network, or more than one.
     """
-    classes = _classes(arrays, origin)
+    classes = classes_of(arrays, origin)
     given = {name: a.shape for name, a in arrays.items() if not name.endswith(COUNTER)}
 
     def shapes_of(model: ResNet) -> dict[str, tuple[int, ...]]:
@@ -68,29 +83,32 @@ def infer(arrays: Arrays, origin: str) -> ResNet:
 
     found: dict[ResNet, str] = {}
     for variant in VARIANTS:
-        model = create_model(variant, num_classes=classes)
+        try:
+            model = create_model(variant, num_classes=classes, **overrides)
+        except UserError:
+            continue  # overrides that this one cannot have
         if model in found or _stage_sizes(given) != model.stage_sizes:
             continue  # another name of the same network, or no need to trace it
         # Most differ in the first block of a stage, which is traced quickly.
-        shallow = create_model(
-            variant, num_classes=classes, stage_sizes=(1,) * len(model.stage_sizes)
-        )
+        shallow = model.clone(stage_sizes=(1,) * len(model.stage_sizes))
         if shapes_of(shallow).items() <= given.items() and shapes_of(model) == given:
             found[model] = variant
     if len(found) == 1:
         return next(iter(found))
     if not found:
-        raise UserError(
-            f"the names and shapes in {origin} are not those of a known network; name the "
-            f"network to compare it with as --model ({', '.join(list(VARIANTS)[:6])}, ...)"
+        raise SettingError(
+            f"the names and shapes in {origin} are not those of a known network; name the network "
+            f"to compare it with ({', '.join(list(VARIANTS)[:6])}, ...) as",
+            "variant",
         )
-    raise UserError(
+    raise SettingError(
         f"{origin} fits {' and '.join(found.values())}, which have the same shapes; give one of "
-        "them as --model"
+        "them as",
+        "variant",
     )
 
 
-def _classes(arrays: Arrays, origin: str) -> int:
+def classes_of(arrays: Arrays, origin: str) -> int:
     """The number of classes that a file's head is for; 0 if it has no head."""
     for head in ("fc", "linear", "head.fc"):
         kernel, bias = (arrays.get(f"{head}.{leaf}") for leaf in ("weight", "bias"))

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.keys import Entry, Key
 
 if TYPE_CHECKING:
@@ -183,9 +183,10 @@ def splits_of(name: str, data_dir: str = "", **options: Any) -> tuple[str, ...]:
 
 def _store(name: str) -> tuple[Store, str]:
     if name == GIVEN:
-        raise UserError(
+        raise SettingError(
             "the run was trained on arrays that a Python program gave to it; give them to "
-            "resnet_flax.train again, or name other data as --data"
+            "resnet_flax.train again, or name other data as",
+            "data.source",
         )
     kind, _, where = name.partition(":")
     if kind not in SOURCES or not where:
