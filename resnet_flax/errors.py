@@ -42,5 +42,7 @@ def first_line(error: BaseException) -> str:
 
 def closest(word: str, words: Iterable[str]) -> str:
     """The words nearest to `word` as '; did you mean ...?'; empty if none is near."""
-    near = difflib.get_close_matches(word, list(words), n=3, cutoff=0.5)
+    words = list(words)
+    same = [one for one in words if one.casefold() == word.casefold()]
+    near = same or difflib.get_close_matches(word, words, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else ""

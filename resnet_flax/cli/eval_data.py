@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resnet_flax.cli import eval_flags
 from resnet_flax.cli.parser import either
 from resnet_flax.errors import UserError
+from resnet_flax.runtime import storage
 from resnet_flax.runtime.terminal import say
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def open_eval_data(arguments: argparse.Namespace, models: "Sequence[Pretrained]"
 
     first = models[0]
     config = first.config
-    name = arguments.data or config.get("data.source", "")
+    own_name = config.get("data.source", "")
+    name = own_name if _same(arguments.data, own_name) else arguments.data
     if not name:
         raise UserError(
             f"{arguments.model_name} has no data set of its own; pass --data=tfds:NAME or "
@@ -57,7 +59,7 @@ def open_eval_data(arguments: argparse.Namespace, models: "Sequence[Pretrained]"
         )
     options = _options(name, config)
     options["data_dir"] = arguments.data_dir or config.get("data.data_dir", "")
-    own = name == config.get("data.source")
+    own = name == own_name
     split = arguments.split or (str(config.get("data.eval_split", "")) if own else "")
     split = split or _usual(name, splits_of(name, **options), config)
     if split == HOLDOUT:  # of the run, or else a directory of that name
@@ -70,14 +72,24 @@ def open_eval_data(arguments: argparse.Namespace, models: "Sequence[Pretrained]"
     return EvalData(name, split, source, f"{split} ({len(source):,} images)")
 
 
+def _same(given: str | None, own: str) -> bool:
+    """Whether a data set is that of the run; the directory of a folder may be spelled otherwise."""
+    if not given or given == own:
+        return True
+    (kind, _, where), (own_kind, _, own_where) = (name.partition(":") for name in (given, own))
+    folders = kind == own_kind == "folder"
+    return folders and storage.local(where).resolve() == storage.local(own_where).resolve()
+
+
 def _usual(name: str, splits: Sequence[str], config: Mapping[str, Any]) -> str:
     """The first split of a data set that is not the run's whose name is that of a test set."""
     for split in eval_flags.SPLITS:
         if split in splits:
             return split
-    held_out = f", or --split={HOLDOUT} for what the run held out" * bool(_share(config))
+    such = f", such as {HOLDOUT} for what the run held out" * bool(_share(config))
+    has = f" (it has {', '.join(splits[:10])})" * bool(splits)
     raise UserError(
-        f"{name} has no split {either(eval_flags.SPLITS)}; pass --split=SPLIT{held_out}"
+        f"{name} has no split {either(eval_flags.SPLITS)}{has}; pass --split=SPLIT{such}"
     )
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from resnet_flax.cli.parser import Parser
+from resnet_flax.cli.types import model
 from resnet_flax.schema import NETWORK_FIELDS
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ def add_model(parser: Parser) -> argparse._ArgumentGroup:
     """Adds MODEL and its flags; returns their group."""
     parser.add_argument(
         "model_name",
+        type=model,
         metavar="MODEL",
         help="The workdir of a run, the name of published weights, a file of weights, or the name "
         "of a network whose weights --weights gives.",
@@ -43,10 +45,12 @@ def add_overrides(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         *("--overrides", "--axes"),
         dest="overrides",
-        default="",
+        action="append",
+        default=[],
         metavar="'KEY=VALUE KEY=VALUE'",
         help="Changes to the network, in one quoted string with spaces between them, such as "
-        f"'shortcut=C stem=deep' (default: none). Keys: {', '.join(NETWORK_FIELDS)}.",
+        f"'shortcut=C stem=deep' (default: none). May be given more than once. Keys: "
+        f"{', '.join(NETWORK_FIELDS)}.",
     )
 
 
@@ -56,7 +60,7 @@ def overrides_of(arguments: argparse.Namespace) -> "Overrides":
     from resnet_flax.models.registry import settable
 
     where = "--overrides"
-    return settable(parse_overrides(arguments.overrides, where), where)
+    return settable(parse_overrides(" ".join(arguments.overrides), where), where)
 
 
 def open_model(arguments: argparse.Namespace, **settings: Any) -> "Pretrained":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from resnet_flax.cli import model_flags
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import INT32, whole_number
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, closest
 from resnet_flax.runtime import storage
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         left = [f"{text:{width}}" for text, width in zip(row[:3], widths[:3], strict=True)]
         right = [f"{text:>{width}}" for text, width in zip(row[3:], widths[3:], strict=True)]
         print("  ".join([*left, *right]))
-    name = " ".join([arguments.name, *arguments.overrides.split()])
+    name = " ".join([arguments.name, *" ".join(arguments.overrides).split()])
     maps = ", ".join(f"{k} {_by(v)}" for k, v in summary.features.items())
     for text in (
         f"{name}: {summary.depth} layers, {summary.parameters:,} parameters, "
@@ -95,6 +95,9 @@ def _network(name: str, overrides: "Overrides") -> "ResNet":
             f"summary needs the name of a network, such as resnet50, not {name}, a file or "
             "directory; resnet-flax models lists the names"
         )
+    if name not in VARIANTS:
+        near = closest(name, [*CATALOG, *VARIANTS]) or "; resnet-flax models lists them"
+        raise UserError(f"there is no model called {name!r}{near}")
     return create_model(name, **overrides)
 
 

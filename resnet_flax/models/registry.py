@@ -70,6 +70,10 @@ def settable(overrides: Mapping[str, Any], where: str = "overrides") -> Override
     overrides = renamed.keywords(dict(overrides), renamed.ATTRIBUTES, "attribute of networks")
     known = [name for name in ATTRIBUTES if name not in DECIDED]
     for name in overrides:
+        if name in DECIDED:
+            raise UserError(
+                f"{where} cannot set {name}, which comes with the weights or from another setting"
+            )
         if name not in known:
             raise UserError(
                 f"{where} cannot set {name!r}{closest(name, known)} (can set {', '.join(known)})"

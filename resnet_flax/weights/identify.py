@@ -40,7 +40,7 @@ def identify(
     """
     if described.model is not None:
         if variant:
-            _check_variant(variant, described.model, origin)
+            _check_variant(variant, described.model, origin, overrides)
         return changed(described.model, overrides)
     if not variant:
         return infer(file.arrays, origin, overrides)
@@ -52,8 +52,8 @@ def identify(
     )
 
 
-def _check_variant(variant: str, model: ResNet, origin: str) -> None:
-    asked = create_model(variant, num_classes=model.num_classes)
+def _check_variant(variant: str, model: ResNet, origin: str, overrides: Mapping[str, Any]) -> None:
+    asked = create_model(variant, num_classes=model.num_classes, **overrides)
     if any(getattr(asked, axis) != getattr(model, axis) for axis in _NAMED):
         raise UserError(
             f"{origin} describes itself as a network other than {variant}; leave {variant} out"

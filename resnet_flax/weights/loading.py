@@ -21,6 +21,9 @@ from resnet_flax.weights.fitting import fit_arrays, fit_variables
 from resnet_flax.weights.identify import classes_of, identify
 from resnet_flax.weights.torch_layout import COUNTER, export_torch, layout_of
 
+# Files of a run and of evaluations, which are often given in place of what has the weights.
+_NO_WEIGHTS = (".json", ".jsonl", ".gz", ".png", ".csv")
+
 
 class Pretrained(NamedTuple):
     """A network with weights, and everything needed to use it.
@@ -95,6 +98,9 @@ def load(
         if variant not in ("", name):
             raise UserError(f"the network is named twice, {name} and {variant}; leave one out")
         name, variant = str(weights), name
+    if variant and variant not in VARIANTS and variant not in CATALOG:
+        near = closest(variant, [*VARIANTS, *CATALOG]) or "; resnet-flax models lists them"
+        raise UserError(f"there is no model called {variant!r}{near}")
     if variant and model is not None:
         raise UserError(f"the network is given twice, as {variant} and as a model; leave one out")
     if overrides and model is not None:
@@ -170,8 +176,12 @@ def _path_of(name: str) -> Path:
         return fetch(name)
     path = Path(name)
     if name and storage.is_directory(path):
-        raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
+        near = _runs_near(path) or "the workdir of a run, or a weights file"
+        raise UserError(f"{name} has no checkpoints; give {near}")
     if name and storage.exists(path):
+        if path.suffix.lower() in _NO_WEIGHTS:
+            near = _runs_near(path) or "a weights file, or the workdir of a run"
+            raise UserError(f"{name} is not a weights file; give {near}")
         return path
     unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"
     if name in VARIANTS:
@@ -185,6 +195,17 @@ def _path_of(name: str) -> Path:
         f"{unknown}{near}{' (' if near else '; '}resnet-flax models --published lists them"
         f"{')' * bool(near)}"
     )
+
+
+def _runs_near(path: Path) -> str:
+    """The runs that a path is in or has in it, in words; empty if there are none."""
+    for outer in list(path.parents)[:3]:
+        if _is_checkpoint(outer):
+            return f"{outer}, which it is part of"
+    inner = [path / name for name in storage.names(path)] if storage.is_directory(path) else []
+    inner += [one / name for one in inner[:100] for name in storage.names(one)]
+    runs = [str(one) for one in inner if _is_checkpoint(one)]
+    return f"one of the runs in it, such as {', '.join(runs[:3])}" if runs else ""
 
 
 def _check_without_weights(name: str, weights: str) -> None:

@@ -51,6 +51,29 @@ def test_it_is_the_number_that_training_ended_with(runs, tmp_path, capsys, seed,
     assert found["negative_log_likelihood"] == pytest.approx(ended["loss"], rel=1e-6)
 
 
+def test_what_is_near_a_run_names_it(runs, capsys):
+    where = runs[0] / "runs"
+    for wrong, right in (
+        (where, f"one of the runs in it, such as {where}/seed0, {where}/seed1"),
+        (where.parent, f"one of the runs in it, such as {where}/seed0, {where}/seed1"),
+        (where / "seed0/checkpoints", f"{where}/seed0, which it is part of"),
+        (where / "seed0/checkpoints/2/state", f"{where}/seed0/checkpoints/2, which it is part of"),
+        (where / "seed0/result.json", f"{where}/seed0, which it is part of"),
+        (where.parent / "images", "the workdir of a run, or a weights file"),
+    ):
+        capsys.readouterr()
+        assert main(["eval", str(wrong)]) == 2
+        assert capsys.readouterr().err.endswith(f"; give {right}\n")
+
+
+def test_the_run_s_own_data_may_be_spelled_otherwise(runs, monkeypatch):
+    where, _ = runs
+    monkeypatch.chdir(where)
+    first = load(where / "runs/seed0")
+    for spelled in (f"{where}/images/", "images", f"file://{where}/images"):
+        assert _data([first], f"--data=folder:{spelled}").split == "holdout"
+
+
 def test_changed_images_are_noticed(runs, tmp_path):
     where, _ = runs
     first = load(where / "runs/seed0")

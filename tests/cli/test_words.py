@@ -17,11 +17,12 @@ from resnet_flax.errors import SettingError
 
 PACKAGE = Path(resnet_flax.__file__).parent
 FLAG = re.compile(r"--[a-z_]+\b(?!\.py)")
-KEY = re.compile(r"\b(?:data|model|optim|eval|mesh|checkpoint|log)\.[a-z_]{3,}")
+KEY = re.compile(r"(?<![\w.])(?:data|model|optim|eval|mesh|checkpoint|log)\.[a-z_]{3,}")
 
 # The verbs that can reach the errors of a package or module. All have the flags named there.
 REACHED_BY = {
     "training": ("train", "sweep", "reproduce"),
+    "config.py": ("train", "sweep", "reproduce"),
     "runtime/storage/lock.py": ("train", "sweep", "reproduce"),
     "runtime/distributed.py": ("train", "eval"),
     "evaluation": ("eval",),
