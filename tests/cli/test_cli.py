@@ -66,16 +66,16 @@ ROOT = Path(__file__).parent.parent.parent
         (["eval", "x", "--confusion=b.txt"], "--confusion must be a file that ends in .csv"),
         (
             ["eval", "x", "--config.data.size=8"],
-            "flag '--config.data.size=8'; did you mean --size?",
+            "'--config.data.size=8'; did you mean --size?",
         ),
         (["eval", "x", "--workdir=y"], "'--workdir=y'; give the workdir itself, as MODEL"),
         (
             ["eval", "folder:x", "y"],
-            "MODEL must be a network with weights, not the data set 'folde",
+            "MODEL must be a network with weights, not the data set",
         ),
         (
             ["export", "configs/cifar10.py:resnet20", "x.safetensors"],
-            "MODEL must be a network with weights, such as the workdir of a run, not a config, 'con",
+            "MODEL must be a network with weights, such as the workdir of a run, not a config",
         ),
         (["eval", "x", "folder:y"], "no argument 'folder:y'; did you mean --data=folder:y?"),
         (["eval", "x", "--data=."], "such as tfds:cifar10, not '.'; did you mean folder:.?"),

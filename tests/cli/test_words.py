@@ -80,8 +80,10 @@ def test_no_other_error_names_a_flag_or_a_key_that_the_verb_may_lack():
         text = " ".join(texts)
         package = module.partition("/")[0]
         verbs = REACHED_BY.get(module, REACHED_BY.get(package))
+        if "--workdir" in text and module == "runtime/distributed.py":
+            verbs = ("train",)  # the only one of several processes that writes a workdir
         if package != "cli":
-            for flag in FLAG.findall(text):
+            for flag in FLAG.findall(re.sub("resnet-flax [a-z]+ --[a-z]+", "", text)):
                 assert verbs, (module, text)
                 assert all(flag in FLAGS[verb] for verb in verbs), (module, text)
         if package in ("data", "evaluation", "models", "runtime", "weights"):
