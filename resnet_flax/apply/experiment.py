@@ -20,7 +20,7 @@ from resnet_flax.data.sources import Source
 from resnet_flax.errors import SettingError, UserError
 from resnet_flax.evaluation.metrics import METRICS
 from resnet_flax.evaluation.result import Metrics, Result
-from resnet_flax.models import VARIANTS, ResNet, configured_model, parse_overrides
+from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.runtime import distributed, numerics
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.tasks.classification import Classification
@@ -260,8 +260,7 @@ def _starting_from(
     except SettingError as error:
         if error.setting != "variant":
             raise
-        overrides = parse_overrides(named.overrides)
-        own = load(origin, variant=named.name, overrides=overrides)
+        own = load(origin, variant=named.name, overrides=named.overrides)
     check_function(function_of(own.model), model, origin)
     other = own.model.num_classes != model.num_classes
     variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)

@@ -66,7 +66,9 @@ def open_eval_data(arguments: argparse.Namespace, models: "Sequence[Pretrained]"
         of_the_run = own and _share(config)
         if of_the_run or HOLDOUT not in splits_of(name, **options):
             return _held_out(arguments, models, name, options)
-    source = open_source(name, split, **options)
+    # Its classes in its order, as in training: the split alone may lack one.
+    classes = first.class_names if own else ()
+    source = open_source(name, split, class_names=classes, **options)
     if own and split == config.get("data.eval_split"):
         _note_changes(first, source)
     return EvalData(name, split, source, f"{split} ({len(source):,} images)")
@@ -111,7 +113,6 @@ def _held_out(
     options: Mapping[str, Any],
 ) -> EvalData:
     """The images that the run of the first model held out, which no model may be trained on."""
-    from resnet_flax.data import fingerprint
     from resnet_flax.data.sources import hold_out, open_source
 
     first = models[0]
@@ -124,9 +125,8 @@ def _held_out(
         )
     split = str(first.config["data.train_split"])
     train = open_source(name, split, **options)
-    if "train" in first.data:
-        changes = fingerprint.differences(first.data["train"], fingerprint.take(train), {}, {})
-        if changes:
+    if "train" in first.fingerprints:
+        if changes := _changes(first, "train", train):
             raise UserError(
                 f"the images that {arguments.model_name} held out cannot be told from those it was "
                 f"trained on, as {name}, {split}, has changed: {'; '.join(changes)}; restore the "
@@ -153,7 +153,8 @@ def _check_ensemble(models: "Sequence[Pretrained]", count: int) -> None:
     """
     first, *others = models
     for other in others:
-        same = other.config and other.data.get("train") == first.data.get("train")
+        trained_on = other.fingerprints.get("train")
+        same = trained_on is not None and trained_on == first.fingerprints.get("train")
         if same and round(count * _share(other.config)) < round(count * _share(first.config)):
             raise UserError(
                 f"{other.origin} has data.holdout={_share(other.config):g}, so that it was trained "
@@ -163,15 +164,18 @@ def _check_ensemble(models: "Sequence[Pretrained]", count: int) -> None:
 
 def _note_changes(first: "Pretrained", source: "Source") -> None:
     """Says so if these are not the images of the run's own evaluations."""
+    if "eval" in first.fingerprints and (changes := _changes(first, "eval", source)):
+        _note(
+            "these are not the images of the run's own evaluations, with which the result cannot "
+            f"be compared: {'; '.join(changes)}"
+        )
+
+
+def _changes(model: "Pretrained", split: str, now: "Source") -> list[str]:
+    """What differs from the images of the model's training or evaluations, 'train' or 'eval'."""
     from resnet_flax.data import fingerprint
 
-    if "eval" in first.data:
-        changes = fingerprint.differences(first.data["eval"], fingerprint.take(source), {}, {})
-        if changes:
-            _note(
-                "these are not the images of the run's own evaluations, with which the result "
-                f"cannot be compared: {'; '.join(changes)}"
-            )
+    return fingerprint.differences(model.fingerprints[split], fingerprint.take(now), {}, {})
 
 
 def _note(sentence: str) -> None:

@@ -56,11 +56,9 @@ def add_overrides(group: argparse._ActionsContainer) -> None:
 
 def overrides_of(arguments: argparse.Namespace) -> "Overrides":
     """What `--overrides` changes, checked."""
-    from resnet_flax.models import parse_overrides
     from resnet_flax.models.registry import settable
 
-    where = "--overrides"
-    return settable(parse_overrides(" ".join(arguments.overrides), where), where)
+    return settable(" ".join(arguments.overrides), "--overrides")
 
 
 def open_model(arguments: argparse.Namespace, **settings: Any) -> "Pretrained":

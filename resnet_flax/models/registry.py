@@ -56,20 +56,21 @@ def changed(model: ResNet, overrides: Mapping[str, Any]) -> ResNet:
     return model
 
 
-def settable(overrides: Mapping[str, Any], where: str = "overrides") -> Overrides:
+def settable(overrides: Mapping[str, Any] | str, where: str = "overrides") -> Overrides:
     """Changes to a network, checked one by one, under the current names of the attributes.
 
     Args:
-      overrides: by attribute.
+      overrides: by attribute, or as `parse_overrides` takes them.
       where: what the error calls them.
 
     Raises:
       UserError: there is no such attribute, weights or other arguments decide it, or a value is of
         the wrong type or out of range.
     """
-    overrides = renamed.keywords(dict(overrides), renamed.ATTRIBUTES, "attribute of networks")
+    given = parse_overrides(overrides, where) if isinstance(overrides, str) else dict(overrides)
+    found = renamed.keywords(given, renamed.ATTRIBUTES, "attribute of networks")
     known = [name for name in ATTRIBUTES if name not in DECIDED]
-    for name in overrides:
+    for name in found:
         if name in DECIDED:
             raise UserError(
                 f"{where} cannot set {name}, which comes with the weights or from another setting"
@@ -78,7 +79,7 @@ def settable(overrides: Mapping[str, Any], where: str = "overrides") -> Override
             raise UserError(
                 f"{where} cannot set {name!r}{closest(name, known)} (can set {', '.join(known)})"
             )
-    return checked(overrides)
+    return checked(found)
 
 
 def configured_model(

@@ -37,8 +37,8 @@ class Pretrained(NamedTuple):
       sha256: of the file, empty for a checkpoint.
       config: of the training if it is a checkpoint of this package; else empty.
       assumed: whether the preprocessing is unknown and the usual one is assumed.
-      data: fingerprints of the "train" and "eval" images of the training, see `fingerprint.take`,
-        if it is a checkpoint of this package.
+      fingerprints: of the "train" and "eval" images of the training, see `fingerprint.take`, if it
+        is a checkpoint of this package.
     """
 
     model: ResNet
@@ -49,7 +49,7 @@ class Pretrained(NamedTuple):
     sha256: str = ""
     config: Mapping[str, Any] = {}
     assumed: bool = False
-    data: Mapping[str, Any] = {}
+    fingerprints: Mapping[str, Any] = {}
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
     weights: str | Path = "",
     model: ResNet | None = None,
     num_classes: int | None = None,
-    overrides: Mapping[str, Any] = {},
+    overrides: Mapping[str, Any] | str = {},
     dtype: Any = None,
     reset_head: bool = False,
     seed: int = 0,
@@ -79,7 +79,7 @@ def load(
       num_classes: of the network, instead of `model`; 0 leaves out the head, so that the network
         returns features. By default those of the weights.
       overrides: other attributes of the network than the weights' network or variant has, such as
-        `{"stem": "deep"}`.
+        `{"stem": "deep"}` or 'stem=deep avg_down=True'.
       dtype: of the computation; by default float32, or that of the run or `model`.
       reset_head: if the weights have no head, or one for another number of classes than `model` or
         `num_classes`, initialise a new one.
@@ -275,7 +275,7 @@ def _load_checkpoint(
         names,
         f"step {meta['step']} of {path}",
         config=meta["config"],
-        data=meta.get("data", {}),
+        fingerprints=meta.get("data", {}),
     )
 
 

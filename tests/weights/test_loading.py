@@ -323,7 +323,8 @@ def test_overrides_change_the_network_that_a_file_is_for(tmp_path):
     path = _bare(tmp_path / "w.npz", model)
     assert load(path, variant="cifar_resnet8", overrides=narrow).model == model
     # The shapes decide between the networks with these attributes.
-    assert load(path, overrides=narrow | {"shortcut": "A"}).model == model
+    text = "stage_sizes=1,1 stage_features=8,16 stem_features=8 shortcut=A"
+    assert load(path, overrides=text).model == model
     with pytest.raises(UserError, match="fits cifar_resnet8 and cifar_plain8, which have the sam"):
         load(path, overrides=narrow)
     for wrong, message in (
