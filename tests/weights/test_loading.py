@@ -329,7 +329,7 @@ def test_overrides_change_the_network_that_a_file_is_for(tmp_path):
         load(path, overrides=narrow)
     for wrong, message in (
         ({"depth": 3}, "overrides cannot set 'depth'"),
-        ({"num_classes": 3}, "overrides cannot set 'num_classes'"),
+        ({"num_classes": 3}, "overrides cannot set num_classes, which"),
         ({"stem": "big"}, "stem must be one of cifar, imagenet, deep, not 'big'"),
         ({**narrow, "stage_features": (8,)}, "must have the same number of entries"),
     ):
