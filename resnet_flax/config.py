@@ -271,6 +271,11 @@ def _find(name: str) -> Path:
     for file in (Path(name), here / "configs" / shipped, here.parent / "configs" / shipped):
         if file.is_file():
             return file
+    if Path(name).is_dir():
+        raise UserError(
+            f"{name} is a directory, not a config file; a run continues by its config file and the "
+            "directory as --workdir"
+        )
     known = sorted(
         f"configs/{file.name}"
         for folder in (here / "configs", here.parent / "configs")

@@ -226,8 +226,12 @@ def chosen(where: str, table: Mapping[str, Any], value: str) -> Any:
     return table[name]
 
 
-def words(text: str) -> Iterator[tuple[str, str]]:
+def words(text: str, where: str = "model.overrides") -> Iterator[tuple[str, str]]:
     """The names and values of `model.overrides`, such as 'shortcut=C stage_sizes=2,2,2,2'.
+
+    Args:
+      text: to be parsed.
+      where: what the error calls it.
 
     Raises:
       UserError: a word is not of the form `name=value`, or a name is given twice.
@@ -236,10 +240,8 @@ def words(text: str) -> Iterator[tuple[str, str]]:
     for word in text.split():
         name, equals, value = word.partition("=")
         if name in seen:
-            raise UserError(f"{name} is given twice in model.overrides")
+            raise UserError(f"{name} is given twice in {where}")
         if not equals:
-            raise UserError(
-                f"model.overrides are written name=value with spaces between, not {word!r}"
-            )
+            raise UserError(f"{where} are written name=value with spaces between, not {word!r}")
         seen.add(name)
         yield name, value

@@ -13,7 +13,10 @@ _ABBREVIATIONS = {
     "epochs": "steps",
     "model": "model.name",
     "arch": "model.name",
+    "weights": "init",
+    "data": "data.source",
     "dataset": "data.source",
+    "split": "data.eval_split",
 }
 
 
@@ -26,7 +29,8 @@ def keys_called(name: str, keys: Iterable[str]) -> list[str]:
     """
     last = name.rpartition(".")[2]
     found = [key for key in keys if key == name or key.endswith(f".{name}")]
-    return found or [_ABBREVIATIONS[word] for word in (last,) if word in _ABBREVIATIONS]
+    meant = [_ABBREVIATIONS[word] for word in (last,) if word in _ABBREVIATIONS]
+    return [*meant, *found] if name in _ABBREVIATIONS else found or meant
 
 
 def unknown_key(key: str, keys: Mapping[str, Key]) -> UserError:

@@ -1,6 +1,6 @@
 """From a config to a run: its data, its task, the weights it starts from and its programs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -8,22 +8,20 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.apply import given_data, tables
 from resnet_flax.apply.experiment_data import open_data
+from resnet_flax.apply.initial import starting_from
 from resnet_flax.config import flatten, load_config
-from resnet_flax.data.class_names import reordering
 from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing, open_splits
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.readers import PATIENT, Patience, WaitInterrupted, refuse_in_import
 from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import METRICS
-from resnet_flax.evaluation.pretrained import check_channels
 from resnet_flax.evaluation.result import Metrics, Result
-from resnet_flax.models import VARIANTS, ResNet, configured_model
+from resnet_flax.models import ResNet, configured_model
 from resnet_flax.runtime import distributed, numerics, storage
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.tasks.classification import Classification
@@ -33,8 +31,6 @@ from resnet_flax.training.losses import LOSSES
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.programs import Programs, compile_programs
 from resnet_flax.training.run import Run
-from resnet_flax.weights.catalog import CATALOG
-from resnet_flax.weights.loading import load
 
 
 def train(
@@ -153,7 +149,7 @@ def make_run(
         notes=[*data.notes, *_notes(config, task.model)],
         patience=patience,
         initial=partial(
-            _starting_from,
+            starting_from,
             config.init,
             task.model,
             config.seed,
@@ -245,40 +241,6 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
                 f"{name} {size} cannot be divided over {devices} devices; it must be a multiple "
                 f"of {devices}, such as {max(1, round(size / devices)) * devices}"
             )
-
-
-def _starting_from(
-    origin: str, model: ResNet, seed: int, *, channels: int, class_names: Sequence[str]
-) -> tuple[Mapping[str, Any], str]:
-    """The variables of given weights for a network, and what to say about them.
-
-    Args:
-      origin: the config's `init`.
-      model: the network.
-      seed: of a new head.
-      channels: of the images.
-      class_names: of the data.
-    """
-    if origin in VARIANTS:
-        published = [name for name in CATALOG if name.partition(".")[0] == origin]
-        such = f" such as {published[0]}," * bool(published)
-        raise UserError(
-            f"init={origin} is the name of a network, without weights; give the name of published "
-            f"weights,{such} a weights file or a workdir"
-        )
-    found = load(origin, model=model, reset_head=True, seed=seed)
-    check_channels(found.variables, channels, f"init={origin}", "data.channels=")
-    variables, head = found.variables, ""
-    order = reordering(class_names, found.class_names)
-    if found.classes != model.num_classes:
-        own = f"its head of {found.classes} classes" if found.classes else "the missing head"
-        head = f"; {own} is replaced by a new one"
-    elif order is not None:  # the same classes, so that an output stays that of its class
-        params = variables["params"]
-        outputs = jax.tree.map(lambda leaf: leaf[..., np.array(order)], params["head"])
-        variables = {**variables, "params": {**params, "head": outputs}}
-        head = "; its outputs are put in the order of the classes of the data"
-    return variables, f"starting from {found.origin}{head}"
 
 
 def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from resnet_flax.cli import eval_flags, processes
-from resnet_flax.cli.parser import Parser, either
+from resnet_flax.cli import eval_flags, model_flags, processes
+from resnet_flax.cli.eval_data import open_eval_data
+from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.stoppable import heard
-from resnet_flax.errors import UserError
+from resnet_flax.cli.words import ENSEMBLE
+from resnet_flax.errors import SettingError, UserError
 
 if TYPE_CHECKING:
     from resnet_flax.data.preprocessing import Preprocessing
@@ -50,6 +52,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from resnet_flax.cli import eval_report
     from resnet_flax.data.fingerprint import take
     from resnet_flax.data.sources.parts import example_of
+    from resnet_flax.evaluation.labels import as_outputs
     from resnet_flax.evaluation.pretrained import evaluate_pretrained
     from resnet_flax.runtime import compilation_cache, distributed
     from resnet_flax.runtime.progress import Progress
@@ -58,11 +61,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     compilation_cache.enable()
     with distributed.together("cannot open its model or its data"):
         models = _open_models(arguments)
-        data, data_dir, split = _data(arguments, models[0].config)
+        data = open_eval_data(arguments, models)
         names = next((one.class_names for one in models if one.class_names), ())
         networks = _networks(arguments, models, names)
-        where = data, split, data_dir
-        source = _source(arguments, where, models[0].config, names, models[0].model.num_classes)
+        outputs = models[0].model.num_classes
+        by_number = arguments.by_number
+        source = as_outputs(data.source, names, outputs, by_number=by_number, say=_say)
         example_of(source, 0)  # the processes agree on whether they could read the others
         fingerprint = take(source) if jax.process_count() > 1 else {}
         names = names or source.class_names
@@ -71,7 +75,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if distributed.is_primary():
         print("\n".join(one.origin for one in models))
         print(
-            f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
+            f"on {data.name}, {data.about}, {arguments.protocol}: "
             f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
             flush=True,
         )
@@ -95,7 +99,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     for warning in warnings:
         say(warning, sys.stderr)
     if distributed.is_primary():
-        _report(arguments, (data, split), models, networks, result, names)
+        _report(arguments, (data.name, data.split), models, networks, result, names)
 
 
 def _report(
@@ -148,67 +152,20 @@ def _open_models(arguments: argparse.Namespace) -> list[Any]:
     from resnet_flax.weights.loading import load
 
     dtype = arguments.dtype
-    first = load(
-        arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype
-    )
+    first = model_flags.open_model(arguments, dtype=dtype)
     names, outputs = arguments.class_names, first.model.num_classes
     if names and len(names) != outputs:
         raise UserError(
             f"--class_names has {len(names)} names, but {first.origin} has {outputs} outputs; give "
             "a file with one name a line, in the order of the outputs"
         )
-    first = first._replace(class_names=names or first.class_names)
-    return [first, *(load(name, dtype=dtype) for name in arguments.ensemble)]
-
-
-def _data(arguments: argparse.Namespace, config: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The data set, its directory and its split; by default those of the run."""
-    data = arguments.data or config.get("data.source", "")
-    if not data:
-        raise UserError(
-            f"{arguments.model_name} has no data set of its own; pass --data=tfds:NAME or "
-            "--data=folder:DIR"
-        )
-    data_dir = arguments.data_dir or config.get("data.data_dir", "")
-    return data, data_dir, arguments.split or _split(data, data_dir, arguments.data, config)
-
-
-def _split(data: str, data_dir: str, asked: str | None, config: Mapping[str, Any]) -> str:
-    if not asked and "data.eval_split" in config and config["data.eval_split"] != "holdout":
-        return str(config["data.eval_split"])
-    from resnet_flax.data.sources import open_source, splits_of
-
-    options = _options(data, config)
-    splits = splits_of(data, data_dir, **options)
-    for split in eval_flags.SPLITS:
-        if split in splits:
-            return split
-    open_source(data, splits[0], data_dir, **options)  # says so if there is no split at all
-    raise UserError(f"{data} has no split {either(eval_flags.SPLITS)}; pass --split=SPLIT")
-
-
-def _options(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a run has for the keys of its data store, which may be a user's own."""
-    if data != config.get("data.source"):
-        return {}
-    found = {key.removeprefix("data."): config[key] for key in config if key.startswith("data.")}
-    return {name: value for name, value in found.items() if name != "data_dir"}
-
-
-def _source(
-    arguments: argparse.Namespace,
-    where: tuple[str, str, str],
-    config: Mapping[str, Any],
-    names: tuple[str, ...],
-    outputs: int,
-) -> Any:
-    from resnet_flax.data.sources import open_source
-    from resnet_flax.data.sources.folder import note_left_out
-    from resnet_flax.evaluation.labels import as_outputs
-
-    source = open_source(*where, **_options(where[0], config))
-    note_left_out(source, where[1])
-    return as_outputs(source, names, outputs, by_number=arguments.by_number, say=_say)
+    models = [first._replace(class_names=names or first.class_names)]
+    for name in arguments.ensemble:
+        try:
+            models.append(load(name, dtype=dtype))
+        except SettingError as error:
+            raise UserError(error.told(ENSEMBLE)) from error
+    return models
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,6 @@
 """The flags of `resnet-flax eval`."""
 
-from resnet_flax.cli import processes
+from resnet_flax.cli import model_flags, processes
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import (
     channel_numbers,
@@ -36,27 +36,7 @@ def add(parser: Parser) -> None:
 
 
 def _add_network(parser: Parser) -> None:
-    parser.add_argument(
-        "model_name",
-        metavar="MODEL",
-        help="The workdir of a run, the name of published weights, a file of weights, or the name "
-        "of a network whose weights --weights gives.",
-    )
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="A file of weights, or the name of published ones, where MODEL is the name of a "
-        "network.",
-    )
-    group.add_argument(
-        "--model",
-        default="",
-        metavar="NAME",
-        help="The name of the network of a file of weights, needed if the shapes of the weights "
-        "fit more than one.",
-    )
+    group = model_flags.add_model(parser)
     group.add_argument(
         "--ensemble",
         action="append",

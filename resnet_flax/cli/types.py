@@ -129,12 +129,25 @@ def _local(text: str) -> Path:
         raise ArgumentTypeError(f"must be a path: {error}") from error
 
 
+def model(text: str) -> str:
+    """A type for a network with weights; refuses what is often given in its place."""
+    kind, _, name = text.partition(":")
+    if kind in SOURCES and name:
+        raise ArgumentTypeError(f"must be a network with weights, not the data set {text!r}")
+    if text.partition(":")[0].endswith(".py"):
+        raise ArgumentTypeError(
+            f"must be a network with weights, such as the workdir of a run, not a config, {text!r}"
+        )
+    return text
+
+
 def data_source(text: str) -> str:
     """A type for the name of a data set."""
     kind, _, name = text.partition(":")
     if kind not in SOURCES or not name:
+        folder = f"; did you mean folder:{text}?" * (not name and storage.is_directory(Path(text)))
         raise ArgumentTypeError(
-            f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}"
+            f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}{folder}"
         )
     return text
 

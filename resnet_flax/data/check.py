@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.pipeline import Ignored, Shapes, shapes_of
+from resnet_flax.data.pipeline import Ignored, Shapes, different_sizes, shapes_of
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 from resnet_flax.data.sources.parts import example_of, label_of
@@ -79,9 +79,8 @@ def check_examples(
     first = shapes[0]["image"]
     for index, other in zip(indices, shapes, strict=True):
         if other["image"] != first:
-            raise UserError(
+            raise different_sizes(
                 f"in the split {split!r}, example {indices[0]} has shape {list(first)} (height, "
-                f"width, channels) and example {index} {list(other['image'])}; set data.size, with "
-                "data.crop for training, so that they get the same size"
+                f"width, channels) and example {index} {list(other['image'])}"
             )
     return shapes[0]

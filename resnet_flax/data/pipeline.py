@@ -14,7 +14,7 @@ from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import Source
 from resnet_flax.data.sources.parts import example_of, label_of
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 
 Batch = dict[str, np.ndarray]
 # Of an example's arrays: `image` and, where it may have several correct labels, `valid_labels`.
@@ -266,15 +266,21 @@ def _generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1]))
 
 
+def different_sizes(said: str) -> SettingError:
+    """The error for images that cannot be in one batch."""
+    return SettingError(
+        f"{said};",
+        "data.size",
+        "set data.size, with data.crop for training, so that they get the same size",
+    )
+
+
 def _batch(
     source: Source, images: list[np.ndarray], examples: list[Any], mask: np.ndarray
 ) -> Batch:
     if len({image.shape for image in images}) > 1:
-        raise UserError(
-            "the images have different sizes "
-            f"({', '.join(sorted({str(image.shape) for image in images})[:3])}, ...); set "
-            "data.size, with data.crop for training, so that they get the same size"
-        )
+        sizes = sorted({str(image.shape) for image in images})[:3]
+        raise different_sizes(f"the images have different sizes ({', '.join(sizes)}, ...)")
     labels = [label_of(example, len(source.class_names)) for example in examples]
     batch = {"image": np.stack(images), "label": np.array(labels, np.int32), "mask": mask}
     if "valid_labels" in examples[0]:

@@ -16,7 +16,7 @@ from resnet_flax.data.pipeline import Ignored, eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.runtime import xla_options
@@ -91,22 +91,22 @@ def make_views(
     if protocol == "ten_crop":
         shorter = preprocessing.transform.shorter
         if not preprocessing.size or shorter == preprocessing.size:
-            raise UserError(
+            raise SettingError(
                 "ten_crop needs images that are larger than the crops, but this network's are "
-                "not cropped; give --size and a --crop_fraction below 1, or another --protocol"
+                "not cropped;",
+                "data.crop_fraction",
+                "give data.size and a data.crop_fraction below 1",
             )
         ten = TenCropTransform(preprocessing.size, shorter, how, pixels)
         return [View(ten, preprocessing, flip=True, pool_window=0)]
     pool_window = _last_side(network, image_shape)
     chosen = scales or scales_of(network, image_shape)
-    too_small = [scale for scale in chosen if scale < side]
-    if too_small:
+    if min(chosen) < side:
         raise UserError(
-            f"the scale {too_small[0]} is less than the side {side} that the network was trained "
+            f"the scale {min(chosen)} is less than the side {side} that the network was trained "
             "for; give larger --scales"
         )
-    everywhere = _without_place(preprocessing)
-    multiple = 0 if exact else model.stride
+    everywhere, multiple = _without_place(preprocessing), 0 if exact else model.stride
     scaled = partial(ScaleTransform, multiple=multiple, interpolation=how, pixels=pixels)
     return [View(scaled(scale), everywhere, True, pool_window) for scale in dict.fromkeys(chosen)]
 

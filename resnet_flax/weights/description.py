@@ -71,6 +71,28 @@ def describe(file: WeightsFile, published: Published | None, origin: str) -> Des
     return Description(function=dict(file.function))
 
 
+def as_published(
+    described: Description, published: Published, classes: int, name: str
+) -> Description:
+    """What a file is taken for that the user calls by the name of published weights.
+
+    What the file says of itself is kept: its class names, its preprocessing, its network.
+
+    Args:
+      described: by the file.
+      published: what it is called.
+      classes: number of classes of the file's head.
+      name: of the published weights, for errors.
+    """
+    if described.model is not None:
+        return described
+    model = create_model(published.variant, num_classes=classes, **dict(published.axes))
+    check_function(described.function, model, name)
+    names = published.class_names if published.classes == classes else ()
+    preprocessing = described.preprocessing or published.preprocessing
+    return Description(model, preprocessing, names, function_of(model))
+
+
 def function_of(model: ResNet) -> dict[str, Any]:
     """The attributes of a network that affect what it computes, but not always the shapes."""
     return {axis: getattr(model, axis) for axis in _FUNCTION}

@@ -1,11 +1,13 @@
 """Identifies the network of the weights in a file."""
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from resnet_flax.errors import UserError, listed
+from resnet_flax.errors import SettingError, UserError, listed
 from resnet_flax.models import VARIANTS, ResNet, create_model
+from resnet_flax.models.registry import changed
 from resnet_flax.weights.description import Description
 from resnet_flax.weights.files import WeightsFile
 from resnet_flax.weights.fitting import torch_shapes
@@ -30,7 +32,13 @@ _HEAD_MODULE = re.compile(
 )
 
 
-def identify(file: WeightsFile, described: Description, variant: str, origin: str) -> ResNet:
+def identify(
+    file: WeightsFile,
+    described: Description,
+    variant: str,
+    origin: str,
+    overrides: Mapping[str, Any] = {},
+) -> ResNet:
     """The network of a file's weights.
 
     Args:
@@ -38,37 +46,45 @@ def identify(file: WeightsFile, described: Description, variant: str, origin: st
       described: their description.
       variant: given by the user; if empty, the description and the shapes decide.
       origin: of the file, for errors.
+      overrides: attributes given by the user, see `registry.settable`.
 
     Raises:
       UserError: nothing decides it, or `variant` contradicts the description.
     """
     if described.model is not None:
         if variant:
-            _check_variant(variant, described.model, origin)
-        return described.model
+            _check_variant(variant, described.model, origin, overrides)
+        return changed(described.model, overrides)
     if not variant:
-        return infer(file.arrays, origin, described.function)
+        return infer(file.arrays, origin, described.function, overrides)
     axes: dict[str, Any] = {"stem_pool": "ceil"} if file.caffe else {}
     if "conv1.bias" in file.arrays:
         axes["stem_bias"] = True
-    return create_model(variant, num_classes=head_classes(file.arrays, origin), **axes)
+    classes = head_classes(file.arrays, origin)
+    return create_model(variant, num_classes=classes, **{**axes, **overrides})
 
 
-def _check_variant(variant: str, model: ResNet, origin: str) -> None:
-    asked = create_model(variant, num_classes=model.num_classes)
+def _check_variant(variant: str, model: ResNet, origin: str, overrides: Mapping[str, Any]) -> None:
+    asked = create_model(variant, num_classes=model.num_classes, **overrides)
     if any(getattr(asked, axis) != getattr(model, axis) for axis in _NAMED):
         raise UserError(
             f"{origin} describes itself as a network other than {variant}; leave {variant} out"
         )
 
 
-def infer(arrays: Arrays, origin: str, function: Mapping[str, Any] = {}) -> ResNet:
+def infer(
+    arrays: Arrays,
+    origin: str,
+    function: Mapping[str, Any] = {},
+    overrides: Mapping[str, Any] = {},
+) -> ResNet:
     """The network with a file's names and shapes.
 
     Args:
       arrays: by torch's names.
       origin: of the file, for errors.
       function: attributes that tell networks of the same shapes apart, as far as known.
+      overrides: attributes of that network, see `registry.settable`.
 
     Raises:
       UserError: there is no such network, or more than one.
@@ -79,34 +95,41 @@ def infer(arrays: Arrays, origin: str, function: Mapping[str, Any] = {}) -> ResN
     def shapes_of(model: ResNet) -> Shapes:
         return {name: shape for name, (_, shape) in torch_shapes(model, arrays).items()}
 
-    sizes = stage_sizes(given)
-    alike: dict[ResNet, str] = {}  # those with as many blocks; some have two names
-    for variant in (name for name in VARIANTS if VARIANTS[name]["stage_sizes"] == sizes):
-        alike.setdefault(create_model(variant, num_classes=classes), variant)
+    alike = _of_stages(stage_sizes(given), {"num_classes": classes, **overrides})
     found = {
         model: variant
         for model, variant in alike.items()
-        if _begins(model, variant, given, shapes_of) and shapes_of(model) == given
+        if _begins(model, given, shapes_of) and shapes_of(model) == given
     }
     told = {model: found[model] for model in found if function.items() <= vars(model).items()}
     found = told or found
     if len(found) == 1:
         return next(iter(found))
     if found:
-        raise UserError(
+        raise SettingError(
             f"{origin} fits {' and '.join(found.values())}, which have the same shapes; give one "
-            "of them as --model"
+            "of them as",
+            "variant",
         )
-    raise UserError(
+    raise SettingError(
         f"the names and shapes in {origin} are not those of a known network; "
-        f"{_nearest(alike, given, shapes_of)}; name the network to compare it with as --model "
-        f"({', '.join(list(VARIANTS)[:6])}, ...)"
+        f"{_nearest(alike, given, shapes_of)}; name the network to compare it with "
+        f"({', '.join(list(VARIANTS)[:6])}, ...) as",
+        "variant",
     )
 
 
-def _begins(
-    model: ResNet, variant: str, given: Shapes, shapes_of: Callable[[ResNet], Shapes]
-) -> bool:
+def _of_stages(sizes: tuple[int, ...], attributes: Mapping[str, Any]) -> dict[ResNet, str]:
+    """The networks with as many blocks in each stage, and one of their names."""
+    found: dict[ResNet, str] = {}
+    for variant, own in VARIANTS.items():
+        if attributes.get("stage_sizes", own["stage_sizes"]) == sizes:
+            with contextlib.suppress(UserError):  # overrides that this one cannot have
+                found.setdefault(create_model(variant, **attributes), variant)
+    return found
+
+
+def _begins(model: ResNet, given: Shapes, shapes_of: Callable[[ResNet], Shapes]) -> bool:
     """Whether stem and first block are a network's: most differ there, and it is traced quickly."""
     deep = model.stem == "deep"
     name = "stem.conv" if model.preactivation else "conv1"
@@ -115,9 +138,7 @@ def _begins(
     features, _, *sides = given.get(f"{name}.weight", (0, 0))
     if (features, sides) != (model.stem_features // (1 + deep), [side, side]):
         return False
-    first = create_model(
-        variant, num_classes=0, stage_sizes=(1,), stage_features=model.stage_features[:1]
-    )
+    first = model.clone(num_classes=0, stage_sizes=(1,), stage_features=model.stage_features[:1])
     return {i for i in shapes_of(first).items() if "norm." not in i[0]} <= given.items()
 
 
@@ -130,8 +151,7 @@ def _nearest(
         return f"its stages have {sizes} blocks" if sizes else f"they begin with {listed(given)}"
 
     def in_common(model: ResNet) -> int:
-        stages = (1,) * len(model.stage_sizes)
-        shallow = create_model(alike[model], num_classes=model.num_classes, stage_sizes=stages)
+        shallow = model.clone(stage_sizes=(1,) * len(model.stage_sizes))
         return len(shapes_of(shallow).items() & given.items())
 
     nearest = max(alike, key=in_common)

@@ -13,7 +13,7 @@ from PIL import Image
 from variables import drawn
 
 import resnet_flax
-from resnet_flax import UserError, create_model
+from resnet_flax import UserError, create_model, parse_overrides
 from resnet_flax import config as configs
 from resnet_flax.apply import tables
 from resnet_flax.apply.experiment import _starting_from as starting_from
@@ -27,6 +27,7 @@ from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import open_source
 from resnet_flax.training.checkpoint_files import read_meta
 from resnet_flax.weights.loading import Pretrained, export, load
+from resnet_flax.weights.torch_layout import export_torch
 
 SMALL = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
 
@@ -225,6 +226,21 @@ def test_training_starts_from_given_weights(tmp_path):
         eval_data=data,
     )
     assert result.error < 0.1  # two steps from random weights would be at chance
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_plain8"])
+def test_a_file_is_for_the_network_of_the_config_where_its_shapes_do_not_decide(tmp_path, name):
+    model = create_model(name, num_classes=2, **parse_overrides(TINY))
+    given = drawn(model, np.zeros((1, 8, 8, 1), np.float32))
+    np.savez(tmp_path / "w.npz", **export_torch(given, model, "akamaster"))
+    settings = {"model.name": name, "init": str(tmp_path / "w.npz")}
+    splits = as_source(_bars(64, 0), "", None), as_source(_bars(64, 1), "", None)
+    run = make_run(tables.check(_config(**settings)), splits=splits)
+    variables, said = run.initial()
+    assert said.startswith("starting from ")
+    np.testing.assert_array_equal(
+        variables["params"]["head"]["kernel"], given["params"]["head"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -305,9 +305,11 @@ def test_the_scales_that_are_taken_by_default_are_printed(config, tmp_path, caps
     assert "multiscale: shorter sides 12, 16, bil" in _eval(capsys, *command, "--scales=12,16")[1]
     status, _, error = _eval(capsys, tmp_path / "run", "--weights=w.pth")
     assert status == 2
-    assert f"{tmp_path / 'run'} is a workdir or checkpoint and has weights; leave --wei" in error
+    assert (
+        f"{tmp_path / 'run'} is a workdir or checkpoint and has weights; leave out --wei" in error
+    )
     _, _, error = _eval(capsys, tmp_path / "run", "--model=resnet50")
-    assert "run already names its network, cifar_resnet8; leave --model out" in error
+    assert f"run already names its network, cifar_resnet8; give {tmp_path / 'run'} alone" in error
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from resnet_flax.data.class_names import unusable
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.keys import Entry, Key, Value
 
 if TYPE_CHECKING:
@@ -224,9 +224,10 @@ def without_auto(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _store(name: str) -> tuple[Store, str]:
     if name == GIVEN:
-        raise UserError(
+        raise SettingError(
             "the run was trained on arrays that a Python program gave to it; give them to "
-            "resnet_flax.train again, or name other data as --data"
+            "resnet_flax.train again, or name other data as",
+            "data.source",
         )
     kind, _, where = name.partition(":")
     if kind not in SOURCES or not where:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from resnet_flax.data.decoding import load
-from resnet_flax.errors import UserError, closest, first_line
+from resnet_flax.errors import SettingError, UserError, closest, first_line
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.terminal import say
 
@@ -124,10 +124,10 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         builder = _builder(dataset, data_dir)
     if not builder.info.splits:
         _check_whole(dataset, data_dir, Path(builder.data_dir))
-        raise UserError(
+        raise SettingError(
             f"{name} is not prepared in {builder.data_dir}; prepare it with "
-            f"`resnet-flax data prepare {name}`, or give its directory as --data_dir (in a run, "
-            "--config.data.data_dir)"
+            f"`resnet-flax data prepare {name}`, or give its directory as",
+            "data.data_dir",
         )
     features = builder.info.features
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
@@ -233,11 +233,12 @@ def _array_record(builder: Any) -> Any:
     wanted = tfds.core.file_adapters.FileFormat.ARRAY_RECORD
     if builder.info.splits and builder.info.file_format != wanted:
         there = builder.data_dir
-        raise UserError(
+        raise SettingError(
             f"{there} is prepared as {builder.info.file_format.value}, which has no "
             "random access; convert it with `python -m tensorflow_datasets.scripts.convert_format "
             f"--dataset_version_dir={there} --out_file_format=array_record "
-            "--out_dir=DIR/NAME/VERSION` and give DIR as --data_dir"
+            "--out_dir=DIR/NAME/VERSION` and give DIR as",
+            "data.data_dir",
         )
     if not builder.info.splits:
         builder.info.set_file_format(wanted, override=True)
@@ -283,16 +284,15 @@ def prepare(dataset: str, data_dir: str = "") -> str:
     except Exception as error:  # errors of many types: disk, network, missing TensorFlow
         builder = _builder(dataset, data_dir)
         if not builder.info.splits:  # else another process prepared it first
+            reason = getattr(error, "strerror", None) or first_line(error)
+            said = f"cannot prepare {dataset} in {builder.data_dir}: {reason};"
+            if isinstance(error, OSError) and not _lacks_tensorflow(error):
+                said += " give a directory that can be written as"
+                raise SettingError(said, "data.data_dir") from error
             hint = (
                 "it needs TensorFlow: pip install 'resnet_flax[prepare]'"
                 if _lacks_tensorflow(error)
-                else "give a directory that can be written as --data_dir (in a run, "
-                "--config.data.data_dir)"
-                if isinstance(error, OSError)
                 else "its page on tensorflow.org/datasets says what it needs"
             )
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(
-                f"cannot prepare {dataset} in {builder.data_dir}: {reason}; {hint}"
-            ) from error
+            raise UserError(f"{said} {hint}") from error
     return str(builder.data_dir)
