@@ -39,7 +39,8 @@ METHODS = {
 # What is no workdir: for each module the calls that it may have, and what they are for.
 ELSEWHERE = {
     "cli/__init__": ({"os.open"}, "/dev/null"),
-    "config": ({".is_file", ".glob"}, "config files, which are Python"),
+    "cli/parser": ({"os.path.isdir", "os.path.isfile"}, "what an argument may be"),
+    "config": ({".is_dir", ".is_file", ".glob"}, "config files, which are Python"),
     "data/decoding": ({".open"}, "images"),
     "data/sources/folder": ({".open", ".is_dir", ".stat", "os.scandir"}, "images"),
     "data/sources/image_files": ({".is_dir", "os.listdir", "os.scandir", "os.walk"}, "images"),

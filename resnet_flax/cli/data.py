@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import data_source, tfds_source
+from resnet_flax.cli.words import WORDS, told
 from resnet_flax.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _check(arguments: argparse.Namespace) -> int:
         try:
             bad += _check_split(name, split, arguments.data_dir, every=arguments.all)
         except UserError as error:
-            problems[str(error)] = None
+            problems[told(error, WORDS["data"])] = None
     if not asked and name.startswith("folder:"):
         _print_beside(name.removeprefix("folder:"), splits)
     if bad:
@@ -114,7 +115,7 @@ def _check_split(name: str, split: str, data_dir: str, *, every: bool) -> int:
         try:
             label_of(example_of(source, index), len(source.class_names))
         except UserError as error:
-            print(f"  {error}")
+            print(f"  {told(error, WORDS['data'])}")
             bad += 1
     return bad
 

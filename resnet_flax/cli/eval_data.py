@@ -70,7 +70,7 @@ def open_eval_data(arguments: argparse.Namespace, models: "Sequence[Pretrained]"
     # Its classes in its order, as in training: the split alone may lack one.
     classes = first.class_names if own else ()
     source = open_source(name, split, class_names=classes, **options)
-    note_left_out(source, name)
+    note_left_out(source, split)
     if own and split == config.get("data.eval_split"):
         _note_changes(first, source)
     return EvalData(name, split, source, f"{split} ({len(source):,} images)")

@@ -275,8 +275,8 @@ def _has_alpha(image: Any) -> bool:
 def _check_channels(channels: int, known: tuple[int, ...]) -> None:
     if channels not in known:
         raise UserError(
-            f"an image has {channels} channels; images of 1, 3 and 4 channels can be resized and "
-            "converted to others: leave data.size and data.channels at 0, or give other images"
+            f"an image has {channels} channels; only those with 1, 3 or 4 can be resized, or "
+            "converted to other channels; give other images, or leave their size and channels"
         )
 
 

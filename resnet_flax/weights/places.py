@@ -8,6 +8,7 @@ from resnet_flax.runtime import storage
 from resnet_flax.training.checkpoint_files import newest
 from resnet_flax.weights import hub
 from resnet_flax.weights.catalog import CATALOG, fetch
+from resnet_flax.weights.files import INDEX
 
 # Files of a run and of evaluations, which are often given in place of what has the weights.
 _NO_WEIGHTS = (".json", ".jsonl", ".gz", ".png", ".csv")
@@ -28,14 +29,16 @@ def path_of(name: str) -> tuple[Path, str]:
     if name and storage.is_directory(path):
         weights = hub.weights_in(path)
         if weights is None:
-            near = _runs_near(path) or (
-                "the workdir of a run, a weights file, or a directory of the Hugging Face hub, "
-                "which has a model.safetensors"
+            near = _runs_near(path)
+            if near:
+                raise UserError(f"{name} has no checkpoints; give {near}")
+            raise UserError(
+                f"{name} has neither checkpoints nor weights of the Hugging Face hub; give the "
+                "workdir of a run, or a weights file"
             )
-            raise UserError(f"{name} has no checkpoints; give {near}")
         return weights, ""
     if name and storage.exists(path):
-        if path.suffix.lower() in _NO_WEIGHTS:
+        if path.suffix.lower() in _NO_WEIGHTS and not name.endswith(INDEX):
             near = _runs_near(path) or "a weights file, or the workdir of a run"
             raise UserError(f"{name} is not a weights file; give {near}")
         return path, address

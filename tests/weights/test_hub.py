@@ -222,7 +222,7 @@ def test_a_damaged_config_is_explained(tmp_path):
         hub.describe(tmp_path, 3)
     (tmp_path / "config.json").unlink()
     assert hub.describe(tmp_path, 3) is None
-    with pytest.raises(UserError, match=r"has no checkpoints and no model.safetensors; give the"):
+    with pytest.raises(UserError, match=r"has neither checkpoints nor weights of the Hugging"):
         load(tmp_path)
 
 
