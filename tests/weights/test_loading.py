@@ -438,7 +438,7 @@ def test_what_is_not_there_is_explained(what, message):
 
 def test_a_directory_without_checkpoints_is_explained(tmp_path):
     with pytest.raises(
-        UserError, match=r"has no checkpoints and no model.safetensors; give the workdir"
+        UserError, match=r"has neither checkpoints nor weights of the Hugging Face hub; give"
     ):
         load(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
