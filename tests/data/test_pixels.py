@@ -259,7 +259,9 @@ def test_channels_are_converted_as_asked():
     color = _noise(6, 9, 3)
     found = EvalTransform(pixels=Pixels(channels=1))(color)
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(color).convert("L")))
-    with pytest.raises(UserError, match="an image has 5 channels; only those with 1, 3 or 4 can be"):
+    with pytest.raises(
+        UserError, match="an image has 5 channels; only those with 1, 3 or 4 can be"
+    ):
         three(_noise(6, 9, 5))
     with pytest.raises(UserError, match="an image has 5 channels"):
         EvalTransform(4)(_noise(6, 9, 5))
