@@ -145,7 +145,8 @@ def data_source(text: str) -> str:
     """A type for the name of a data set."""
     kind, _, name = text.partition(":")
     if kind not in SOURCES or not name:
-        folder = f"; did you mean folder:{text}?" * (not name and storage.is_directory(Path(text)))
+        is_directory = text and not name and storage.is_directory(Path(text))
+        folder = f"; did you mean folder:{text}?" if is_directory else ""
         raise ArgumentTypeError(
             f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}{folder}"
         )
