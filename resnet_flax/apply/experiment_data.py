@@ -128,11 +128,17 @@ def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
     for name in ("mean", "std"):
         given = len(config.data[name])
         if given not in (1, channels):
+            convert = f", or convert the images by data.channels={given}" * (given in (3, 4))
             raise UserError(
                 f"data.{name} has {given} numbers, but the images of {config.data.source} have "
-                f"{channels} channel{'s' * (channels > 1)}; give one number or one per channel, or "
-                f"convert the images by data.channels={given}"
+                f"{channels} channel{'s' * (channels > 1)}; give one number or one per channel"
+                f"{convert}"
             )
+    if config.data.policy != "none" and channels not in (1, 3):
+        raise UserError(
+            f"data.policy changes grey and RGB images, but those of {config.data.source} have "
+            f"{channels} channels; set it to none, or convert the images by data.channels=3"
+        )
     if config.data.pca_lighting and channels != 3:
         raise UserError(
             f"data.pca_lighting shifts RGB, but the images of {config.data.source} have {channels} "

@@ -62,8 +62,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with distributed.together("cannot open its model or its data"):
         models = _open_models(arguments)
         data = open_eval_data(arguments, models)
-        names = next((one.class_names for one in models if one.class_names), ())
-        networks = _networks(arguments, models, names)
+        own_names = next((one.class_names for one in models if one.class_names), ())
+        networks = _networks(arguments, models, own_names)
+        names = arguments.class_names or own_names
         outputs = models[0].model.num_classes
         by_number = arguments.by_number
         source = as_outputs(data.source, names, outputs, by_number=by_number, say=_say)
@@ -95,6 +96,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             workers=arguments.workers,
             progress=partial(bar.update, text=""),
             warn=warnings.append,
+            flags="--",
         )
     for warning in warnings:
         say(warning, sys.stderr)
@@ -159,7 +161,7 @@ def _open_models(arguments: argparse.Namespace) -> list[Any]:
             f"--class_names has {len(names)} names, but {first.origin} has {outputs} outputs; give "
             "a file with one name a line, in the order of the outputs"
         )
-    models = [first._replace(class_names=names or first.class_names)]
+    models = [first]
     for name in arguments.ensemble:
         try:
             models.append(load(name, dtype=dtype))

@@ -122,6 +122,7 @@ def _held_out(
     """The images that the run of the first model held out, which no model may be trained on."""
     from resnet_flax.data.experiment import in_order_of
     from resnet_flax.data.sources import hold_out, open_source
+    from resnet_flax.data.sources.folder import note_left_out
 
     first = models[0]
     share = _share(first.config)
@@ -145,7 +146,8 @@ def _held_out(
             f"{arguments.model_name} does not record its images; if {name} has changed since "
             "then, the result may include images that it was trained on"
         )
-    _check_ensemble(models, len(train))
+    _check_ensemble(models, train)
+    note_left_out(train, split)
     source = hold_out(train, share)[1]
     about = (
         f"{HOLDOUT} ({len(source):,} of the {len(train):,} images of {split}, which the run held "
@@ -154,15 +156,18 @@ def _held_out(
     return EvalData(name, HOLDOUT, source, about)
 
 
-def _check_ensemble(models: "Sequence[Pretrained]", count: int) -> None:
+def _check_ensemble(models: "Sequence[Pretrained]", train: "Source") -> None:
     """Raises UserError if a further model was trained on images that the first one held out.
 
     The draws of two fractions of the same images begin with the same ones.
     """
     first, *others = models
+    count = len(train)
     for other in others:
-        trained_on = other.fingerprints.get("train")
-        same = trained_on is not None and trained_on == first.fingerprints.get("train")
+        recorded = "train" in other.fingerprints
+        if not recorded:
+            _note(f"{other.origin} does not record whether it was trained on these images")
+        same = recorded and not _changes(other, "train", train)
         if same and round(count * _share(other.config)) < round(count * _share(first.config)):
             raise UserError(
                 f"{other.origin} has data.holdout={_share(other.config):g}, so that it was trained "

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from resnet_flax.data.pixels import NAME, plain
 from resnet_flax.errors import UserError, first_line
 
-# Environment variable: images of up to so many pixels are read.
-MAX_PIXELS = "RESNET_FLAX_MAX_PIXELS"
+# Environment variable: images of up to so many pixels are read; Pillow's limit by default.
+MAX_PIXELS, USUAL = "RESNET_FLAX_MAX_PIXELS", 178_956_970
+# Pillow warns of what is refused here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def load(file: Any, name: str, channels: int) -> Any:
@@ -34,19 +37,22 @@ def load(file: Any, name: str, channels: int) -> Any:
     Raises:
       UserError: it is damaged, not an image, or of a kind that is not supported.
     """
-    _allow_large()
+    limit = _most_pixels()
+    Image.MAX_IMAGE_PIXELS = limit  # of the process, as the variable is
     try:
         with Image.open(file) as image:
+            if image.width * image.height > limit:
+                raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
             image.load()
             image.info[NAME] = name
             return plain(image, channels)
     except UserError:
         raise
-    except Image.DecompressionBombError as error:
-        counts = re.findall(r"\d+", str(error))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        (pixels, *_) = re.findall(r"\d+", str(error))
         raise UserError(
-            f"{name} has {counts[0]} pixels; more than {counts[-1]} are not read, as a small file "
-            "could claim all memory, unless you trust your images and set the environment variable "
+            f"{name} has {pixels} pixels; more than {limit} are not read, as a small file could "
+            "claim all memory, unless you trust your images and set the environment variable "
             f"{MAX_PIXELS} to a number of pixels, such as 1000000000"
         ) from error
     except Exception as error:  # Pillow and its decoders raise errors of all types
@@ -55,16 +61,13 @@ def load(file: Any, name: str, channels: int) -> Any:
         raise UserError(f"{name} cannot be decoded ({_reason(file, error)}") from error
 
 
-def _allow_large() -> None:
-    """Lets Pillow read images as large as `MAX_PIXELS` says."""
-    text = os.environ.get(MAX_PIXELS)
-    if text is None:
-        return
+def _most_pixels() -> int:
+    text = os.environ.get(MAX_PIXELS, str(USUAL))
     if not text.isdecimal():
         raise UserError(
             f"{MAX_PIXELS} must be a number of pixels, such as 1000000000, not {text!r}"
         )
-    Image.MAX_IMAGE_PIXELS = int(text)  # of the process, as the variable is
+    return max(1, int(text))
 
 
 def _reason(file: Any, error: Exception) -> str:

@@ -107,12 +107,14 @@ def differences(
     """
     if "digests" not in before:
         now = without_digests(now)
+    reordered = _reordered(before)
     before = _composed(before)
     if before == now:
-        return []
+        return reordered
     if before.get("kind") != now["kind"]:
         return [f"it is of kind {now['kind']} and was of kind {before.get('kind')}"]
     found, both = _class_differences(before, now)
+    found += reordered
     if before.get("set") != now.get("set"):
         found.append(f"it is {now.get('set')} and was {before.get('set')}")
     if now["kind"] == "tfds":
@@ -148,6 +150,14 @@ def _composed(found: dict[str, Any]) -> dict[str, Any]:
     if found.get("kind") == "folder" and "classes" in found:
         found["classes"] = {composed(name): value for name, value in found["classes"].items()}
     return found
+
+
+def _reordered(before: dict[str, Any]) -> list[str]:
+    """A difference if a folder's images were in another order: once, names were not composed."""
+    names = before.get("classes", {})
+    if [*map(composed, sorted(names))] == sorted(map(composed, names)):
+        return []
+    return ["its images are in another order, as names of classes are in another Unicode form"]
 
 
 def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -48,6 +48,7 @@ def evaluate_pretrained(
     devices: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     warn: Callable[[str], None] = say,
+    flags: str = "",
 ) -> Result:
     """The metrics of a network on a split, or of several whose probabilities are averaged.
 
@@ -64,12 +65,13 @@ def evaluate_pretrained(
       devices: to compute on; all by default.
       progress: called with the number of finished views of images, and of all.
       warn: called in the first process, once for what of images is ignored, see `Pixels.ignored`.
+      flags: what precedes the name of a field of the preprocessing in messages, such as '--'.
     """
     image = check_source(source, "the data")[0]["image"]
     for model, variables, preprocessing in networks:
         check_head(model.num_classes)
         shape = preprocessing.transform(image).shape
-        check_channels(variables, shape[-1], "the network", "--channels=")
+        check_channels(variables, shape[-1], "the network", f"{flags}channels=")
         preprocessing.check(shape)
     ignored = [Ignored(network.preprocessing.pixels) for network in networks]
     metrics = Metrics(
@@ -94,7 +96,7 @@ def evaluate_pretrained(
         )
     if distributed.is_primary():
         most = np.max([one.counts for one in ignored], axis=0)
-        for sentence in sentences(most, f"of {len(source):,}", "--"):
+        for sentence in sentences(most, f"of {len(source):,}", flags):
             warn(sentence)
     return result
 

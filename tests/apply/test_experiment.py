@@ -16,9 +16,9 @@ import resnet_flax
 from resnet_flax import UserError, create_model, parse_overrides
 from resnet_flax import config as configs
 from resnet_flax.apply import tables
-from resnet_flax.apply.experiment import _starting_from as starting_from
 from resnet_flax.apply.experiment import make_run
 from resnet_flax.apply.given_data import as_source, with_source
+from resnet_flax.apply.initial import starting_from
 from resnet_flax.apply.tables import check, keys
 from resnet_flax.config import conflicts, flatten, load_config
 from resnet_flax.data import ArraySource
@@ -26,6 +26,7 @@ from resnet_flax.data.experiment import make_preprocessing, make_transforms
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import open_source
 from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.training.resume import check_config
 from resnet_flax.weights.loading import Pretrained, export, load
 from resnet_flax.weights.torch_layout import export_torch
 
@@ -155,8 +156,19 @@ def test_a_run_from_before_these_keys_continues_as_it_began():
         now = check(config)
         saved = {k: v for k, v in flatten(now).items() if k not in ("data.exif", "data.alpha")}
         assert conflicts(now, saved, keys()) == expected
+    with pytest.raises(UserError, match=r"pass --config.data.exif=off --config.data.alpha="):
+        check_config(now, keys(), {"config": saved, "step": 0}, Path("runs/x"))
     config.data.exif, config.data.alpha = "off", "drop"
     assert conflicts(check(config), saved, keys()) == {}
+
+
+def test_a_policy_needs_grey_or_rgb():
+    images = np.zeros((8, 6, 6, 4), np.uint8)
+    splits = (ArraySource(images, [0, 1] * 4, ("a", "b")),) * 2
+    settings = {"data.policy": "trivialaugment", "data.resident": False, "data.in_memory": False}
+    config = _config(batch_size=8, **settings)
+    with pytest.raises(UserError, match=r"data.policy changes grey .* 4 channels; set it to none"):
+        make_run(check(config), splits=splits)
 
 
 def test_a_run_keeps_how_images_are_read(tmp_path):
@@ -234,8 +246,9 @@ def test_a_file_is_for_the_network_of_the_config_where_its_shapes_do_not_decide(
     given = drawn(model, np.zeros((1, 8, 8, 1), np.float32))
     np.savez(tmp_path / "w.npz", **export_torch(given, model, "akamaster"))
     settings = {"model.name": name, "init": str(tmp_path / "w.npz")}
-    splits = as_source(_bars(64, 0), "", None), as_source(_bars(64, 1), "", None)
-    run = make_run(tables.check(_config(**settings)), splits=splits)
+    config = _config(**settings)
+    splits = tuple(as_source(_bars(64, seed), "", config.data) for seed in (0, 1))
+    run = make_run(tables.check(config), splits=splits)
     variables, said = run.initial()
     assert said.startswith("starting from ")
     np.testing.assert_array_equal(
@@ -315,7 +328,8 @@ def test_the_outputs_of_given_weights_stay_those_of_their_classes(tmp_path):
         (("1", "10", "2"), [0, 1, 2]),
         (("a", "b", "c"), [0, 1, 2]),
     ):
-        found, note = starting_from(str(tmp_path / "w.safetensors"), model, 0, names)
+        weights = str(tmp_path / "w.safetensors")
+        found, note = starting_from(weights, model, 0, channels=3, class_names=names)
         for name in ("kernel", "bias"):
             outputs = found["params"]["head"][name]
             np.testing.assert_array_equal(outputs, np.asarray(head[name])[..., order])

@@ -109,10 +109,20 @@ def test_without_a_holdout_there_is_a_sentence(runs):
         _data([first._replace(config={})], f"--data=folder:{where}/images", "--split=holdout")
 
 
-def test_an_ensemble_has_not_seen_the_images_either(runs):
+def test_an_ensemble_has_not_seen_the_images_either(runs, capsys):
     models = [load(runs[0] / f"runs/seed{seed}") for seed in (0, 1)]
     assert len(_data(models).source) == 6
     models[1] = models[1]._replace(config={**models[1].config, "data.holdout": 0.1})
     with pytest.raises(UserError, match=r"seed1 has data.holdout=0.1, so that it was trained on"):
         _data(models)
     assert len(_data(models[::-1]).source) == 3  # of which the other one held out all
+    models[1] = models[1]._replace(fingerprints={})
+    assert len(_data(models).source) == 6
+    assert "seed1 does not record whether it was trained on these" in capsys.readouterr().err
+
+
+def test_other_names_of_outputs_leave_the_run_s_own_data_as_they_are(runs, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("azure\nred\ngreen\n")
+    workdir = runs[0] / "runs/seed0"
+    assert main(["eval", str(workdir), f"--class_names={tmp_path}/names.txt"]) == 2
+    assert "1 of the data's 3 classes are not among" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """Reading image files: every kind rightly, or a sentence on what is not supported."""
 
 import io
-import warnings
 
 import numpy as np
 import pytest
@@ -125,13 +124,15 @@ def test_what_is_no_image_is_named(content):
 
 def test_a_large_scan_is_read_if_it_is_allowed(monkeypatch):
     scan = _file(Image.new("L", (300, 200), 7), "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # in place of 90 million
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # which reading sets
+    monkeypatch.setattr(decoding, "USUAL", 40_000)  # in place of 179 million
     with pytest.raises(UserError, match=r"60000 pixels; more than 40000 are.* RESNET_FLAX_MAX_"):
         _levels(scan)
     monkeypatch.setenv(decoding.MAX_PIXELS, "60000")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert _levels(scan).shape == (200, 300, 1)
+    assert _levels(scan).shape == (200, 300, 1)
+    monkeypatch.setenv(decoding.MAX_PIXELS, "59998")
+    with pytest.raises(UserError, match="60000 pixels; more than 59998 are not read"):
+        _levels(scan)
     monkeypatch.setenv(decoding.MAX_PIXELS, "many")
     with pytest.raises(UserError, match="RESNET_FLAX_MAX_PIXELS must be a number of pixels, such"):
         _levels(scan)

@@ -107,7 +107,7 @@ def test_what_is_ignored_of_images_is_said_once_with_its_number():
 
     def said(preprocessing, protocol="center"):
         sentences = []
-        settings = {"protocol": protocol, "batch_size": 2, "warn": sentences.append}
+        settings = {"protocol": protocol, "batch_size": 2, "warn": sentences.append, "flags": "--"}
         evaluate_pretrained([Network(model, variables, preprocessing)], _Pictures(), **settings)
         return sentences
 
