@@ -124,7 +124,8 @@ def main_and_exit(
         status = 1
     # Python's own way out takes a moment, in which a Ctrl-C would print a traceback.
     signal.signal(signal.SIGINT, lambda *_: leaving.end(status))
-    if _stuck():
+    # After a second Ctrl-C, which is status 1, it would warn of a save that had just begun.
+    if _stuck() or status == 1:
         leaving.end(status)
     sys.exit(status)
 
