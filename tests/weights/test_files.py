@@ -3,7 +3,10 @@
 import io
 import os
 import pickle
+import re
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -97,6 +100,48 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(tmp_path, kind, w
     with pytest.raises(UserError, match=rf"x.pth tries to run {function}, .* nothing was run"):
         read_weights(path)
     assert not mark.exists()
+
+
+def _archive(program: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", program)
+    return file.getvalue()
+
+
+# Two lists of the memo, each twice in the next, the innermost of which is a tuple.
+_NESTED = b"(U\x01xtq\x00" + b"".join(
+    b"(h" + bytes([i]) + b"h" + bytes([i]) + b"tq" + bytes([i + 1]) for i in range(60)
+)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        # A function of the reader gets itself as its state, and is called.
+        b"\x80\x02ctorch\nSize\nq\x01(h\x01)}Ntb)R.",
+        b"\x80\x02ctorch._utils\n_rebuild_x\nq\x01(h\x01)}Ntb)R.",
+        # The text of nested tuples is exponentially long.
+        b"\x80\x02c_codecs\nencode\n(" + _NESTED + b"tR.",
+        b"\x80\x02(U\x07storagectorch\nFloatStorage\n" + _NESTED + b"U\x03cpuK\x01NtQ.",
+    ],
+    ids=["state", "state of a rebuilding", "encoded", "storage"],
+)
+def test_a_pickle_cannot_crash_the_interpreter(tmp_path, program):
+    path = tmp_path / "x.pth"
+    path.write_bytes(_archive(program))
+    code = (
+        "import resource, sys\n"
+        "from resnet_flax.weights.torch_pickle import read_zip\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))\n"
+        "from pathlib import Path\n"
+        "read_zip(Path(sys.argv[1]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert re.search(r"\n(Value|Type)Error: ", done.stderr)
 
 
 def _tensor(storage: bytes, size: int, offset: int, shape: tuple, strides: tuple) -> bytes:
