@@ -15,7 +15,7 @@ from other_programs import assert_same, drawn
 from resnet_flax import UserError, create_model, load
 from resnet_flax.cli import main
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.weights import hub
+from resnet_flax.weights import hub, places
 from resnet_flax.weights.files import read_weights
 from resnet_flax.weights.fitting import torch_shapes
 
@@ -82,6 +82,9 @@ def test_the_index_of_several_files_is_read_and_checked(tmp_path):
     read = read_weights(index)
     assert len(read.arrays) == len(arrays)
     assert "layer2.1.conv3.weight" in read.arrays
+    assert places.path_of(f"{index}:teacher") == (index, "teacher")
+    assert places.path_of(f"{tmp_path}:teacher") == (index, "teacher")
+    assert load(f"{tmp_path}:.").class_names == ("cat", "dog", "bird")
     whole = json.loads(index.read_text())
     (tmp_path / "model-1-of-2.safetensors").rename(tmp_path / "kept")
     with pytest.raises(UserError, match=r"model-1-of-2.safetensors cannot be read: No such file"):
@@ -90,6 +93,10 @@ def test_the_index_of_several_files_is_read_and_checked(tmp_path):
     for files, message in (
         ({"a.weight": "model-1-of-2.safetensors"}, r"1 tensors in model-1.* \(such as a.weight\)"),
         ({"a.weight": "../w.safetensors"}, r"names '../w.safetensors', which is not a file beside"),
+        *(
+            ({"a.weight": file}, "which is not a file beside it")
+            for file in ("", "..", "a\0", "\ud800", 5000 * "x")
+        ),
         ({"a.weight": 3}, "is missing, damaged or no index of weights"),
         (None, "is missing, damaged or no index of weights"),
     ):
@@ -234,7 +241,10 @@ def test_timm_s_squeezed_channels_are_a_multiple_of_8(tmp_path):
             {"pretrained_cfg": {**TIMM["pretrained_cfg"], "crop_mode": "squash"}},
             "crop_mode='squash' at 128 x 128 pixels is not available",
         ),
-        ({"pretrained_cfg": {"input_size": [3, 64, 64]}}, r"cannot be followed .*it has no crop_pct"),
+        (
+            {"pretrained_cfg": {"input_size": [3, 64, 64]}},
+            r"cannot be followed .*it has no crop_pct",
+        ),
         ({"architecture": ["resnet18"]}, "its architecture is .'resnet18'., not a name"),
         ({"label_names": {"0": "a", "1": "b", "n2": "c"}}, "not numbered from 0 without gaps"),
         ({"label_names": "abc"}, "are neither a list nor numbered"),
