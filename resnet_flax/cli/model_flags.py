@@ -18,8 +18,9 @@ def add_model(parser: Parser) -> argparse._ArgumentGroup:
         "model_name",
         type=model,
         metavar="MODEL",
-        help="The workdir of a run, the name of published weights, a file of weights, or the name "
-        "of a network whose weights --weights gives.",
+        help="The workdir of a run, the name of published weights, a file of weights (FILE:NAME if "
+        "it has several networks), a directory of the Hugging Face hub, or the name of a network "
+        "whose weights --weights gives.",
     )
     group = parser.add_argument_group("network")
     group.add_argument(

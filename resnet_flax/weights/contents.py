@@ -65,25 +65,30 @@ def choose(nodes: Sequence[Node], address: str, origin: str) -> Network:
     Raises:
       UserError: there is none, or more than one and `address` does not say which.
     """
-    networks = {
-        _joined(node.path, root): (node, root) for node in nodes for root in _roots(node.tensors)
-    }
+    networks = [
+        (_joined(node.path, root), node, root) for node in nodes for root in _roots(node.tensors)
+    ]
     if not networks:  # of a kind that is not recognized: the state dictionaries
-        networks = {node.path: (node, "") for node in _state_dicts(nodes)}
+        networks = [(node.path, node, "") for node in _state_dicts(nodes)]
     if not networks:
         raise UserError(f"{origin} has no state dictionary of tensors; give a file of weights")
-    names = [name or "." for name in networks]
-    fit = [name for name in networks if address in ("", name or ".")]
-    fit = fit or [name for name in networks if f".{address}." in f".{name}."]
+    names = [name or "." for name, _, _ in networks]
+    fit = [network for network in networks if address in ("", network[0] or ".")]
+    fit = fit or [network for network in networks if f".{address}." in f".{network[0]}."]
     if not fit:
         raise UserError(f"{origin} has no network {address}; it has {listed(names, 8)}")
     if len(fit) > 1:
-        several = [name or "." for name in fit]
+        several = [name or "." for name, _, _ in fit]
+        if len({*several}) == 1:
+            raise UserError(
+                f"{origin} has {len(fit)} networks that are all called {several[0]}; save the one "
+                "to use in a file of its own"
+            )
         raise UserError(
             f"{origin} has {len(fit)} networks, {listed(several, 8)}; add the name of the one to "
             f"use, such as {origin}:{several[0]}"
         )
-    return _network(*networks[fit[0]])
+    return _network(*fit[0][1:])
 
 
 def _roots(names: Iterable[str]) -> list[str]:

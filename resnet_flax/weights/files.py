@@ -84,8 +84,14 @@ def _read_shards(path: Path) -> tuple[Contents, str]:
     arrays: Arrays = {}
     digests = [storage.sha256_of_file(path)]
     for file in sorted(set(files.values())):
-        if Path(file).name != file:
-            raise UserError(f"{path} names {file!r}, which is not a file beside it")
+        # What cannot be printed, such as NUL, is in no name either.
+        if (
+            not file.isprintable()
+            or len(file) > 255
+            or Path(file).name != file
+            or file in ("", "..")
+        ):
+            raise UserError(f"{path} names {file[:80]!a}, which is not a file beside it")
         found, digest = read_file(path.with_name(file))
         tensors = {n: t for node in found.nodes for n, t in node.tensors.items() if not node.path}
         missing = [name for name in files if files[name] == file and name not in tensors]

@@ -4,12 +4,14 @@ timm describes the network, its images and the names of its classes in `config.j
 describes the network and the classes there, and the images in `preprocessor_config.json`.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from resnet_flax.data.class_names import unusable
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.errors import UserError, first_line
+from resnet_flax.errors import UserError, first_line, listed
 from resnet_flax.models import VARIANTS, ResNet, create_model
 from resnet_flax.runtime import storage
 from resnet_flax.weights.description import Description, function_of
@@ -27,6 +29,9 @@ _FILTERS = {2: "bilinear", 3: "bicubic"}
 
 # From this side transformers' processor of ConvNeXt, which its ResNets use, no longer crops.
 _WARPED = 384
+
+# Arguments of timm's networks that only training needs.
+_TRAINING = ("drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last")
 
 Json = Mapping[str, Any]
 
@@ -49,20 +54,16 @@ def describe(directory: Path, classes: int) -> Description | None:
     if not storage.exists(directory / _CONFIG):
         return None
     config = _read(directory / _CONFIG)
-    images = _read(directory / _IMAGES) if storage.exists(directory / _IMAGES) else None
-    try:
-        if "architecture" in config:  # timm, also within transformers
-            described = _of_timm(config, classes)
-        elif config.get("model_type") == "resnet":
-            described = _of_transformers(config, images, classes)
-        else:
+    is_timm = "architecture" in config  # also within transformers
+    with _explained(directory, _CONFIG):
+        if not is_timm and config.get("model_type") != "resnet":
             kind = config.get("model_type", "an unknown type")
             raise ValueError(f"it is for a network of {kind!r}, not a ResNet of timm, transformers")
-    except Exception as error:  # what is in it is not trusted: errors of all types
-        raise UserError(
-            f"{directory / _CONFIG} cannot be followed ({first_line(error)}); give the file of "
-            f"weights itself, {weights_in(directory)}, and say what is needed by flags"
-        ) from error
+        described = (_of_timm if is_timm else _of_transformers)(config, classes)
+    if not is_timm and storage.exists(directory / _IMAGES):
+        images = _read(directory / _IMAGES)
+        with _explained(directory, _IMAGES):
+            described = described._replace(preprocessing=_images_of_transformers(images))
     if classes == 0:
         return described._replace(class_names=())
     if len(described.class_names) not in (0, classes):
@@ -74,18 +75,37 @@ def describe(directory: Path, classes: int) -> Description | None:
     return described
 
 
+@contextlib.contextmanager
+def _explained(directory: Path, name: str) -> Iterator[None]:
+    """A context in which an error means that a file cannot be followed: it is not trusted."""
+    try:
+        yield
+    except Exception as error:  # of all types
+        missing = isinstance(error, KeyError)
+        why = f"it has no {error.args[0]}" if missing else first_line(error)
+        raise UserError(
+            f"{directory / name} cannot be followed ({why}); give the file of weights itself, "
+            f"{weights_in(directory)}, and say what is needed by flags"
+        ) from error
+
+
 def _of_timm(config: Json, classes: int) -> Description:
-    name, settings = config["architecture"], config.get("pretrained_cfg", {})
+    name = config["architecture"]
+    if not isinstance(name, str):
+        raise TypeError(f"its architecture is {name}, not a name")
+    # Older versions have the settings of images beside those of the network.
+    settings = config.get("pretrained_cfg") or (config if "input_size" in config else {})
     arguments = {"global_pool": config.get("global_pool", "avg"), **config.get("model_args", {})}
+    kept = {key: value for key, value in arguments.items() if key not in _TRAINING}
     usual = {"global_pool": "avg", "num_classes": classes, "in_chans": arguments.get("in_chans")}
-    changed = [f"{key}={value}" for key, value in arguments.items() if usual.get(key) != value]
+    changed = [f"{key}={value}" for key, value in kept.items() if usual.get(key) != value]
     if name not in VARIANTS or changed:
         # Others may have the same names and shapes, such as resnetblur50.
         raise ValueError(f"no network here is timm's {' with '.join([name, *changed])}")
     divisor = {"se_divisor": 8} if VARIANTS[name].get("se_ratio") else {}
     model = create_model(name, num_classes=classes, **divisor)
-    names = config.get("label_names") or ()
-    return Description(model, _images_of_timm(settings), _strings(names), function_of(model))
+    names = config.get("label_names") or settings.get("label_names") or config.get("labels")
+    return Description(model, _images_of_timm(settings), _names(names or ()), function_of(model))
 
 
 def _images_of_timm(settings: Json) -> Preprocessing | None:
@@ -105,19 +125,17 @@ def _images_of_timm(settings: Json) -> Preprocessing | None:
     )
 
 
-def _of_transformers(config: Json, images: Json | None, classes: int) -> Description:
+def _of_transformers(config: Json, classes: int) -> Description:
     needed = {"hidden_act": "relu", "downsample_in_first_stage": False}
     other = {key: config[key] for key in needed if config.get(key, needed[key]) != needed[key]}
     if other:
         said = ", ".join(f"{key}={value}" for key, value in other.items())
         raise ValueError(f"no network here has {said}")
     model = _resnet_of_transformers(config, classes)
-    names = config.get("id2label") or {}
-    names = _strings(names[str(number)] for number in range(len(names)))
+    names = _names(config.get("id2label") or {})
     if names == tuple(f"LABEL_{number}" for number in range(len(names))):
         names = ()  # what transformers writes if there are none
-    preprocessing = None if images is None else _images_of_transformers(images)
-    return Description(model, preprocessing, names, function_of(model))
+    return Description(model, None, names, function_of(model))
 
 
 def _resnet_of_transformers(config: Json, classes: int) -> ResNet:
@@ -140,26 +158,36 @@ def _images_of_transformers(images: Json) -> Preprocessing:
     size = images.get("size")
     side = size.get("shortest_edge") if isinstance(size, Mapping) else size
     if type(side) is not int or not images.get("do_resize", True):
-        raise ValueError(f"{_IMAGES} has size={size}, and only a shortest_edge is available")
+        raise ValueError(f"it has size={size}, and only a shortest_edge is available")
     if images.get("do_center_crop"):  # of CLIP, BiT and others, which resize to that size
         crop = images.get("crop_size", side)
-        crop = crop["height"] if isinstance(crop, Mapping) else crop
-        fraction = crop / side
-    elif side >= _WARPED:
-        raise ValueError(
-            f"{_IMAGES} stretches images to {side} x {side} pixels, which is not available"
+        height, width = (
+            (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
         )
+        if height != width:
+            raise ValueError(f"it crops to {height} x {width} pixels, which is not available")
+        crop, fraction = height, height / side
+    elif others := [name for name in _processors(images) if not name.startswith("ConvNext")]:
+        raise ValueError(f"{listed(others)} without do_center_crop is not available")
+    elif side >= _WARPED:
+        raise ValueError(f"it stretches images to {side} x {side} pixels, which is not available")
     else:
         crop, fraction = side, images.get("crop_pct") or 224 / 256
     resample = images.get("resample", 3)
     if resample not in _FILTERS:
-        raise ValueError(f"{_IMAGES} has resample={resample}, and only 2 and 3 are available")
+        raise ValueError(f"it has resample={resample}, and only 2 and 3 are available")
     scaled = images.get("do_rescale", True), images.get("rescale_factor", 1 / 255)
     if not scaled[0] or abs(scaled[1] * 255 - 1) > 1e-6:
-        raise ValueError(f"{_IMAGES} has rescale_factor={scaled[1]}, do_rescale={scaled[0]}")
+        raise ValueError(f"it has rescale_factor={scaled[1]}, do_rescale={scaled[0]}")
     is_normalized = images.get("do_normalize", True)
     mean, std = (images["image_mean"], images["image_std"]) if is_normalized else ([0.0], [1.0])
     return Preprocessing(crop, fraction, _FILTERS[resample], tuple(mean), tuple(std))
+
+
+def _processors(images: Json) -> list[str]:
+    """The names of the class that prepares the images; transformers has had two keys for it."""
+    kinds = (images.get(f"{kind}_type") for kind in ("image_processor", "feature_extractor"))
+    return [str(name) for name in kinds if name]
 
 
 def _read(file: Path) -> Json:
@@ -169,8 +197,18 @@ def _read(file: Path) -> Json:
     return dict(found)
 
 
-def _strings(values: Any) -> tuple[str, ...]:
+def _names(values: Any) -> tuple[str, ...]:
+    """The names of classes, from a list or by their numbers."""
+    if isinstance(values, Mapping):
+        numbers = [str(number) for number in range(len(values))]
+        if set(numbers) != set(values):
+            raise ValueError("the names of classes are not numbered from 0 without gaps")
+        values = [values[number] for number in numbers]
+    if not isinstance(values, list | tuple):
+        raise TypeError("the names of classes are neither a list nor numbered")
     names = tuple(values)
     if not all(isinstance(name, str) for name in names):
         raise TypeError("the names of classes are not strings")
+    if any(map(unusable, names)):
+        raise ValueError("names of classes with line breaks or control characters")
     return names

@@ -135,8 +135,8 @@ def _begins(model: ResNet, given: Shapes, shapes_of: Callable[[ResNet], Shapes])
     name = "stem.conv" if model.preactivation else "conv1"
     name += ("1" if model.preactivation else ".0") if deep else ""
     side = 7 if model.stem == "imagenet" else 3
-    features, _, *sides = given.get(f"{name}.weight", (0, 0))
-    if (features, sides) != (model.stem_features // (1 + deep), [side, side]):
+    shape = given.get(f"{name}.weight", ())
+    if len(shape) != 4 or (shape[0], *shape[2:]) != (model.stem_features // (1 + deep), side, side):
         return False
     first = model.clone(num_classes=0, stage_sizes=(1,), stage_features=model.stage_features[:1])
     return {i for i in shapes_of(first).items() if "norm." not in i[0]} <= given.items()

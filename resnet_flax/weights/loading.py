@@ -91,7 +91,8 @@ def load(
 
     Raises:
       UserError: there is no such thing, it cannot be read, its network is ambiguous, or it does not
-        fit `model`; then the message names everything missing, unexpected or of another shape.
+        fit `model`; then the message has the pattern of what is missing, unexpected or of
+        another shape, and three examples of each.
     """
     name = str(what)
     if weights:
@@ -118,6 +119,7 @@ def load(
     head = {"reset_head": reset_head, "seed": seed}
     if name and name not in CATALOG and name not in VARIANTS:
         name = str(storage.local(name))
+        places.split(name)  # explains a path that cannot be looked for
     if not places.is_checkpoint(Path(name)):
         found = _load_file(name, variant, model, num_classes, overrides, head)
     elif variant:
@@ -149,15 +151,15 @@ def _load_file(
     head: Mapping[str, Any],
 ) -> Pretrained:
     """Published weights, or those in a file."""
-    file = read_weights(*places.path_of(name))
+    file, place = read_weights(*places.path_of(name)), places.split(name)[0]
     origin = name if name in CATALOG else recognize(file.sha256) or name
     described = description.describe(file, CATALOG.get(origin), name)
     classes = num_classes if model is None else model.num_classes
     if head["reset_head"] or classes == 0:
         file = without_other_heads(file)
     own_classes = head_classes(file.arrays, name)
-    if origin not in CATALOG and not file.about and storage.is_directory(Path(name)):
-        described = hub.describe(Path(name), own_classes) or described
+    if origin not in CATALOG and not file.about and storage.is_directory(place):
+        described = hub.describe(place, own_classes) or described
     if variant in CATALOG:
         published = CATALOG[variant]
         if origin == name and described.model is None:

@@ -14,18 +14,32 @@ from resnet_flax.weights.files import INDEX
 _NO_WEIGHTS = (".json", ".jsonl", ".gz", ".png", ".csv")
 
 
+def split(name: str) -> tuple[Path, str]:
+    """The file or directory of PATH or PATH:ADDRESS, and the address of a network in it.
+
+    Raises:
+      UserError: the machine cannot look for such a path, such as a far too long one.
+    """
+    path = Path(name)
+    file, colon, after = name.rpartition(":")
+    try:
+        if colon and after and not storage.exists(path) and storage.exists(Path(file)):
+            return Path(file), after
+        storage.exists(path)
+    except OSError as error:
+        raise UserError(f"{name[:80]} cannot be read: {error.strerror}") from error
+    return path, ""
+
+
 def path_of(name: str) -> tuple[Path, str]:
     """The file of published weights, downloaded if needed, or the file that a name says.
 
     Returns:
-      The file, and the address of the network in it: FILE:ADDRESS, if several are there.
+      The file, and the address of the network in it; see `split`.
     """
     if name in CATALOG:
         return fetch(name), ""
-    path, address = Path(name), ""
-    file, colon, after = name.rpartition(":")
-    if colon and after and not storage.exists(path) and storage.is_file(Path(file)):
-        path, address = Path(file), after
+    path, address = split(name)
     if name and storage.is_directory(path):
         weights = hub.weights_in(path)
         if weights is None:
@@ -36,10 +50,10 @@ def path_of(name: str) -> tuple[Path, str]:
                 f"{name} has neither checkpoints nor weights of the Hugging Face hub; give the "
                 "workdir of a run, or a weights file"
             )
-        return weights, ""
+        return weights, address
     if name and storage.exists(path):
-        if path.suffix.lower() in _NO_WEIGHTS and not name.endswith(INDEX):
-            near = _runs_near(path) or "a weights file, or the workdir of a run"
+        is_other = path.suffix.lower() in _NO_WEIGHTS and not path.name.endswith(INDEX)
+        if is_other and (near := _runs_near(path)):  # reading it says what else it is
             raise UserError(f"{name} is not a weights file; give {near}")
         return path, address
     unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"

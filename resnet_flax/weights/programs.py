@@ -36,6 +36,8 @@ class Program(NamedTuple):
 def _in_sequence(match: re.Match[str]) -> str:
     """Of a sequence of convolution, normalization, ReLU, convolution, ...: what has parameters."""
     stage, block, place = map(int, match.groups())
+    if place % 3 == 2:  # a ReLU: not of that program
+        return match[0]
     return f"layer{stage - 1}.{block}.{('conv', 'bn')[place % 3]}{place // 3 + 1}."
 
 
@@ -90,8 +92,6 @@ PROGRAMS = (
             (r"classifier\.1\.", "fc."),
         ),
     ),
-    # Networks of timm that transformers wrote.
-    Program("transformers", r"timm_model\.\w+", ((r"timm_model\.", ""),)),
 )
 
 # The pattern of a name, and what no network of ours does.
@@ -178,7 +178,7 @@ def _refuse_others(arrays: Arrays, origin: str) -> None:
     wider = arrays.get("layer2.0.conv1.weight", np.zeros((1, 1, 1, 1)))
     others = r".*(downsample|shortcut|\.se|layer4|conv3)\..*"
     is_cifar = "fc.weight" in arrays and stem == (3, 3) and not has(others)
-    if is_cifar and len(wider) > wider.shape[1] > 1:
+    if is_cifar and wider.ndim == 4 and len(wider) > wider.shape[1] > 1:
         raise UserError(
             f"{origin} has shortcuts without parameters and a head called fc, and programs with "
             "such names add zero channels in different ways; if half of them are on either side, "

@@ -13,7 +13,6 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,21 @@ _BUILTIN = (
 )
 
 
+class _Function:
+    """What a pickle calls. Unlike a `functools.partial`, the pickle cannot change its state."""
+
+    __slots__ = ("func",)
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.func(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise ValueError("a function that the pickle changes")
+
+
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor | Unread:
     if not isinstance(storage, Storage):
         return Unread("a view of something else")
@@ -70,7 +84,7 @@ def _rebuild_untyped(*arguments: Any) -> Tensor | Unread:
 
 
 def _rebuild_from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
-    is_ours = isinstance(function, partial) and function.func in (_rebuild, _rebuild_untyped)
+    is_ours = isinstance(function, _Function) and function.func in (_rebuild, _rebuild_untyped)
     return function(*arguments) if is_ours else Unread("a tensor of a type of its own")
 
 
@@ -79,15 +93,14 @@ def _first(value: Any = (), *_: Any) -> Any:
 
 
 def _encoded(text: Any, *_: Any) -> bytes:
-    return str(text).encode("latin1")
+    # The text of another object could be far longer than the file.
+    if not isinstance(text, str):
+        raise TypeError("bytes of something else than text")
+    return text.encode("latin1")
 
 
 def _empty(*_: Any) -> dict[Any, Any]:
     return {}
-
-
-def _unread(kind: str, *_: Any) -> Unread:
-    return Unread(kind)
 
 
 _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
@@ -123,7 +136,7 @@ class _Unpickler(pickle.Unpickler):
         functions = {**_FUNCTIONS, ("builtins", "getattr"): self._attribute}
         self._known: dict[tuple[str, str], Any] = {
             **_VALUES,
-            **{name: partial(function) for name, function in functions.items()},
+            **{name: _Function(function) for name, function in functions.items()},
         }
 
     def _refuse(self, function: str) -> None:
@@ -149,7 +162,7 @@ class _Unpickler(pickle.Unpickler):
             raise ValueError("more kinds of objects than a checkpoint has")
         stand_in: Any = type("StandIn", (StandIn,), {"kind": f"{module}.{name}"})
         if module.startswith("torch.") and name.startswith("_rebuild_"):
-            stand_in = partial(_unread, name.removeprefix("_rebuild_"))
+            stand_in = _Function(lambda *_: Unread(name.removeprefix("_rebuild_")))
         return self._known.setdefault((module, name), stand_in)
 
     def persistent_load(self, pid: Any) -> Any:
@@ -248,4 +261,6 @@ def _parse(pid: Any) -> tuple[str, str, int]:
     word, kind, key, _, size, *view = pid
     if word != "storage" or kind not in STORAGES or type(size) is not int or any(view):
         raise ValueError("a storage of an unknown kind")
+    if type(key) not in (str, int):
+        raise TypeError("a storage without a name")
     return kind, str(key), size

@@ -1,6 +1,7 @@
 """What a pickle of torch becomes: tensors, and stand-ins that do nothing for other objects."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,9 @@ STORAGES = {
 
 # Where a network that was saved as an object has its arrays.
 _ATTRIBUTES = ("_parameters", "_buffers", "_modules")
+
+# Keys of an optimizer's state, such as "optim" and "optimizer_state", but not "optimal_model".
+_OPTIMIZER = re.compile(r"optim(?!al)")
 
 
 class Storage:
@@ -177,7 +181,7 @@ class Read(NamedTuple):
         if isinstance(self.tree, StandIn):
             return f"an object of the class {self.tree.kind}"
         if isinstance(self.tree, dict):
-            keys = [str(key) for key in self.tree]
+            keys = [key for key in self.tree if isinstance(key, str)]
             return f"a dictionary without tensors, of {listed(keys) or 'nothing'}"
         is_tensor = isinstance(self.tree, Tensor | Unread)
         return "a tensor without a name" if is_tensor else f"a {type(self.tree).__name__}"
@@ -207,7 +211,7 @@ def _nodes(tree: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Items]]:
     seen.add(id(tree))
     yield path, list(_tensors(tree, "", seen))
     for key, value in tree.items():
-        if isinstance(key, str) and key not in _ATTRIBUTES and "optim" not in key:
+        if isinstance(key, str) and key not in _ATTRIBUTES and not _OPTIMIZER.search(key):
             yield from _nodes(value, f"{path}.{key}".lstrip("."), seen)
 
 
@@ -217,6 +221,8 @@ def _tensors(tree: dict[Any, Any], prefix: str, seen: set[int]) -> Iterator[Any]
     inside = [tree[name] for name in _ATTRIBUTES if isinstance(tree.get(name), dict)]
     for part in inside if is_object and inside else [tree]:
         for key, value in part.items():
+            if not isinstance(key, str | int):  # others can have far longer texts than the file
+                continue
             if isinstance(value, Tensor | Unread):
                 yield f"{prefix}{key}", value
             elif is_object and isinstance(value, StandIn) and id(value) not in seen:

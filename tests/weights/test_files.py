@@ -4,6 +4,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,9 @@ import safetensors.numpy
 from torch_files import legacy_of, zip_of
 
 from resnet_flax.errors import UserError
+from resnet_flax.weights.contents import Node, choose
 from resnet_flax.weights.files import read_weights, write_weights
+from resnet_flax.weights.torch_tensors import Read, Storage, Tensor
 
 # Written by torch, see make_goldens.py.
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -97,6 +101,49 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(tmp_path, kind, w
     with pytest.raises(UserError, match=rf"x.pth tries to run {function}, .* nothing was run"):
         read_weights(path)
     assert not mark.exists()
+
+
+def _archive(program: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", program)
+    return file.getvalue()
+
+
+# Nested tuples, each twice in the next.
+_NESTED = b"(U\x01xtq\x00" + b"".join(
+    b"(h" + bytes([i]) + b"h" + bytes([i]) + b"tq" + bytes([i + 1]) for i in range(60)
+)
+
+
+CRASHING = (
+    # A function of the reader gets itself as its state, and is called.
+    b"\x80\x02ctorch\nSize\nq\x01(h\x01)}Ntb)R.",
+    b"\x80\x02ctorch._utils\n_rebuild_x\nq\x01(h\x01)}Ntb)R.",
+    # The text of nested tuples is exponentially long.
+    b"\x80\x02c_codecs\nencode\n(" + _NESTED + b"tR.",
+    b"\x80\x02(U\x07storagectorch\nFloatStorage\n" + _NESTED + b"U\x03cpuK\x01NtQ.",
+)
+
+
+def test_a_pickle_cannot_crash_the_interpreter(tmp_path):
+    for number, program in enumerate(CRASHING):
+        (tmp_path / f"{number}.pth").write_bytes(_archive(program))
+    code = (
+        "import pathlib, resource, sys\n"
+        "from resnet_flax.weights.torch_pickle import read_zip\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))\n"
+        "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
+        "    try:\n"
+        "        read_zip(path)\n"
+        "    except (TypeError, ValueError) as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(CRASHING)
 
 
 def _tensor(storage: bytes, size: int, offset: int, shape: tuple, strides: tuple) -> bytes:
@@ -259,3 +306,17 @@ def test_files_that_cannot_be_read_or_written_are_explained(tmp_path):
 def test_what_is_not_a_file_is_not_read(path):
     with pytest.raises(UserError, match=f"{path} is not a file; give a file of weights"):
         read_weights(path)
+
+
+def test_networks_of_the_same_name_do_not_hide_each_other():
+    tensors = {"layer1.0.conv1.weight": WHOLE}
+    nodes = [Node("a.b", tensors), Node("a", {"b.layer1.0.conv1.weight": WHOLE})]
+    for address in ("", "a.b"):
+        with pytest.raises(UserError, match=r"w has 2 networks that are all called a.b; save the"):
+            choose(nodes, address, "w")
+
+
+def test_only_an_optimizer_s_keys_are_left_out():
+    storage = Storage(np.dtype("float32"), 0)
+    tree = {key: {"w": Tensor(storage, 0, (0,), (1,))} for key in ("optim", "optimal_model", "ema")}
+    assert [node.path for node in Read(tree, 0, "w").nodes()] == ["optimal_model", "ema"]

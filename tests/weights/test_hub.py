@@ -15,7 +15,7 @@ from other_programs import assert_same, drawn
 from resnet_flax import UserError, create_model, load
 from resnet_flax.cli import main
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.weights import hub
+from resnet_flax.weights import hub, places
 from resnet_flax.weights.files import read_weights
 from resnet_flax.weights.fitting import torch_shapes
 
@@ -82,6 +82,9 @@ def test_the_index_of_several_files_is_read_and_checked(tmp_path):
     read = read_weights(index)
     assert len(read.arrays) == len(arrays)
     assert "layer2.1.conv3.weight" in read.arrays
+    assert places.path_of(f"{index}:teacher") == (index, "teacher")
+    assert places.path_of(f"{tmp_path}:teacher") == (index, "teacher")
+    assert load(f"{tmp_path}:.").class_names == ("cat", "dog", "bird")
     whole = json.loads(index.read_text())
     (tmp_path / "model-1-of-2.safetensors").rename(tmp_path / "kept")
     with pytest.raises(UserError, match=r"model-1-of-2.safetensors cannot be read: No such file"):
@@ -90,6 +93,10 @@ def test_the_index_of_several_files_is_read_and_checked(tmp_path):
     for files, message in (
         ({"a.weight": "model-1-of-2.safetensors"}, r"1 tensors in model-1.* \(such as a.weight\)"),
         ({"a.weight": "../w.safetensors"}, r"names '../w.safetensors', which is not a file beside"),
+        *(
+            ({"a.weight": file}, "which is not a file beside it")
+            for file in ("", "..", "a\0", "\ud800", 5000 * "x")
+        ),
         ({"a.weight": 3}, "is missing, damaged or no index of weights"),
         (None, "is missing, damaged or no index of weights"),
     ):
@@ -113,6 +120,9 @@ def test_names_that_transformers_made_up_are_none(tmp_path):
         ({"downsample_in_first_stage": True}, {}, "no network here has downsample_in_first_stage"),
         ({"model_type": "vit"}, {}, "it is for a network of 'vit', not a ResNet of timm, transf"),
         ({"id2label": {"0": "a", "1": "b"}}, {}, "names 2 classes, and the weights are for 3; c"),
+        ({"id2label": {"0": "a", "2": "b", "3": "c"}}, {}, "not numbered from 0 without gaps"),
+        ({"id2label": {"0": "a", "1": "b\n", "2": "c"}}, {}, "with line breaks or control charac"),
+        ({"id2label": "abc"}, {}, "are neither a list nor numbered"),
         ({"depths": "x"}, {}, "config.json cannot be followed"),
         ({"depths": [1, 1]}, {}, "does not fit the network"),
         ({}, {"size": {"height": 224, "width": 224}}, "size={'height': 224, 'width': 224}, and o"),
@@ -120,6 +130,17 @@ def test_names_that_transformers_made_up_are_none(tmp_path):
             {},
             {"size": {"shortest_edge": 384}},
             "stretches images to 384 x 384 pixels, which is not",
+        ),
+        (
+            {},
+            {"image_processor_type": "BitImageProcessor"},
+            r"preprocessor_config.json cannot be followed \(BitImageProcessor without do_center_c",
+        ),
+        ({}, {"feature_extractor_type": "ViTFeatureExtractor"}, "ViTFeatureExtractor without do"),
+        (
+            {},
+            {"do_center_crop": True, "crop_size": {"height": 224, "width": 192}},
+            "it crops to 224 x 192 pixels",
         ),
         ({}, {"resample": 1}, "has resample=1, and only 2 and 3 are available"),
         ({}, {"rescale_factor": 1 / 127.5}, "has rescale_factor=0.0078"),
@@ -135,6 +156,7 @@ def test_what_is_not_available_here_is_refused(tmp_path, config, images, message
 def test_how_transformers_crops(tmp_path):
     for images, size, fraction in (
         ({"size": 160, "crop_pct": None}, 160, 0.875),
+        ({"image_processor_type": "ConvNextImageProcessorFast"}, 224, 0.9),
         ({"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224}, 224, 0.875),
         ({"size": {"shortest_edge": 224}, "do_normalize": False}, 224, 0.9),
     ):
@@ -181,6 +203,27 @@ def test_timm_s_description_is_used(tmp_path):
         load(tmp_path, variant="resnet34")
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_names": {"1": "dog", "2": "bird", "0": "cat"}},
+        {"label_names": None, "labels": ["cat", "dog", "bird"]},
+        {"pretrained_cfg": None, **TIMM["pretrained_cfg"]},  # as older versions wrote it
+        {
+            "label_names": None,
+            "pretrained_cfg": {**TIMM["pretrained_cfg"], "label_names": TIMM["label_names"]},
+        },
+        {"model_args": {"drop_path_rate": 0.1, "drop_rate": 0.2, "zero_init_last": False}},
+    ],
+)
+def test_what_timm_writes_in_other_ways_is_the_same(tmp_path, changes):
+    _timm(tmp_path)
+    expected = hub.describe(tmp_path, 3)
+    assert expected.class_names == ("cat", "dog", "bird")
+    _timm(tmp_path, **changes)
+    assert hub.describe(tmp_path, 3) == expected
+
+
 def test_timm_s_squeezed_channels_are_a_multiple_of_8(tmp_path):
     _timm(tmp_path, architecture="seresnet18")
     model = hub.describe(tmp_path, 3).model
@@ -198,7 +241,14 @@ def test_timm_s_squeezed_channels_are_a_multiple_of_8(tmp_path):
             {"pretrained_cfg": {**TIMM["pretrained_cfg"], "crop_mode": "squash"}},
             "crop_mode='squash' at 128 x 128 pixels is not available",
         ),
-        ({"pretrained_cfg": {"input_size": [3, 64, 64]}}, r"cannot be followed .*crop_pct"),
+        (
+            {"pretrained_cfg": {"input_size": [3, 64, 64]}},
+            r"cannot be followed .*it has no crop_pct",
+        ),
+        ({"architecture": ["resnet18"]}, "its architecture is .'resnet18'., not a name"),
+        ({"label_names": {"0": "a", "1": "b", "n2": "c"}}, "not numbered from 0 without gaps"),
+        ({"label_names": "abc"}, "are neither a list nor numbered"),
+        ({"label_names": ["a", "b", "c\x1b"]}, "with line breaks or control characters"),
     ],
 )
 def test_what_timm_has_and_we_have_not_is_refused(tmp_path, changes, message):

@@ -110,6 +110,25 @@ def _option_a(arrays):
 
 
 @pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("conv1.weight", ()),
+        ("conv1.weight", (16,)),
+        ("layer2.0.conv1.weight", (32,)),
+        ("conv2_x.0.residual_function.2.weight", (16,)),
+    ],
+)
+def test_other_shapes_and_places_are_those_of_no_network(name, shape):
+    program = "weiaicunzai" if name.startswith("conv2_x") else "kuangliu"
+    arrays = {**drawn(program, **BASIC), name: np.zeros(shape)}
+    if name.startswith("layer2"):
+        _option_a(arrays)
+    found = renamed(arrays, "w.pth")
+    with pytest.raises(UserError, match="are not those of a known network"):
+        infer(found.arrays, "w.pth", found.function)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (_pre_activation, "has the names of pre-activation blocks as in kuangliu/pytorch-cifar, w"),
