@@ -166,6 +166,7 @@ def test_another_evaluation_split_is_no_change_of_the_data(config, workdir):
 def test_another_kind_of_data_is_named(config, workdir, data_dir):
     config.data.source, config.data.data_dir = "tfds:digits", data_dir
     config.data.eval_split = "test"
+    config.data.exif, config.data.alpha = "on", "white"  # as folders have by default
     with pytest.raises(UserError, match="it is of kind tfds and was of kind folder"):
         train(config, workdir)
 
