@@ -1,6 +1,7 @@
 """The counts of faults.py, in its file and on the terminal."""
 
 import datetime
+import os
 import resource
 import shutil
 import time
@@ -13,6 +14,15 @@ from resnet_flax.runtime.storage import read_json, write_json
 # Failures whose output is kept in the file.
 MOST_FAILURES = 20
 SECONDS, PROCESSOR = "seconds", "processor_seconds"
+
+
+def _without_places(text: str, run: Any) -> str:
+    """A text without the directories of this machine, of which tracebacks have some."""
+    python = str(Path(os.__file__).parent)
+    places = {str(run.disk.place): "DIR", f"{Path(__file__).parents[1]}/": "", f"{python}/": ""}
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
 
 
 class Tally:
@@ -76,8 +86,8 @@ class Tally:
             "seed": self.seed,
             "kinds": kinds,
             "moment": run.moment,
-            "promise": message.replace(str(run.disk.place), "DIR"),
-            "output": [text[-1000:].replace(str(run.disk.place), "DIR") for text in run.outputs],
+            "promise": _without_places(message, run),
+            "output": [_without_places(text[-1000:], run) for text in run.outputs],
         }
         self.failures.append(failure)
         self._content["failures"] = [*self._content["failures"], failure][:MOST_FAILURES]

@@ -29,6 +29,8 @@ def get_config(variant: str = "resnet50") -> ml_collections.ConfigDict:
     config.model.overrides = "" if "v2" in variant or "plain" in variant else "zero_init=True"
     config.data.source = "tfds:imagenet2012"
     config.data.eval_split = "validation"
+    config.data.exif = "off"  # as in published figures, also for images in folders
+    config.data.alpha = "drop"
     config.data.crop = "random_resized"
     config.data.size = 224
     config.data.mean = (0.485, 0.456, 0.406)

@@ -19,7 +19,8 @@ from resnet_flax.errors import UserError, closest
 from resnet_flax.keys import Key, Tables, Value
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.imports import importing_from
-from resnet_flax.schema import SCHEMA, all_keys, unknown_key
+from resnet_flax.schema import SCHEMA, all_keys
+from resnet_flax.unknown_keys import unknown_key
 
 NO_TABLES = Tables()
 
@@ -115,7 +116,9 @@ def check(
             keys.chosen(f"config key {key}", names, word)
     check_combinations(flat)
     for key, table in tables.choices.items():
-        keys.chosen(f"config key {key}", table, flat[key]).check(flat)
+        entry = keys.chosen(f"config key {key}", table, flat[key])
+        entry.check(flat)
+        flat |= {name: value for name, value in entry.automatic.items() if flat[name] == "auto"}
     return _nest(flat).lock()
 
 
@@ -188,7 +191,7 @@ def conflicts(
     """Keys that must equal those of a saved config but differ: `{key: (saved, now)}`.
 
     A key that the saved config lacks, because it was written before the key existed, counts as its
-    default.
+    `former` value, or else its default.
 
     Args:
       config: checked.
@@ -197,10 +200,14 @@ def conflicts(
       besides: keys that may differ.
     """
     now, then = flatten(config), renamed.saved_config(flatten(saved))
-    return {
-        key: (then.get(key, entry.default), now[key])
+    before = {
+        key: then.get(key, entry.default if entry.former is None else entry.former)
         for key, entry in known.items()
-        if not entry.resume_safe and key not in besides and then.get(key, entry.default) != now[key]
+    }
+    return {
+        key: (before[key], now[key])
+        for key, entry in known.items()
+        if not entry.resume_safe and key not in besides and before[key] != now[key]
     }
 
 
@@ -264,6 +271,11 @@ def _find(name: str) -> Path:
     for file in (Path(name), here / "configs" / shipped, here.parent / "configs" / shipped):
         if file.is_file():
             return file
+    if Path(name).is_dir():
+        raise UserError(
+            f"{name} is a directory, not a config file; a run continues by its config file and the "
+            "directory as --workdir"
+        )
     known = sorted(
         f"configs/{file.name}"
         for folder in (here / "configs", here.parent / "configs")

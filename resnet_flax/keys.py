@@ -24,12 +24,14 @@ class Key(NamedTuple):
       meaning: in a sentence, for help pages.
       rule: what values must satisfy, if not all of the type are valid.
       resume_safe: whether the value may differ when a run is continued.
+      former: the value of a run that was saved before the key existed; None if the default.
     """
 
     default: Value
     meaning: str
     rule: Rule | None = None
     resume_safe: bool = False
+    former: Value | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Entry:
       make: makes it; the table says from what.
       keys: the config keys that it adds, with their groups: {'optim.beta': Key(0.9, 'Decay.')}.
       check: raises UserError if values do not go together; gets those of all keys by name.
+      automatic: what other keys are whose value is 'auto', by name.
     """
 
     make: Callable[..., Any]
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] = lambda flat: None
+    automatic: Mapping[str, Value] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +140,7 @@ SIDES = (
     lambda value: all(type(n) is int and 0 < n < 2**15 for n in value),
     "whole numbers, each more than 0 and less than 32768",
 )
+CHANNELS = (lambda value: value in (0, 1, 3, 4), "0, 1, 3 or 4")
 PIXELS = (lambda value: 0 <= value < 2**15, "at least 0 and less than 32768")
 
 
@@ -221,8 +226,12 @@ def chosen(where: str, table: Mapping[str, Any], value: str) -> Any:
     return table[name]
 
 
-def words(text: str) -> Iterator[tuple[str, str]]:
+def words(text: str, where: str = "model.overrides") -> Iterator[tuple[str, str]]:
     """The names and values of `model.overrides`, such as 'shortcut=C stage_sizes=2,2,2,2'.
+
+    Args:
+      text: to be parsed.
+      where: what the error calls it.
 
     Raises:
       UserError: a word is not of the form `name=value`, or a name is given twice.
@@ -231,10 +240,8 @@ def words(text: str) -> Iterator[tuple[str, str]]:
     for word in text.split():
         name, equals, value = word.partition("=")
         if name in seen:
-            raise UserError(f"{name} is given twice in model.overrides")
+            raise UserError(f"{name} is given twice in {where}")
         if not equals:
-            raise UserError(
-                f"model.overrides are written name=value with spaces between, not {word!r}"
-            )
+            raise UserError(f"{where} are written name=value with spaces between, not {word!r}")
         seen.add(name)
         yield name, value

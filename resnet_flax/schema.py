@@ -3,10 +3,9 @@
 Optimizers, schedules, losses and data sources add keys of their own, see `apply.tables`.
 """
 
-from collections.abc import Iterable, Mapping
-
-from resnet_flax.errors import UserError, closest
+from resnet_flax.errors import UserError
 from resnet_flax.keys import (
+    CHANNELS,
     COUNT,
     FRACTION,
     NOT_NEGATIVE,
@@ -22,16 +21,6 @@ from resnet_flax.keys import (
     one_of,
 )
 
-# What people call some keys.
-_ABBREVIATIONS = {
-    "lr": "optim.learning_rate",
-    "wd": "optim.weight_decay",
-    "bs": "batch_size",
-    "epochs": "steps",
-    "model": "model.name",
-    "arch": "model.name",
-    "dataset": "data.source",
-}
 # What model.overrides can set; the other fields of resnet_flax.ResNet have keys of their own.
 NETWORK_FIELDS = (
     *("stage_sizes", "stage_features", "stem_features", "block", "shortcut", "stride_on"),
@@ -157,6 +146,25 @@ SCHEMA: dict[str, Key] = {
     "data.interpolation": Key(
         "bilinear", "Filter of resizing: bilinear or bicubic.", one_of("bilinear", "bicubic")
     ),
+    "data.exif": Key(
+        "auto",
+        "Turn images upright as their EXIF orientation says: on, off, or auto, which is on for "
+        "folder:DIR and off for other data.",
+        one_of("auto", "off", "on"),
+        former="off",
+    ),
+    "data.alpha": Key(
+        "auto",
+        "Transparent pixels: white shows them on white, drop ignores the alpha channel, error "
+        "refuses the image; auto is white for folder:DIR and drop for other data.",
+        one_of("auto", "drop", "white", "error"),
+        former="drop",
+    ),
+    "data.channels": Key(
+        0,
+        "Convert images to 1 channel (grey), 3 (RGB) or 4 (RGB and alpha); 0 for the data's own.",
+        CHANNELS,
+    ),
     "data.policy": Key(
         "none",
         "Augmentation by random operations: none, randaugment or trivialaugment.",
@@ -277,24 +285,3 @@ def all_keys(tables: Tables) -> dict[str, Key]:
         return groups.index(group) if group in groups else len(groups)
 
     return dict(sorted({**SCHEMA, **added}.items(), key=lambda item: place(item[0])))
-
-
-def keys_called(name: str, keys: Iterable[str]) -> list[str]:
-    """The keys that are exactly of this name, with or without their group, or abbreviated so.
-
-    Args:
-      name: what a user wrote.
-      keys: all keys.
-    """
-    last = name.rpartition(".")[2]
-    found = [key for key in keys if key == name or key.endswith(f".{name}")]
-    return found or [_ABBREVIATIONS[word] for word in (last,) if word in _ABBREVIATIONS]
-
-
-def unknown_key(key: str, keys: Mapping[str, Key]) -> UserError:
-    """The error for a config key that is not among `keys`."""
-    called = keys_called(key, keys)
-    near = f"; did you mean {' or '.join(called)}?" if called else closest(key, keys)
-    return UserError(
-        f"there is no config key {key!r}{near or '; see resnet-flax train --help for all keys'}"
-    )

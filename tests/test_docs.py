@@ -12,8 +12,9 @@ import pytest
 
 from resnet_flax.apply.tables import check, keys, override
 from resnet_flax.cli import VERBS, build_parser
+from resnet_flax.cli.model_flags import overrides_of
 from resnet_flax.config import load_config
-from resnet_flax.models import VARIANTS, create_model, parse_overrides
+from resnet_flax.models import VARIANTS, create_model
 from resnet_flax.paper.targets import TARGETS
 from resnet_flax.weights.catalog import CATALOG
 
@@ -95,9 +96,11 @@ def _accept(parsed):
         rows = {row.name for row in TARGETS[parsed.target].rows}
         assert {*filter(None, (getattr(parsed, "only", "") or "").split(","))} <= rows
     if hasattr(parsed, "overrides"):
-        create_model(parsed.name, **parse_overrides(parsed.overrides))
+        overrides = overrides_of(parsed)
+        if hasattr(parsed, "name"):
+            create_model(parsed.name, **overrides)
     name = getattr(parsed, "model_name", None)
-    if name and not name.startswith("runs/"):
+    if name and not name.startswith("runs/") and name != "ckpt.pth":
         assert name in {*CATALOG, *VARIANTS}
 
 

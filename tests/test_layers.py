@@ -13,7 +13,7 @@ FILES = sorted((ROOT / "resnet_flax").rglob("*.py"))
 LAYERS = (
     ("errors",),
     ("keys", "renamed"),
-    ("schema", "combinations"),
+    ("schema", "combinations", "unknown_keys"),
     ("runtime", "ops"),
     ("config", "sharding"),
     ("models", "data"),

@@ -39,13 +39,15 @@ METHODS = {
 # What is no workdir: for each module the calls that it may have, and what they are for.
 ELSEWHERE = {
     "cli/__init__": ({"os.open"}, "/dev/null"),
-    "config": ({".is_file", ".glob"}, "config files, which are Python"),
+    "cli/parser": ({"os.path.isdir", "os.path.isfile"}, "what an argument may be"),
+    "config": ({".is_dir", ".is_file", ".glob"}, "config files, which are Python"),
+    "data/decoding": ({".open"}, "images"),
     "data/sources/folder": ({".open", ".is_dir", ".stat", "os.scandir"}, "images"),
+    "data/sources/image_files": ({".is_dir", "os.listdir", "os.scandir", "os.walk"}, "images"),
     "data/sources/tfds": (
         {".is_dir", ".iterdir", ".open", ".rglob", ".stat"},
         "a data set of TFDS",
     ),
-    "data/transforms": ({".open"}, "an image in memory, by PIL"),
     "models/counts": ({".read_text", ".write_text"}, "a file of this package"),
     "runtime/allocator": (
         {".glob", ".read_text", "os.path.exists", "os.path.realpath"},
@@ -60,7 +62,7 @@ ELSEWHERE = {
         {".is_file", ".mkdir", ".open", ".replace", ".unlink", ".write_bytes"},
         "a cache of published weights",
     ),
-    "weights/files": (
+    "weights/formats": (
         {".exists", ".is_file", ".open", ".read_bytes", "np.load"},
         "weights of other programs",
     ),

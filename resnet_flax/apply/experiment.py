@@ -1,6 +1,6 @@
 """From a config to a run: its data, its task, the weights it starts from and its programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import ml_collections
 from resnet_flax import sharding
 from resnet_flax.apply import given_data, tables
 from resnet_flax.apply.experiment_data import open_data
+from resnet_flax.apply.initial import starting_from
 from resnet_flax.config import flatten, load_config
 from resnet_flax.data.experiment import augment_and_normalize, make_preprocessing, open_splits
 from resnet_flax.data.preprocessing import Preprocessing
@@ -20,19 +21,16 @@ from resnet_flax.data.sources import Source
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.metrics import METRICS
 from resnet_flax.evaluation.result import Metrics, Result
-from resnet_flax.models import VARIANTS, ResNet, configured_model
-from resnet_flax.runtime import distributed, numerics
+from resnet_flax.models import ResNet, configured_model
+from resnet_flax.runtime import distributed, numerics, storage
 from resnet_flax.runtime.signals import SignalHandler
 from resnet_flax.tasks.classification import Classification
 from resnet_flax.training import loop
+from resnet_flax.training.checkpoint_files import saved_class_names
 from resnet_flax.training.losses import LOSSES
 from resnet_flax.training.optimizer import make_optimizer, make_schedule
 from resnet_flax.training.programs import Programs, compile_programs
 from resnet_flax.training.run import Run
-from resnet_flax.weights.catalog import CATALOG
-from resnet_flax.weights.description import check_function, function_of
-from resnet_flax.weights.fitting import fit_variables
-from resnet_flax.weights.loading import load
 
 
 def train(
@@ -94,7 +92,8 @@ def run_experiment(
         patience = Patience(config.data.timeout, _asked(stop))
         try:
             with distributed.together("cannot use its data"):
-                splits = given_data.open_splits(config.data, data, eval_data)
+                order = saved_class_names(storage.local(workdir) / "checkpoints")
+                splits = given_data.open_splits(config.data, data, eval_data, order)
                 run = make_run(config, patience, splits)
         except WaitInterrupted:
             assert stop.signal is not None
@@ -147,9 +146,16 @@ def make_run(
         },
         files=data.files,
         shapes=data.shapes,
-        notes=_notes(config, task.model),
+        notes=[*data.notes, *_notes(config, task.model)],
         patience=patience,
-        initial=partial(_starting_from, config.init, task.model, config.seed)
+        initial=partial(
+            starting_from,
+            config.init,
+            task.model,
+            config.seed,
+            channels=data.image_shape[-1],
+            class_names=data.train.class_names,
+        )
         if config.init
         else None,
         programs_at=lambda factor: make_programs(*made, rate_factor=factor)[1],
@@ -235,23 +241,6 @@ def check_batches(config: ml_collections.ConfigDict, devices: int) -> None:
                 f"{name} {size} cannot be divided over {devices} devices; it must be a multiple "
                 f"of {devices}, such as {max(1, round(size / devices)) * devices}"
             )
-
-
-def _starting_from(origin: str, model: ResNet, seed: int) -> tuple[Mapping[str, Any], str]:
-    """The variables of given weights for a network, and what to say about them."""
-    if origin in VARIANTS:
-        published = [name for name in CATALOG if name.partition(".")[0] == origin]
-        such = f" such as {published[0]}," * bool(published)
-        raise UserError(
-            f"init={origin} is the name of a network, without weights; give the name of published "
-            f"weights,{such} a weights file or a workdir"
-        )
-    own = load(origin)
-    check_function(function_of(own.model), model, origin)
-    other = own.model.num_classes != model.num_classes
-    variables = fit_variables(own.variables, model, origin, reset_head=other, seed=seed)
-    head = f"; its head of {own.model.num_classes} classes is replaced by a new one" * other
-    return variables, f"starting from {own.origin}{head}"
 
 
 def _notes(config: ml_collections.ConfigDict, model: ResNet) -> list[str]:

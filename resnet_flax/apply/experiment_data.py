@@ -8,12 +8,14 @@ from resnet_flax.data import fingerprint, mean_image
 from resnet_flax.data.check import check_examples
 from resnet_flax.data.experiment import make_preprocessing, make_transforms
 from resnet_flax.data.in_memory import in_memory
-from resnet_flax.data.pipeline import Shapes, shapes_of
+from resnet_flax.data.pipeline import Ignored, Shapes, shapes_of
+from resnet_flax.data.pixels import sentences, to_array
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.readers import Patience, reading
 from resnet_flax.data.sources import Source
-from resnet_flax.data.sources.parts import check_example
-from resnet_flax.data.transforms import EvalTransform, TrainTransform, to_array
+from resnet_flax.data.sources.folder import note_left_out
+from resnet_flax.data.sources.parts import check_example, label_of, whole
+from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 
 
@@ -30,6 +32,7 @@ class Data(NamedTuple):
       fingerprints: see `fingerprint.take`, of "train" and "eval".
       files: names and sizes of a folder's images, of "train" and "eval".
       shapes: of an example of "train", before its transform, and of "eval", after it.
+      notes: to print about the images.
     """
 
     train: Source
@@ -41,6 +44,7 @@ class Data(NamedTuple):
     fingerprints: dict[str, Any]
     files: dict[str, fingerprint.Files]
     shapes: dict[str, Shapes]
+    notes: list[str]
 
 
 def open_data(
@@ -58,21 +62,25 @@ def open_data(
     """
     data = config.data
     opened = dict(zip(("train", "eval"), splits, strict=True))
-    if not len(opened["train"]):
-        raise UserError(f"the split {data.train_split!r} of {data.source} has no examples")
+    note_left_out(whole(opened["train"]), data.train_split)
+    note_left_out(opened["eval"], data.eval_split)
     train_transform, eval_transform = make_transforms(data)
     with reading(opened["train"], 0, patience) as examples:
         example = check_example(next(examples))
+    label_of(example, len(opened["train"].class_names))
     image_shape = eval_transform(example["image"]).shape
     _check_channels(config, image_shape[-1])
+    ignored = Ignored(eval_transform.pixels)
     shapes = {
-        "train": shapes_of(example, to_array(example["image"])),
-        "eval": _check_evaluation(config, opened["eval"], eval_transform, image_shape, patience),
+        "train": shapes_of(example, to_array(train_transform.pixels(example["image"]))),
+        "eval": _check_evaluation(
+            config, opened["eval"], eval_transform, image_shape, patience, ignored
+        ),
     }
     train_source, eval_source = opened["train"], opened["eval"]
     if data.in_memory or data.resident:
-        train_source = in_memory(train_source, patience)
-        eval_source = in_memory(eval_source, patience)
+        train_source = in_memory(train_source, patience, train_transform.pixels)
+        eval_source = in_memory(eval_source, patience, eval_transform.pixels)
     if data.resident and config.batch_size > len(train_source):
         raise UserError(
             f"batch_size={config.batch_size} is more than the {len(train_source)} training examples"
@@ -90,6 +98,7 @@ def open_data(
         fingerprints={name: fingerprint.take(source) for name, source in opened.items()},
         files={name: fingerprint.listing(source) for name, source in opened.items()},
         shapes=shapes,
+        notes=sentences(ignored.counts, f"of those looked at in {data.eval_split!r}", "data."),
     )
 
 
@@ -99,10 +108,11 @@ def _check_evaluation(
     transform: EvalTransform,
     image_shape: tuple[int, ...],
     patience: Patience,
+    ignored: Ignored,
 ) -> Shapes:
     """The shapes of an example; raises UserError if an evaluation, hours from now, would fail."""
     split = config.data.eval_split
-    shapes = check_examples(source, transform, split, patience)
+    shapes = check_examples(source, transform, split, patience, ignored)
     shape = shapes["image"]
     whole = 3 if config.data.pixel_mean else 1
     if shape[-whole:] != image_shape[-whole:]:
@@ -118,10 +128,17 @@ def _check_channels(config: ml_collections.ConfigDict, channels: int) -> None:
     for name in ("mean", "std"):
         given = len(config.data[name])
         if given not in (1, channels):
+            convert = f", or convert the images by data.channels={given}" * (given in (3, 4))
             raise UserError(
                 f"data.{name} has {given} numbers, but the images of {config.data.source} have "
                 f"{channels} channel{'s' * (channels > 1)}; give one number or one per channel"
+                f"{convert}"
             )
+    if config.data.policy != "none" and channels not in (1, 3):
+        raise UserError(
+            f"data.policy changes grey and RGB images, but those of {config.data.source} have "
+            f"{channels} channels; set it to none, or convert the images by data.channels=3"
+        )
     if config.data.pca_lighting and channels != 3:
         raise UserError(
             f"data.pca_lighting shifts RGB, but the images of {config.data.source} have {channels} "

@@ -7,7 +7,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from resnet_flax.data.experiment import open_split
+from resnet_flax.data.class_names import same
+from resnet_flax.data.experiment import in_order_of, open_split
 from resnet_flax.data.experiment import open_splits as configured_splits
 from resnet_flax.data.sources import GIVEN, Source, check_source, hold_out, splits_of
 from resnet_flax.data.sources.arrays import ArraySource
@@ -34,7 +35,10 @@ def with_source(config: ml_collections.ConfigDict, data: Any) -> ml_collections.
 
 
 def open_splits(
-    data: ml_collections.ConfigDict, given: Any = None, eval_data: Any = None
+    data: ml_collections.ConfigDict,
+    given: Any = None,
+    eval_data: Any = None,
+    class_names: Sequence[str] = (),
 ) -> tuple[Source, Source]:
     """The splits for training and evaluation.
 
@@ -43,18 +47,22 @@ def open_splits(
       given: for training, see `as_source`; by default the config's. If it has a name, that is
         `data.source`.
       eval_data: for evaluation; by default another split of the same data.
+      class_names: of a run that may continue. A folder with the same classes gets their order,
+        which was another one in former versions if their names are numbers.
 
     Raises:
       UserError: there are no data for the evaluation, or they have other classes.
     """
     if eval_data is None and (given is None or name_of(given)):
-        return configured_splits(data)
+        return configured_splits(data, class_names)
     train = as_source(data.source if given is None else given, data.train_split, data)
+    train = in_order_of(train, class_names)
     held_out = None
     if data.holdout:
         train, held_out = hold_out(train, data.holdout)
     if eval_data is not None:
-        return train, _same_classes(train, as_source(eval_data, data.eval_split, data))
+        evaluated = as_source(eval_data, data.eval_split, data)
+        return train, _same_classes(train, in_order_of(evaluated, train.class_names))
     if data.eval_split != "holdout" or held_out is None:
         raise UserError(
             "there are no images for the evaluation; give eval_data=, or evaluate on a part of the "
@@ -87,7 +95,8 @@ def as_source(given: Any, split: str, data: ml_collections.ConfigDict) -> Source
         images, labels = map(np.asarray, given)
         # `ArraySource` refuses others. Unsigned ones, as CIFAR's, have no -1 for no labels.
         most = int(labels.max()) if labels.size and labels.dtype.kind in "iu" else -1
-        return ArraySource(images, labels, tuple(map(str, range(most + 1))))
+        names = tuple(map(str, range(most + 1)))
+        return check_source(ArraySource(images, labels, names), "data")
     if isinstance(given, Source):
         return check_source(given, "data")
     raise UserError(
@@ -106,9 +115,9 @@ def name_of(data: Any) -> str:
 def _same_classes(train: Source, other: Source) -> Source:
     """The evaluation's source, whose labels must mean what the training's do."""
     arrays = isinstance(other, ArraySource) and len(other.class_names) <= len(train.class_names)
-    if arrays and other.class_names == train.class_names[: len(other.class_names)]:
+    if arrays and same(other.class_names, train.class_names[: len(other.class_names)]):
         return ArraySource(other.images, other.labels, train.class_names)  # type: ignore[attr-defined]
-    if tuple(other.class_names) != tuple(train.class_names):
+    if not same(other.class_names, train.class_names):
         raise UserError(
             f"the evaluation has {_listed(other.class_names)}, the training "
             f"{_listed(train.class_names)}; give data with the same classes"

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from resnet_flax import __version__
-from resnet_flax.cli import leaving
+from resnet_flax.cli import leaving, words
 from resnet_flax.cli.parser import Parser
 from resnet_flax.errors import UserError
 from resnet_flax.renamed import RenamedWarning
@@ -78,10 +78,12 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
       second Ctrl-C ended training before it was. A bug in this program ends in a traceback and
       status 1.
     """
+    given = sys.argv[1:] if argv is None else argv
+    names = words.WORDS.get(given[0], {}) if given else {}
     try:
-        status = _run(sys.argv[1:] if argv is None else argv, programs)
+        status = _run(given, programs)
     except UserError as error:
-        status = fail(str(error))
+        status = fail(words.told(error, names))
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
@@ -92,7 +94,7 @@ def main(argv: Sequence[str] | None = None, programs: Mapping[str, str] | None =
         sentence = machine.explained(error, "standard output, or a file,")
         if sentence is None:
             raise
-        status = fail(str(sentence))
+        status = fail(words.told(sentence, names))
     return status
 
 
@@ -111,6 +113,7 @@ def main_and_exit(
     # The entry points have set a handler for the imports, which ends the process at once.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.open_closed()
+    terminal.escape_unknown()
     try:
         with not_ignored(lambda: leaving.end(128 + signal.SIGINT)):
             status = main(argv, programs)
@@ -121,7 +124,8 @@ def main_and_exit(
         status = 1
     # Python's own way out takes a moment, in which a Ctrl-C would print a traceback.
     signal.signal(signal.SIGINT, lambda *_: leaving.end(status))
-    if _stuck():
+    # After a second Ctrl-C, which is status 1, it would warn of a save that had just begun.
+    if _stuck() or status == 1:
         leaving.end(status)
     sys.exit(status)
 

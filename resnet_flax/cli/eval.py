@@ -1,15 +1,18 @@
 """`resnet-flax eval MODEL`: exact error rates of a network with weights."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from resnet_flax.cli import eval_flags, processes
-from resnet_flax.cli.parser import Parser, either
+from resnet_flax.cli import eval_flags, model_flags, processes
+from resnet_flax.cli.eval_data import open_eval_data
+from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.stoppable import heard
-from resnet_flax.errors import UserError
+from resnet_flax.cli.words import ENSEMBLE
+from resnet_flax.errors import SettingError, UserError
 
 if TYPE_CHECKING:
     from resnet_flax.data.preprocessing import Preprocessing
@@ -49,18 +52,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from resnet_flax.cli import eval_report
     from resnet_flax.data.fingerprint import take
     from resnet_flax.data.sources.parts import example_of
+    from resnet_flax.evaluation.labels import as_outputs
     from resnet_flax.evaluation.pretrained import evaluate_pretrained
     from resnet_flax.runtime import compilation_cache, distributed
     from resnet_flax.runtime.progress import Progress
+    from resnet_flax.runtime.terminal import say
 
     compilation_cache.enable()
     with distributed.together("cannot open its model or its data"):
         models = _open_models(arguments)
-        data, data_dir, split = _data(arguments, models[0].config)
-        names = next((one.class_names for one in models if one.class_names), ())
-        networks = _networks(arguments, models, names)
-        where = data, split, data_dir
-        source = _source(arguments, where, models[0].config, names, models[0].model.num_classes)
+        data = open_eval_data(arguments, models)
+        own_names = next((one.class_names for one in models if one.class_names), ())
+        networks = _networks(arguments, models, own_names)
+        names = arguments.class_names or own_names
+        outputs = models[0].model.num_classes
+        by_number = arguments.by_number
+        source = as_outputs(data.source, names, outputs, by_number=by_number, say=_say)
         example_of(source, 0)  # the processes agree on whether they could read the others
         fingerprint = take(source) if jax.process_count() > 1 else {}
         names = names or source.class_names
@@ -69,10 +76,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if distributed.is_primary():
         print("\n".join(one.origin for one in models))
         print(
-            f"on {data}, {split} ({len(source):,} images), {arguments.protocol}: "
+            f"on {data.name}, {data.about}, {arguments.protocol}: "
             f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
             flush=True,
         )
+    warnings: list[str] = []
     # A launcher may give processes a terminal though it writes to a file.
     with Progress(wanted=jax.process_count() == 1) as progress:
         bar = progress.add("eval", len(source), text="compiling")
@@ -87,9 +95,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             progress=partial(bar.update, text=""),
+            warn=warnings.append,
+            flags="--",
         )
+    for warning in warnings:
+        say(warning, sys.stderr)
     if distributed.is_primary():
-        _report(arguments, (data, split), models, networks, result, names)
+        _report(arguments, (data.name, data.split), models, networks, result, names)
 
 
 def _report(
@@ -142,56 +154,28 @@ def _open_models(arguments: argparse.Namespace) -> list[Any]:
     from resnet_flax.weights.loading import load
 
     dtype = arguments.dtype
-    first = load(
-        arguments.model_name, variant=arguments.model, weights=arguments.weights, dtype=dtype
-    )
-    return [first, *(load(name, dtype=dtype) for name in arguments.ensemble)]
-
-
-def _data(arguments: argparse.Namespace, config: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The data set, its directory and its split; by default those of the run."""
-    data = arguments.data or config.get("data.source", "")
-    if not data:
+    first = model_flags.open_model(arguments, dtype=dtype)
+    names, outputs = arguments.class_names, first.model.num_classes
+    if names and len(names) != outputs:
         raise UserError(
-            f"{arguments.model_name} has no data set of its own; pass --data=tfds:NAME or "
-            "--data=folder:DIR"
+            f"--class_names has {len(names)} names, but {first.origin} has {outputs} outputs; give "
+            "a file with one name a line, in the order of the outputs"
         )
-    data_dir = arguments.data_dir or config.get("data.data_dir", "")
-    return data, data_dir, arguments.split or _split(data, data_dir, arguments.data, config)
+    models = [first]
+    for name in arguments.ensemble:
+        try:
+            models.append(load(name, dtype=dtype))
+        except SettingError as error:
+            raise UserError(error.told(ENSEMBLE)) from error
+    return models
 
 
-def _split(data: str, data_dir: str, asked: str | None, config: Mapping[str, Any]) -> str:
-    if not asked and "data.eval_split" in config and config["data.eval_split"] != "holdout":
-        return str(config["data.eval_split"])
-    from resnet_flax.data.sources import splits_of
+def _say(text: str) -> None:
+    """Prints a line, in the first process."""
+    from resnet_flax.runtime import distributed
 
-    splits = splits_of(data, data_dir, **_options(data, config))
-    for split in eval_flags.SPLITS:
-        if split in splits:
-            return split
-    raise UserError(f"{data} has no split {either(eval_flags.SPLITS)}; pass --split=SPLIT")
-
-
-def _options(data: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a run has for the keys of its data store, which may be a user's own."""
-    if data != config.get("data.source"):
-        return {}
-    found = {key.removeprefix("data."): config[key] for key in config if key.startswith("data.")}
-    return {name: value for name, value in found.items() if name != "data_dir"}
-
-
-def _source(
-    arguments: argparse.Namespace,
-    where: tuple[str, str, str],
-    config: Mapping[str, Any],
-    names: tuple[str, ...],
-    outputs: int,
-) -> Any:
-    from resnet_flax.data.sources import open_source
-    from resnet_flax.evaluation.labels import as_outputs
-
-    source = open_source(*where, **_options(where[0], config))
-    return as_outputs(source, names, outputs, by_number=arguments.by_number)
+    if distributed.is_primary():
+        print(text)
 
 
 def _networks(
@@ -213,16 +197,20 @@ def _networks(
                 "--std, of pixels in [0, 1]"
             )
         _check_same_classes(models[0], one, names)
+        if names and not one.class_names:
+            _say(f"{one.origin} has no names of classes: its outputs are taken for the other's")
         preprocessing = _preprocessing(arguments, one.preprocessing or Preprocessing(size=0))
         networks.append(Network(one.model, one.variables, preprocessing))
     return networks
 
 
 def _check_same_classes(first: Any, other: Any, names: Sequence[str]) -> None:
-    same = first.model.num_classes == other.model.num_classes
+    from resnet_flax.data.class_names import same
+
+    alike = first.model.num_classes == other.model.num_classes
     if other.class_names:
-        same = same and other.class_names == names
-    if not same:
+        alike = alike and same(other.class_names, names)
+    if not alike:
         raise UserError(
             f"{first.origin} and {other.origin} have different classes; give an ensemble of "
             "networks with the same classes in the same order"
@@ -232,7 +220,7 @@ def _check_same_classes(first: Any, other: Any, names: Sequence[str]) -> None:
 def _preprocessing(arguments: argparse.Namespace, default: "Preprocessing") -> "Preprocessing":
     given = {
         name: getattr(arguments, name)
-        for name in ("size", "crop_fraction", "interpolation", "mean", "std")
+        for name in eval_flags.PREPROCESSING
         if getattr(arguments, name) is not None
     }
     if "mean" in given:

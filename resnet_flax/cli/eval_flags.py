@@ -1,10 +1,11 @@
 """The flags of `resnet-flax eval`."""
 
-from resnet_flax.cli import processes
+from resnet_flax.cli import model_flags, processes
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import (
     channel_numbers,
     data_source,
+    names_file,
     number,
     output_file,
     whole_number,
@@ -15,7 +16,13 @@ SPLITS = ("test", "val", "validation")
 # Repeated here, as the modules that define them import JAX or Pillow, which help pages do not need.
 PROTOCOLS = ("center", "ten_crop", "multiscale")
 INTERPOLATIONS = ("bilinear", "bicubic")
+EXIF, ALPHA, CHANNELS = ("off", "on"), ("drop", "white", "error"), (1, 3, 4)
 DTYPES = ("float32", "bfloat16")
+# Flags of fields of `Preprocessing`.
+PREPROCESSING = (
+    *("size", "crop_fraction", "interpolation", "mean", "std"),
+    *("exif", "alpha", "channels"),
+)
 
 
 def add(parser: Parser) -> None:
@@ -29,27 +36,7 @@ def add(parser: Parser) -> None:
 
 
 def _add_network(parser: Parser) -> None:
-    parser.add_argument(
-        "model_name",
-        metavar="MODEL",
-        help="The workdir of a run, the name of published weights, a file of weights, or the name "
-        "of a network whose weights --weights gives.",
-    )
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="A file of weights, or the name of published ones, where MODEL is the name of a "
-        "network.",
-    )
-    group.add_argument(
-        "--model",
-        default="",
-        metavar="NAME",
-        help="The name of the network of a file of weights, needed if the shapes of the weights "
-        "fit more than one.",
-    )
+    group = model_flags.add_model(parser)
     group.add_argument(
         "--ensemble",
         action="append",
@@ -90,7 +77,18 @@ def _add_data(parser: Parser) -> None:
     group.add_argument(
         "--by_number",
         action="store_true",
-        help="Match the classes of the data and of the network by number, not by name.",
+        help="Match the classes of the data and of the network by number, not by name, and print "
+        "the pairs. The number of a class is its name where all names are numbers, otherwise its "
+        "position. A class with the name of another output is refused.",
+    )
+    group.add_argument(
+        "--class_names",
+        type=names_file,
+        default=(),
+        metavar="FILE",
+        help="A text file with the names of the network's outputs in their order, one a line, as "
+        "the data calls them (default: those in the weights; without any, classes are matched by "
+        "number).",
     )
     group.add_argument(
         "--batch_size",
@@ -165,6 +163,24 @@ def _add_preprocessing(parser: Parser) -> None:
         type=channel_numbers("0.229,0.224,0.225", zero=False),
         metavar="X[,X,X]",
         help="The standard deviation by which pixels are then divided, in the same form.",
+    )
+    group.add_argument(
+        "--exif",
+        choices=EXIF,
+        help="Whether images are turned upright as their EXIF orientation says; published figures "
+        "are without.",
+    )
+    group.add_argument(
+        "--alpha",
+        choices=ALPHA,
+        help="What becomes of transparent pixels: white shows them on white, drop ignores the "
+        "alpha channel, as published figures do, and error refuses the image.",
+    )
+    group.add_argument(
+        "--channels",
+        type=int,
+        choices=CHANNELS,
+        help="The channels that images are converted to: 1 (grey), 3 (RGB) or 4 (RGB and alpha).",
     )
 
 

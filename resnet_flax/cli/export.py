@@ -2,6 +2,7 @@
 
 import argparse
 
+from resnet_flax.cli import model_flags
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import output_file
 
@@ -13,24 +14,14 @@ def add_arguments(parser: Parser) -> None:
         "torchvision has no such network), with the preprocessing and the names of the classes.",
         "%(prog)s runs/digits_resnet20 digits.safetensors",
         "%(prog)s resnet50.tv2_in1k resnet50.safetensors",
+        "%(prog)s cifar_resnet20 resnet20.safetensors --weights=resnet20.th",
     )
-    parser.add_argument(
-        "model_name",
-        metavar="MODEL",
-        help="The workdir of a run, the name of published weights, or a file of weights.",
-    )
+    model_flags.add_model(parser)
     parser.add_argument(
         "out",
         type=output_file(".safetensors"),
         metavar="FILE.safetensors",
         help="The file to write; its directory is created if needed.",
-    )
-    parser.add_argument(
-        "--model",
-        default="",
-        metavar="NAME",
-        help="The name of the network of a file of weights, needed if the shapes of the weights "
-        "fit more than one.",
     )
     parser.set_defaults(run=run)
 
@@ -38,11 +29,11 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Writes the file; returns the exit status."""
     from resnet_flax.runtime import distributed
-    from resnet_flax.weights.loading import export, load
+    from resnet_flax.weights.loading import export
     from resnet_flax.weights.torch_layout import layout_of
 
     distributed.refuse_several("export")
-    found = load(arguments.model_name, variant=arguments.model)
+    found = model_flags.open_model(arguments)
     export(found, arguments.out)
     print(f"{found.origin}, in {layout_of(found.model)}'s names: {arguments.out}")
     return 0

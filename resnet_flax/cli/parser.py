@@ -1,6 +1,7 @@
 """The parser of the command line: argparse with errors and help pages in plain sentences."""
 
 import argparse
+import os
 import re
 import shutil
 import textwrap
@@ -82,8 +83,12 @@ class Parser(argparse.ArgumentParser):
             kind, name = "flag", argument.partition("=")[0]
             if name in self._option_string_actions:
                 raise UserError(f"the flag {argument} must come after {self.prog}")
-            near = self._config_key_near(name)
+            near = self._config_key_near(name) or self._flag_of_key(name)
+            if name == "--workdir" and any(one.metavar == "MODEL" for one in self._actions):
+                near = "; give the workdir itself, as MODEL"
             near = near or closest(name, {*self._option_string_actions} - {SETTINGS_FLAG})
+        else:
+            near = self._flag_for(argument)
         hint = near or f"; see {self.prog} --help"
         raise UserError(f"there is no {kind} {argument!r}{hint}")
 
@@ -92,10 +97,30 @@ class Parser(argparse.ArgumentParser):
         if SETTINGS_FLAG not in self._option_string_actions:
             return ""
         from resnet_flax.apply import tables
-        from resnet_flax.schema import keys_called
+        from resnet_flax.unknown_keys import keys_called
 
         keys = keys_called(flag.lstrip("-"), tables.keys())
         return f"; did you mean {' or '.join(_SETTING + key for key in keys)}?" if keys else ""
+
+    def _flag_of_key(self, flag: str) -> str:
+        """A hint where '--config.data.size' is meant to be '--size'."""
+        last = f"--{flag.rpartition('.')[2]}"
+        fits = "." in flag and last in self._option_string_actions
+        return f"; did you mean {last}?" if fits else ""
+
+    def _flag_for(self, argument: str) -> str:
+        """A hint where an argument that there is not looks like the value of a flag."""
+        kind, colon, _ = argument.partition(":")
+        for flag, fits in (
+            ("--config", kind.endswith(".py")),
+            ("--data", colon and kind in ("tfds", "folder")),
+            ("--workdir", os.path.isdir(argument)),
+            ("--weights", os.path.isfile(argument)),
+            ("--ensemble", os.path.isdir(argument)),
+        ):
+            if fits and flag in self._option_string_actions:
+                return f"; did you mean {flag}={argument}?"
+        return ""
 
     def _ask_for_action(self) -> NoReturn:
         (actions,) = (action for action in self._actions if action.nargs == argparse.PARSER)
@@ -111,7 +136,7 @@ class Parser(argparse.ArgumentParser):
             return
         if action.nargs == argparse.PARSER:  # a verb or an action
             noun = str(action.metavar).lower()
-            hint = closest(value, action.choices) or f"; see {self.prog} --help"
+            hint = closest(value, action.choices) or f"; it must be {either([*action.choices])}"
             raise UserError(f"there is no {noun} {value!r}{hint}")
         words = [*map(str, action.choices)]
         raise argparse.ArgumentError(action, f"must be {either(words)}, not {value!r}")

@@ -10,6 +10,7 @@ from resnet_flax.cli.config_flags import add_settings
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.stoppable import stoppable
 from resnet_flax.cli.types import directory, number, output_file, whole_number
+from resnet_flax.cli.words import WORDS, told
 from resnet_flax.errors import UserError, closest
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.signals import SignalHandler
@@ -199,7 +200,7 @@ def _run_until_stopped(arguments: argparse.Namespace, stop: SignalHandler) -> No
     )
     if planned:
         say(_cost(planned, arguments.tflops))
-    lacks = planning.lacking(planned)
+    lacks = [told(error, WORDS["reproduce"]) for error in planning.lacking(planned)]
     if arguments.dry_run:
         for sentence in lacks:
             print(f"missing data: {sentence}")

@@ -3,10 +3,17 @@
 import argparse
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from resnet_flax.cli import model_flags
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import INT32, whole_number
-from resnet_flax.schema import NETWORK_FIELDS
+from resnet_flax.errors import UserError, closest
+from resnet_flax.runtime import storage
+
+if TYPE_CHECKING:
+    from resnet_flax.models import ResNet
+    from resnet_flax.models.variants import Overrides
 
 
 def add_arguments(parser: Parser) -> None:
@@ -20,7 +27,9 @@ def add_arguments(parser: Parser) -> None:
         "%(prog)s resnet18 --overrides='shortcut=C stem=deep' --size=160",
     )
     parser.add_argument(
-        "name", metavar="NAME", help="The name of a network; resnet-flax models lists them."
+        "name",
+        metavar="NAME",
+        help="The name of a network, or of published weights; resnet-flax models lists them.",
     )
     parser.add_argument(
         "--size",
@@ -35,26 +44,18 @@ def add_arguments(parser: Parser) -> None:
         help="The number of classes; 0 leaves out the head (default: 1000, or 10 for networks for "
         "CIFAR).",
     )
-    parser.add_argument(
-        *("--overrides", "--axes"),
-        dest="overrides",
-        default="",
-        metavar="'KEY=VALUE KEY=VALUE'",
-        help="Changes to the network, in one quoted string with spaces between them, such as "
-        f"'shortcut=C stem=deep' (default: none). Keys: {', '.join(NETWORK_FIELDS)}.",
-    )
+    model_flags.add_overrides(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the network; returns the exit status."""
-    from resnet_flax.models import create_model, parse_overrides
     from resnet_flax.models.summary import native_size, summarize
 
-    overrides = parse_overrides(arguments.overrides)
+    overrides = model_flags.overrides_of(arguments)
     if arguments.classes is not None:
         overrides["num_classes"] = arguments.classes
-    model = create_model(arguments.name, **overrides)
+    model = _network(arguments.name, overrides)
     side = arguments.size or native_size(model)
     summary = summarize(model, (side, side, 3))
     rows = [("layer", "kernel hxwxinxout", "output hxwxc", "times", "MMAC")]
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         left = [f"{text:{width}}" for text, width in zip(row[:3], widths[:3], strict=True)]
         right = [f"{text:>{width}}" for text, width in zip(row[3:], widths[3:], strict=True)]
         print("  ".join([*left, *right]))
-    name = " ".join([arguments.name, *arguments.overrides.split()])
+    name = " ".join([arguments.name, *" ".join(arguments.overrides).split()])
     maps = ", ".join(f"{k} {_by(v)}" for k, v in summary.features.items())
     for text in (
         f"{name}: {summary.depth} layers, {summary.parameters:,} parameters, "
@@ -78,6 +79,26 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         print(textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False))
     return 0
+
+
+def _network(name: str, overrides: "Overrides") -> "ResNet":
+    """The network of that name, or of published weights of that name."""
+    from resnet_flax.models import VARIANTS, create_model
+    from resnet_flax.weights.catalog import CATALOG
+
+    if name in CATALOG:
+        published = CATALOG[name]
+        attributes = {"num_classes": published.classes, **dict(published.axes), **overrides}
+        return create_model(published.variant, **attributes)
+    if name not in VARIANTS and storage.exists(storage.local(name)):
+        raise UserError(
+            f"summary needs the name of a network, such as resnet50, not {name}, a file or "
+            "directory; resnet-flax models lists the names"
+        )
+    if name not in VARIANTS:
+        near = closest(name, [*CATALOG, *VARIANTS]) or "; resnet-flax models lists them"
+        raise UserError(f"there is no model called {name!r}{near}")
+    return create_model(name, **overrides)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+from resnet_flax.data import class_names
 from resnet_flax.data.sources import SOURCES
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import storage
@@ -112,6 +113,15 @@ def directory(text: str) -> str:
     return str(_local(text)) if text else ""
 
 
+def names_file(text: str) -> tuple[str, ...]:
+    """A type for a text file with names of classes, one a line; the names."""
+    path = _local(text)
+    try:
+        return class_names.read(path)
+    except UserError as error:
+        raise ArgumentTypeError(f"must be a text file with one name a line: {error}") from error
+
+
 def _local(text: str) -> Path:
     try:
         return storage.local(text)
@@ -119,12 +129,26 @@ def _local(text: str) -> Path:
         raise ArgumentTypeError(f"must be a path: {error}") from error
 
 
+def model(text: str) -> str:
+    """A type for a network with weights; refuses what is often given in its place."""
+    kind, _, name = text.partition(":")
+    if kind in SOURCES and name:
+        raise ArgumentTypeError(f"must be a network with weights, not the data set {text!r}")
+    if text.partition(":")[0].endswith(".py"):
+        raise ArgumentTypeError(
+            f"must be a network with weights, such as the workdir of a run, not a config, {text!r}"
+        )
+    return text
+
+
 def data_source(text: str) -> str:
     """A type for the name of a data set."""
     kind, _, name = text.partition(":")
     if kind not in SOURCES or not name:
+        is_directory = text and not name and storage.is_directory(Path(text))
+        folder = f"; did you mean folder:{text}?" if is_directory else ""
         raise ArgumentTypeError(
-            f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}"
+            f"must be tfds:NAME or folder:DIR, such as tfds:cifar10, not {text!r}{folder}"
         )
     return text
 

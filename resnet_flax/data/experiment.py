@@ -1,5 +1,6 @@
 """From a config's `data` to splits, host transforms and device augmentation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_flax.data import augment
+from resnet_flax.data.pixels import CHOICES
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.data.sources import SOURCES, Source, hold_out, open_source
+from resnet_flax.data.sources import SOURCES, Source, hold_out, open_source, without_auto
+from resnet_flax.data.sources.folder import FolderSource
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 
 
@@ -23,9 +26,16 @@ def open_split(
     return open_source(source, split, class_names=class_names, **values)
 
 
-def open_splits(data: ml_collections.ConfigDict) -> tuple[Source, Source]:
-    """The training and the evaluation split of a config's `data`."""
-    train_source = open_split(data, data.source, data.train_split)
+def in_order_of(source: Source, class_names: Sequence[str]) -> Source:
+    """The source; a folder that has these classes in another order is labeled by this one."""
+    return source.in_order_of(class_names) if isinstance(source, FolderSource) else source
+
+
+def open_splits(
+    data: ml_collections.ConfigDict, class_names: Sequence[str] = ()
+) -> tuple[Source, Source]:
+    """The training and the evaluation split of a config's `data`; see `in_order_of`."""
+    train_source = in_order_of(open_split(data, data.source, data.train_split), class_names)
     held_out: Source | None = None
     if data.holdout:
         train_source, held_out = hold_out(train_source, data.holdout)
@@ -54,6 +64,7 @@ def make_preprocessing(
         tuple(data.mean),
         tuple(data.std),
         tuple(levels),
+        **without_auto(data.source, {name: data[name] for name in CHOICES}),
     )
 
 
@@ -72,6 +83,7 @@ def make_transforms(
         data.policy_operations,
         data.policy_magnitude,
         data.interpolation,
+        make_preprocessing(data).pixels,
     )
     return train, make_preprocessing(data).transform
 

@@ -7,11 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from resnet_flax.data.class_names import composed
 from resnet_flax.data.sources import Source
 from resnet_flax.data.sources.folder import FolderSource
-from resnet_flax.data.sources.parts import Share
+from resnet_flax.data.sources.parts import whole
 from resnet_flax.data.sources.tfds import TfdsSource
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, shown
 from resnet_flax.runtime import storage
 
 Files = dict[str, int]
@@ -35,14 +36,13 @@ def take(source: Source) -> dict[str, Any]:
       count of images, a digest of their names and sizes, and a digest of the first image; for a
       TFDS set `set`, `files` and `digests`; for others what their method `fingerprint` returns.
     """
-    while isinstance(source, Share):
-        source = source.source
-    names = list(source.class_names)
+    source = whole(source)
+    names = list(map(composed, source.class_names))
     found: dict[str, Any] = {"count": len(source), "class_names": names}
     if isinstance(source, FolderSource):
         classes = _classes(source.files)
         for name, first in source.first_images().items():
-            classes[name].append(sha256(first).hexdigest()[:16])
+            classes[composed(name)].append(sha256(first).hexdigest()[:16])
         return {"kind": "folder", **found, "classes": classes}
     if isinstance(source, TfdsSource):
         return {"kind": "tfds", **found, **source.fingerprint()}
@@ -65,6 +65,7 @@ def _classes(files: Sequence[tuple[str, int]]) -> dict[str, list[Any]]:
     hashes: dict[str, Any] = {}
     for file, size in files:
         name, _, image = file.partition("/")
+        name = composed(name)
         counts[name] = counts.get(name, 0) + 1
         hashes.setdefault(name, sha256()).update(f"{image}\0{size}\n".encode())
     return {name: [counts[name], digest.hexdigest()[:16]] for name, digest in hashes.items()}
@@ -72,8 +73,7 @@ def _classes(files: Sequence[tuple[str, int]]) -> dict[str, list[Any]]:
 
 def listing(source: Source) -> Files:
     """Names and sizes of a folder's images; empty for other sources."""
-    while isinstance(source, Share):
-        source = source.source
+    source = whole(source)
     return dict(source.files) if isinstance(source, FolderSource) else {}
 
 
@@ -107,11 +107,14 @@ def differences(
     """
     if "digests" not in before:
         now = without_digests(now)
+    reordered = _reordered(before)
+    before = _composed(before)
     if before == now:
-        return []
+        return reordered
     if before.get("kind") != now["kind"]:
         return [f"it is of kind {now['kind']} and was of kind {before.get('kind')}"]
     found, both = _class_differences(before, now)
+    found += reordered
     if before.get("set") != now.get("set"):
         found.append(f"it is {now.get('set')} and was {before.get('set')}")
     if now["kind"] == "tfds":
@@ -141,6 +144,22 @@ def without_digests(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "digests"}
 
 
+def _composed(found: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprint with the names of classes in one Unicode form, which older ones lack."""
+    found = {**found, "class_names": list(map(composed, found["class_names"]))}
+    if found.get("kind") == "folder" and "classes" in found:
+        found["classes"] = {composed(name): value for name, value in found["classes"].items()}
+    return found
+
+
+def _reordered(before: dict[str, Any]) -> list[str]:
+    """A difference if a folder's images were in another order: once, names were not composed."""
+    names = before.get("classes", {})
+    if [*map(composed, sorted(names))] == sorted(map(composed, names)):
+        return []
+    return ["its images are in another order, as names of classes are in another Unicode form"]
+
+
 def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:
     """The differences between the classes, and the classes that are in both."""
     then, names = before["class_names"], now["class_names"]
@@ -156,8 +175,13 @@ def _class_differences(before: dict[str, Any], now: dict[str, Any]) -> tuple[lis
             new.remove(called[0])
     found += [f"class{_es(gone)} {_list(gone)} removed"] if gone else []
     found += [f"class{_es(new)} {_list(new)} added"] if new else []
+    number = {name: i for i, name in enumerate(then)}
+    moved = [name for i, name in enumerate(names) if number.get(name, i) != i]
     if not found and then != names:
         found.append("its classes are in another order")
+    elif moved and len(then) == len(names):  # with as many classes, a network could be trained on
+        first = f"class {moved[0]} is number {names.index(moved[0])} and was {number[moved[0]]}"
+        found.append(f"{first} (and so on, {len(moved)} in all)" if len(moved) > 1 else first)
     return found, [name for name in names if name in then]
 
 
@@ -196,11 +220,13 @@ def _names(classes: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def _of(classes: Sequence[str], files: Files) -> Files:
-    return {name: size for name, size in files.items() if name.partition("/")[0] in classes}
+    return {
+        name: size for name, size in files.items() if composed(name.partition("/")[0]) in classes
+    }
 
 
 def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + ", ..." * (len(names) > NAMED)
+    return ", ".join(map(shown, names[:NAMED])) + ", ..." * (len(names) > NAMED)
 
 
 def _s(things: Any) -> str:

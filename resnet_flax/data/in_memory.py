@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from resnet_flax.data.pixels import DEFAULT, Pixels, to_array
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sources import Source
 from resnet_flax.data.sources.arrays import ArraySource
 from resnet_flax.data.sources.parts import check_example, label_of
-from resnet_flax.data.transforms import to_array
 from resnet_flax.errors import UserError
 
 
@@ -29,12 +29,15 @@ class _Chunks:
         return [self._source[i] for i in range(first, min(first + self.size, len(self._source)))]
 
 
-def in_memory(source: Source, patience: Patience = PATIENT) -> ArraySource:
+def in_memory(
+    source: Source, patience: Patience = PATIENT, pixels: Pixels = DEFAULT
+) -> ArraySource:
     """All of a source's images, decoded once.
 
     Args:
       source: examples.
       patience: see `readers.reading`.
+      pixels: what is kept of each image.
 
     Raises:
       UserError: they differ in size.
@@ -44,7 +47,7 @@ def in_memory(source: Source, patience: Patience = PATIENT) -> ArraySource:
     with reading(_Chunks(source), 0, patience) as chunks:
         for i, example in enumerate(itertools.chain.from_iterable(chunks)):
             example = check_example(example)
-            image, labels[i] = to_array(example["image"]), label_of(example, classes)
+            image, labels[i] = to_array(pixels(example["image"])), label_of(example, classes)
             if images is None:
                 images = np.empty((len(source), *image.shape), np.uint8)
             if image.shape != images.shape[1:]:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from resnet_flax.data.pipeline import Batch, eval_batches, train_batches
-from resnet_flax.data.sources import Source, open_source
+from resnet_flax.data.pixels import Pixels
+from resnet_flax.data.sources import Source, check_source, open_source, without_auto
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
 from resnet_flax.errors import UserError
 
@@ -71,6 +72,9 @@ def batches(
     seed: int = 0,
     epochs: int = 1,
     data_dir: str = "",
+    exif: str = "auto",
+    alpha: str = "auto",
+    channels: int = 0,
 ) -> Batches:
     """Batches to display or to loop over, read in this process.
 
@@ -86,6 +90,9 @@ def batches(
       seed: of the order and the crops.
       epochs: number of times that each image occurs if shuffled.
       data_dir: of TFDS.
+      exif: as the config key `data.exif`.
+      alpha: as the config key `data.alpha`.
+      channels: as the config key `data.channels`.
 
     Returns:
       An iterable of dicts of `image` `[b, h, w, c]` uint8, `label` `[b]` int32 and `mask` `[b]`
@@ -95,11 +102,16 @@ def batches(
         raise UserError("batch_size and epochs must be at least 1, and size at least 0")
     if crop not in ("random_resized", "jitter"):
         raise UserError(f"crop must be random_resized or jitter, not {crop!r}")
-    opened = open_source(source, split, data_dir) if isinstance(source, str) else source
+    if isinstance(source, str):
+        opened = open_source(source, split, data_dir)
+    else:
+        opened = check_source(source, "source")
+    given = {"exif": exif, "alpha": alpha, "channels": channels}
+    pixels = Pixels(**without_auto(source if isinstance(source, str) else "", given))
     if not shuffle:
-        return Batches(opened, batch_size, EvalTransform(size), None, 1)
+        return Batches(opened, batch_size, EvalTransform(size, pixels=pixels), None, 1)
     jitter = (round(size * 256 / 224), round(size * 480 / 224))  # as the paper's at 224
-    transform = TrainTransform(crop if size else "none", (size,), jitter=jitter)
+    transform = TrainTransform(crop if size else "none", (size,), jitter=jitter, pixels=pixels)
     return Batches(opened, batch_size, transform, seed, epochs)
 
 

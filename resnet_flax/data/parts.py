@@ -9,7 +9,7 @@ from itertools import islice
 
 import jax
 
-from resnet_flax.data.pipeline import Batch
+from resnet_flax.data.pipeline import Batch, different_sizes
 from resnet_flax.errors import UserError
 from resnet_flax.runtime import distributed
 
@@ -50,10 +50,9 @@ def _of_shape(batch: Batch, expected: tuple[int, ...]) -> Batch:
     """The batch; raises UserError if the parts of other processes cannot have its shape."""
     found = batch["image"].shape
     if found != expected:
-        raise UserError(
+        raise different_sizes(
             f"the images have shape {list(found[1:])} (height, width, channels), others "
-            f"{list(expected[1:])}; set data.size, with data.crop for training, so that they get "
-            "the same size"
+            f"{list(expected[1:])}"
         )
     return batch
 

@@ -8,16 +8,37 @@ from typing import Any
 
 import numpy as np
 
+from resnet_flax.data.pixels import IGNORED, Pixels
 from resnet_flax.data.readers import PATIENT, Patience, reading
 from resnet_flax.data.sampler import Sampler
 from resnet_flax.data.sources import Source
 from resnet_flax.data.sources.parts import example_of, label_of
 from resnet_flax.data.transforms import EvalTransform, TrainTransform
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 
 Batch = dict[str, np.ndarray]
 # Of an example's arrays: `image` and, where it may have several correct labels, `valid_labels`.
 Shapes = dict[str, tuple[int, ...]]
+
+
+class Ignored:
+    """Counts the examples of which a preprocessing ignores something.
+
+    Args:
+      pixels: of the preprocessing.
+
+    Attributes:
+      counts: of examples, `[2]` for `pixels.IGNORED`.
+    """
+
+    def __init__(self, pixels: Pixels) -> None:
+        self.pixels, self.counts = pixels, np.zeros(len(IGNORED), int)
+
+    def counted(self, elements: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The batches or examples, without their `ignored`, which is added to the counts."""
+        for element in elements:
+            self.counts += element.pop("ignored")
+            yield element
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +80,8 @@ class EvalShares:
     """A host's parts of the global batches that contain every example once, in order.
 
     The last batch is padded with copies of its first example, whose `mask` is false; every host
-    gets the same number of batches.
+    gets the same number of batches. With `pixels`, a batch has the number of examples of which
+    these ignore something too, see `Pixels.ignored`.
     """
 
     source: Source
@@ -67,6 +89,7 @@ class EvalShares:
     batch_size: int
     host: int
     hosts: int
+    pixels: Pixels | None = None
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
@@ -78,22 +101,35 @@ class EvalShares:
         examples = [example_of(self.source, i) for i in indices]
         images = [self.transform(example["image"]) for example in examples]
         mask = np.array([i < len(self.source) for i in wanted])
-        return _batch(self.source, images, examples, mask)
+        batch = _batch(self.source, images, examples, mask)
+        if self.pixels is not None:
+            found = [self.pixels.ignored(example["image"]) for example in examples]
+            batch["ignored"] = (np.array(found) & mask[:, None]).sum(0)
+        return batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Every example once, in order, with its transformed image and its `index`."""
+    """Every example once, in order, with its transformed image and its `index`.
+
+    With `pixels`, also with what these ignore of it, see `Pixels.ignored`.
+    """
 
     source: Source
     transform: Callable[[Any], np.ndarray]
+    pixels: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example = example_of(self.source, index)
-        return {**example, "image": self.transform(example["image"]), "index": index}
+        label = label_of(example, len(self.source.class_names))
+        image = self.transform(example["image"])
+        found = {**example, "image": image, "label": label, "index": index}
+        if self.pixels is not None:
+            found["ignored"] = self.pixels.ignored(example["image"])
+        return found
 
 
 @contextlib.contextmanager
@@ -161,6 +197,7 @@ def eval_batches(
     hosts: int = 1,
     workers: int = 0,
     patience: Patience = PATIENT,
+    ignored: Ignored | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """This host's parts of the global batches that contain every example once, in order.
 
@@ -172,18 +209,23 @@ def eval_batches(
       hosts: number of hosts.
       workers: reader processes; 0 reads in threads of this one.
       patience: see `readers.reading`.
+      ignored: counts those of this host's examples of which something is ignored.
 
     Yields:
       An iterator over batches as `train_batches` yields; `mask` is false for padding.
     """
-    shares = EvalShares(source, transform or EvalTransform(), batch_size, host, hosts)
+    pixels = ignored.pixels if ignored else None
+    shares = EvalShares(source, transform or EvalTransform(), batch_size, host, hosts, pixels)
     with reading(shares, workers, patience) as batches:
-        yield batches
+        yield batches if ignored is None else ignored.counted(batches)
 
 
 @contextlib.contextmanager
 def eval_examples(
-    source: Source, transform: Callable[[Any], np.ndarray], workers: int = 0
+    source: Source,
+    transform: Callable[[Any], np.ndarray],
+    workers: int = 0,
+    ignored: Ignored | None = None,
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Every example once, in order, for transforms whose images differ in shape.
 
@@ -191,12 +233,14 @@ def eval_examples(
       source: examples.
       transform: of an image.
       workers: reader processes; 0 reads in threads of this one.
+      ignored: counts the examples of which something is ignored.
 
     Yields:
       An iterator over dicts of the example's entries and its `index`.
     """
-    with reading(Examples(source, transform), workers) as examples:
-        yield examples
+    pixels = ignored.pixels if ignored else None
+    with reading(Examples(source, transform, pixels), workers) as examples:
+        yield examples if ignored is None else ignored.counted(examples)
 
 
 def shapes_of(example: Mapping[str, Any], image: np.ndarray) -> Shapes:
@@ -222,15 +266,21 @@ def _generator(seed: int, position: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, 1]))
 
 
+def different_sizes(said: str) -> SettingError:
+    """The error for images that cannot be in one batch."""
+    return SettingError(
+        f"{said};",
+        "data.size",
+        "set data.size, with data.crop for training, so that they get the same size",
+    )
+
+
 def _batch(
     source: Source, images: list[np.ndarray], examples: list[Any], mask: np.ndarray
 ) -> Batch:
     if len({image.shape for image in images}) > 1:
-        raise UserError(
-            "the images have different sizes "
-            f"({', '.join(sorted({str(image.shape) for image in images})[:3])}, ...); set "
-            "data.size, with data.crop for training, so that they get the same size"
-        )
+        sizes = sorted({str(image.shape) for image in images})[:3]
+        raise different_sizes(f"the images have different sizes ({', '.join(sizes)}, ...)")
     labels = [label_of(example, len(source.class_names)) for example in examples]
     batch = {"image": np.stack(images), "label": np.array(labels, np.int32), "mask": mask}
     if "valid_labels" in examples[0]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
+from resnet_flax.data.pixels import Pixels
 from resnet_flax.data.transforms import FILTERS, EvalTransform
 from resnet_flax.errors import UserError
 
@@ -39,6 +40,10 @@ class Preprocessing:
       mean: of pixels in [0, 1], one number or one per channel.
       std: the same.
       pixel_mean: the mean image, `[h][w][c]` from 0 to 255, subtracted first; empty for none.
+      exif: 'off' or 'on', see `Pixels`. The defaults of this and the next two are what torchvision
+        does, and what checkpoints and weights that do not say it were made with.
+      alpha: 'drop', 'white' or 'error', see `Pixels`.
+      channels: 1, 3 or 4, or 0 for those of the data, see `Pixels`.
 
     Raises:
       UserError: a value is invalid.
@@ -50,6 +55,9 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     pixel_mean: tuple[Any, ...] = ()
+    exif: str = "off"
+    alpha: str = "drop"
+    channels: int = 0
 
     def __post_init__(self) -> None:
         def numbers(values: Any) -> bool:
@@ -71,6 +79,7 @@ class Preprocessing:
                     f"{name} of a preprocessing must be {_EXPECTED[name]}, not "
                     f"{getattr(self, name)!r}"
                 )
+        _ = self.pixels  # which checks its own
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raises UserError if images `[h, w, c]` of this shape cannot be normalised."""
@@ -79,7 +88,8 @@ class Preprocessing:
                 given = ",".join(map(str, getattr(self, name)))
                 raise UserError(
                     f"--{name}={given} has {len(getattr(self, name))} numbers, but "
-                    f"the images have {shape[-1]} channels; give one number or one a channel"
+                    f"the images have {shape[-1]} channel{'s' * (shape[-1] > 1)}; give one number "
+                    "or one a channel, or convert the images by --channels"
                 )
         if len(self.pixel_mean):
             of = np.shape(self.pixel_mean)
@@ -92,7 +102,12 @@ class Preprocessing:
     @property
     def transform(self) -> EvalTransform:
         """The transform on the host."""
-        return EvalTransform(self.size, self.crop_fraction, self.interpolation)
+        return EvalTransform(self.size, self.crop_fraction, self.interpolation, self.pixels)
+
+    @property
+    def pixels(self) -> Pixels:
+        """The first step of the transform."""
+        return Pixels(self.exif, self.alpha, self.channels)
 
     def normalize(
         self, images: UInt8[Array, "b h w c"], dtype: Any = jnp.float32
@@ -136,7 +151,8 @@ class Preprocessing:
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_json`.
 
-        Other keys are ignored: checkpoints up to version 0.1 have an `image_shape` too.
+        Other keys are ignored: checkpoints up to version 0.1 have an `image_shape` too. Before
+        2026-11-29 there was no `exif`, `alpha` or `channels`.
         """
         known: dict[str, Any] = {
             field.name: values[field.name]

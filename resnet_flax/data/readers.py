@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import grain
 from absl import flags
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.runtime.signals import SIGNALS
 
 # Seconds that readers get to stop by themselves, and between checks on them while waiting.
@@ -241,9 +241,11 @@ def _died(code: int) -> UserError:
     if code == _UNGUARDED:
         return UserError(_GUARD)
     if code < 0:
-        return UserError(
+        return SettingError(
             f"a reader process was killed by {signal.Signals(-code).name}, as the kernel does when "
-            "memory runs out; use fewer data.workers, or none"
+            "memory runs out;",
+            "data.workers",
+            "use fewer data.workers, or none",
         )
     return UserError(f"a reader process ended with status {code}; what it printed says why")
 

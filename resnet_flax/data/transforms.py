@@ -1,6 +1,6 @@
-"""Transforms on the host, with Pillow: decoding, crops, resizing and RandAugment.
+"""Transforms on the host, with Pillow: crops, resizing and RandAugment.
 
-JPEGs are never decoded at a reduced scale, which gives other pixels than resizing.
+Each begins with `pixels.Pixels`, so that an image is turned upright before it is cropped.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resnet_flax.data.pixels import DEFAULT, Pixels, to_array, to_image
 from resnet_flax.data.rand_augment import rand_augment, trivial_augment
-from resnet_flax.errors import UserError
+from resnet_flax.data.resizing import Box, center_box, crops, resized_crops, shorter_size
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -33,6 +34,7 @@ class TrainTransform:
       operations: of RandAugment.
       magnitude: of RandAugment.
       interpolation: a key of `FILTERS`.
+      pixels: see `Pixels`.
     """
 
     crop: str = "none"
@@ -45,6 +47,7 @@ class TrainTransform:
     operations: int = 2
     magnitude: int = 9
     interpolation: str = "bilinear"
+    pixels: Pixels = DEFAULT
 
     def __call__(self, image: Any, rng: np.random.Generator, step: int) -> np.ndarray:
         """A training image, `[h, w, c]` uint8.
@@ -54,6 +57,7 @@ class TrainTransform:
           rng: random generator.
           step: of the example's batch.
         """
+        image = self.pixels(image)
         if self.crop == "none" and self.policy == "none":
             return to_array(image)
         image = to_image(image)
@@ -75,7 +79,7 @@ class TrainTransform:
         """The shape of a training image, `(h, w, c)`.
 
         Args:
-          image: the shape before the transform.
+          image: the shape before the transform, in the channels of `pixels`.
           step: of the example's batch.
         """
         return image if self.crop == "none" else (*2 * (self._size(step),), image[-1])
@@ -92,11 +96,13 @@ class EvalTransform:
       size: side of the crop; 0 leaves images as they are.
       crop_fraction: the crop's side divided by the resized shorter side.
       interpolation: a key of `FILTERS`.
+      pixels: see `Pixels`.
     """
 
     size: int = 0
     crop_fraction: float = 0.875
     interpolation: str = "bilinear"
+    pixels: Pixels = DEFAULT
 
     @property
     def shorter(self) -> int:
@@ -105,10 +111,14 @@ class EvalTransform:
 
     def __call__(self, image: Any) -> np.ndarray:
         """The transformed image, `[h, w, c]` uint8, from a Pillow image or an array."""
+        image = self.pixels(image)
         if not self.size:
             return to_array(image)
-        resized = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
-        return to_array(center_crop(resized, self.size))
+
+        def boxes(size: tuple[int, int]) -> list[Box]:
+            return [center_box(size, (self.size, self.size))]
+
+        return crops(image, self.shorter, boxes, FILTERS[self.interpolation])[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +129,26 @@ class TenCropTransform:
       size: side of the crops.
       shorter: the resized shorter side.
       interpolation: a key of `FILTERS`.
+      pixels: see `Pixels`.
     """
 
     size: int
     shorter: int
     interpolation: str = "bilinear"
+    pixels: Pixels = DEFAULT
 
     def __call__(self, image: Any) -> np.ndarray:
         """Five crops, `[5, h, w, c]` uint8. Flips follow on the device."""
-        image = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
-        right, bottom = (side - self.size for side in image.size)
+        image = self.pixels(image)
+        return np.stack(crops(image, self.shorter, self._boxes, FILTERS[self.interpolation]))
+
+    def _boxes(self, size: tuple[int, int]) -> list[Box]:
+        right, bottom = (side - self.size for side in size)
         corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
-        crops = [image.crop((x, y, x + self.size, y + self.size)) for x, y in corners]
-        return np.stack([to_array(crop) for crop in (center_crop(image, self.size), *crops)])
+        return [
+            center_box(size, (self.size, self.size)),
+            *((x, y, x + self.size, y + self.size) for x, y in corners),
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,64 +164,28 @@ class ScaleTransform:
       multiple: in pixels; 0 crops nothing.
       lengths: number of different longer sides.
       interpolation: a key of `FILTERS`.
+      pixels: see `Pixels`.
     """
 
     shorter: int
     multiple: int = 32
     lengths: int = 20
     interpolation: str = "bilinear"
+    pixels: Pixels = DEFAULT
 
     def __call__(self, image: Any) -> np.ndarray:
         """The image, `[h, w, c]` uint8; images differ in shape."""
-        image = resize_shorter(to_image(image), self.shorter, FILTERS[self.interpolation])
-        if self.multiple:
-            width, height = (self._cropped(side) for side in image.size)
-            left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-            image = image.crop((left, top, left + width, top + height))
-        return to_array(image)
+        image = self.pixels(image)
+        return crops(image, self.shorter, self._boxes, FILTERS[self.interpolation])[0]
+
+    def _boxes(self, size: tuple[int, int]) -> list[Box]:
+        if not self.multiple:
+            return [(0, 0, *size)]
+        return [center_box(size, (self._cropped(size[0]), self._cropped(size[1])))]
 
     def _cropped(self, side: int) -> int:
         more = min((side - self.shorter) // self.multiple, self.lengths - 1)
         return self.shorter + more * self.multiple
-
-
-def to_image(image: Any) -> Image.Image:
-    """Converts a Pillow image or an array `[h, w, c]` uint8 to a Pillow image."""
-    if isinstance(image, Image.Image):
-        return image
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def to_array(image: Any) -> np.ndarray:
-    """Converts a Pillow image or an array to an array `[h, w, c]` uint8.
-
-    Raises:
-      UserError: it has another type, which would be taken for levels from 0 to 255.
-    """
-    array = np.asarray(image)
-    if array.dtype != np.uint8:
-        raise UserError(
-            f"an image is {array.dtype} {list(array.shape)}; images must be Pillow images of 8 "
-            "bits per channel, or arrays [height, width, channels] of uint8, from 0 to 255"
-        )
-    return array[..., None] if array.ndim == 2 else array
-
-
-def resize_shorter(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """Resizes the shorter side to `side` pixels; the longer one is rounded down."""
-    width, height = image.size
-    if width <= height:
-        size = (side, max(1, side * height // width))
-    else:
-        size = (max(1, side * width // height), side)
-    return image if size == image.size else image.resize(size, resample)
-
-
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The square of `size` in the middle, padded with black if the image is smaller."""
-    width, height = image.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 def jitter_crop(
@@ -215,10 +196,10 @@ def jitter_crop(
     resample: Image.Resampling,
 ) -> Image.Image:
     """A random square of the image with a random shorter side (He et al. 2015, section 3.4)."""
-    image = resize_shorter(image, int(rng.integers(shorter[0], shorter[1] + 1)), resample)
-    width, height = image.size
+    width, height = shorter_size(image.size, int(rng.integers(shorter[0], shorter[1] + 1)))
     left, top = (int(rng.integers(0, side - size + 1)) for side in (width, height))
-    return image.crop((left, top, left + size, top + size))
+    box = (left, top, left + size, top + size)
+    return resized_crops(image, (width, height), [box], resample)[0]
 
 
 def random_box(
@@ -256,36 +237,3 @@ def random_box(
         w = round(height * ratio[1])
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def load(file: Any, name: str, channels: int) -> Image.Image:
-    """Decodes an image with 8 or 16 bits per channel.
-
-    Args:
-      file: to read from.
-      name: for errors.
-      channels: 1 for greyscale or 3 for RGB.
-
-    Raises:
-      UserError: it is truncated or not an image.
-    """
-    try:
-        image: Image.Image
-        with Image.open(file) as image:
-            if image.mode.startswith("I;16"):  # to 8 bits; Pillow's own conversion clips
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode in ("I", "F"):
-                raise ValueError(f"pixels of mode {image.mode}, not of 8 or 16 bits")
-            return image.convert("L" if channels == 1 else "RGB")
-    except OSError as error:
-        if error.errno:  # of the file system, not of the file's contents
-            raise UserError(f"{name} cannot be read: {error.strerror}") from error
-        raise UserError(_undecodable(name, error)) from error
-    except Exception as error:  # Pillow and its decoders raise errors of all types
-        raise UserError(_undecodable(name, error)) from error
-
-
-def _undecodable(name: str, error: Exception) -> str:
-    return (
-        f"{name} cannot be decoded ({error}); it is damaged or not an image: replace or remove it"
-    )

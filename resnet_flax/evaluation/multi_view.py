@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from resnet_flax import renamed, sharding
-from resnet_flax.data.pipeline import eval_examples
+from resnet_flax.data.pipeline import Ignored, eval_examples
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import Source
 from resnet_flax.data.transforms import ScaleTransform, TenCropTransform
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.evaluation.compile import jit
 from resnet_flax.evaluation.result import Metrics, Result
 from resnet_flax.runtime import xla_options
@@ -87,30 +87,28 @@ def make_views(
     model, _, preprocessing = network
     if protocol == "center":
         return [View(preprocessing.transform, preprocessing, flip=False, pool_window=0)]
-    side, how = min(image_shape[:2]), preprocessing.interpolation
+    side, how, pixels = min(image_shape[:2]), preprocessing.interpolation, preprocessing.pixels
     if protocol == "ten_crop":
         shorter = preprocessing.transform.shorter
         if not preprocessing.size or shorter == preprocessing.size:
-            raise UserError(
+            raise SettingError(
                 "ten_crop needs images that are larger than the crops, but this network's are "
-                "not cropped; give --size and a --crop_fraction below 1, or another --protocol"
+                "not cropped;",
+                "data.crop_fraction",
+                "give data.size and a data.crop_fraction below 1",
             )
-        ten = TenCropTransform(preprocessing.size, shorter, how)
+        ten = TenCropTransform(preprocessing.size, shorter, how, pixels)
         return [View(ten, preprocessing, flip=True, pool_window=0)]
     pool_window = _last_side(network, image_shape)
     chosen = scales or scales_of(network, image_shape)
-    too_small = [scale for scale in chosen if scale < side]
-    if too_small:
+    if min(chosen) < side:
         raise UserError(
-            f"the scale {too_small[0]} is less than the side {side} that the network was trained "
+            f"the scale {min(chosen)} is less than the side {side} that the network was trained "
             "for; give larger --scales"
         )
-    everywhere = _without_place(preprocessing)
-    multiple = 0 if exact else model.stride
-    return [
-        View(ScaleTransform(scale, multiple, interpolation=how), everywhere, True, pool_window)
-        for scale in dict.fromkeys(chosen)
-    ]
+    everywhere, multiple = _without_place(preprocessing), 0 if exact else model.stride
+    scaled = partial(ScaleTransform, multiple=multiple, interpolation=how, pixels=pixels)
+    return [View(scaled(scale), everywhere, True, pool_window) for scale in dict.fromkeys(chosen)]
 
 
 def scales_of(network: Network, image_shape: tuple[int, ...]) -> list[int]:
@@ -191,6 +189,7 @@ def predict(
     workers: int = 0,
     devices: Any = None,
     progress: Callable[[int], None] = lambda images: None,
+    ignored: Ignored | None = None,
 ) -> Predictions:
     """Predictions averaged over views.
 
@@ -203,6 +202,7 @@ def predict(
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
       progress: called with the number of images in each batch.
+      ignored: counts the examples of which something is ignored.
     """
     mesh = sharding.make_mesh(devices=devices)
     replicated = sharding.replicated(mesh)
@@ -231,7 +231,7 @@ def predict(
             in_shardings=(replicated, over_batch),
             out_shardings=replicated,
         )
-        with eval_examples(source, view.transform, workers) as examples:
+        with eval_examples(source, view.transform, workers, ignored) as examples:
             for images, group in _alike(examples, pixels, mesh.size):
                 at = [example["index"] for example in group]
                 batch = sharding.put_shared(images, over_batch)
@@ -241,6 +241,7 @@ def predict(
                 if valid_labels is not None:
                     valid_labels[at] = [example["valid_labels"] for example in group]
                 progress(len(group))
+        ignored = None  # every view is of the same images
     return Predictions(log_p - np.log(len(views)).astype(kind), label, valid_labels)
 
 

@@ -1,15 +1,18 @@
 """Evaluation of a network with weights on a data set, used by `resnet-flax eval`."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from resnet_flax import sharding
 from resnet_flax.data.parts import complete_batches, unread
-from resnet_flax.data.pipeline import blank_batch, eval_batches, shapes_of
-from resnet_flax.data.sources import Source
+from resnet_flax.data.pipeline import Ignored, blank_batch, eval_batches, shapes_of
+from resnet_flax.data.pixels import CHOICES, sentences
+from resnet_flax.data.sources import Source, check_source
 from resnet_flax.data.sources.parts import example_of
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.evaluate import evaluate
@@ -27,7 +30,8 @@ from resnet_flax.evaluation.multi_view import (
 from resnet_flax.evaluation.result import Metrics, Result, interval
 from resnet_flax.evaluation.step import compile_eval, eval_step
 from resnet_flax.keys import chosen
-from resnet_flax.runtime import xla_options
+from resnet_flax.runtime import distributed, xla_options
+from resnet_flax.runtime.terminal import say
 
 
 def evaluate_pretrained(
@@ -43,6 +47,8 @@ def evaluate_pretrained(
     workers: int = 0,
     devices: Any = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    warn: Callable[[str], None] = say,
+    flags: str = "",
 ) -> Result:
     """The metrics of a network on a split, or of several whose probabilities are averaged.
 
@@ -58,11 +64,16 @@ def evaluate_pretrained(
       workers: reader processes; 0 reads in threads of this one.
       devices: to compute on; all by default.
       progress: called with the number of finished views of images, and of all.
+      warn: called in the first process, once for what of images is ignored, see `Pixels.ignored`.
+      flags: what precedes the name of a field of the preprocessing in messages, such as '--'.
     """
-    image = source[0]["image"]
-    for model, _, preprocessing in networks:
+    image = check_source(source, "the data")[0]["image"]
+    for model, variables, preprocessing in networks:
         check_head(model.num_classes)
-        preprocessing.check(preprocessing.transform(image).shape)
+        shape = preprocessing.transform(image).shape
+        check_channels(variables, shape[-1], "the network", f"{flags}channels=")
+        preprocessing.check(shape)
+    ignored = [Ignored(network.preprocessing.pixels) for network in networks]
     metrics = Metrics(
         networks[0].model.num_classes,
         confusion=confusion,
@@ -70,20 +81,42 @@ def evaluate_pretrained(
     )
     settings = {"batch_size": batch_size, "workers": workers, "devices": devices}
     if protocol == "center" and len(networks) == 1:
-        result = _in_the_middle(networks[0], source, metrics, progress, **settings)
+        result = _in_the_middle(networks[0], source, metrics, progress, ignored[0], **settings)
     else:
         views = []
         for network in networks:
             shape = network.preprocessing.transform(image).shape
             views.append(make_views(protocol, network, shape, scales, exact))
-        found = _over_views(networks, source, views, progress, **settings)
+        found = _over_views(networks, source, views, progress, ignored, **settings)
         result = measure(average(found), source, metrics)
     if not result.loss < float("inf"):
         raise UserError(
             f"the network's loss is {result.loss}: its weights are damaged, or for images with "
             "another normalisation"
         )
+    if distributed.is_primary():
+        most = np.max([one.counts for one in ignored], axis=0)
+        for sentence in sentences(most, f"of {len(source):,}", flags):
+            warn(sentence)
     return result
+
+
+def check_channels(variables: Mapping[str, Any], channels: int, what: str, key: str) -> None:
+    """Raises UserError if a network's weights are for images of other channels.
+
+    Args:
+      variables: of the network.
+      channels: of the images.
+      what: has the weights, for the error.
+      key: what converts the images: '--channels=' or 'data.channels='.
+    """
+    wanted = variables["params"]["stem"]["conv1"]["kernel"].shape[2]
+    if wanted != channels:
+        known = f"; convert them by {key}{wanted}" if wanted in CHOICES["channels"] else ""
+        raise UserError(
+            f"{what} takes images of {wanted} channel{'s' * (wanted > 1)}, but the images have "
+            f"{channels}{known}"
+        )
 
 
 def _over_views(
@@ -91,6 +124,7 @@ def _over_views(
     source: Source,
     views: Sequence[Sequence[View]],
     progress: Callable[[int, int], None],
+    ignored: Sequence[Ignored],
     **settings: Any,
 ) -> list[Predictions]:
     """The predictions of each network, averaged over its views."""
@@ -102,8 +136,8 @@ def _over_views(
         progress(done, total)
 
     return [
-        predict(network, source, its_views, progress=count, **settings)
-        for network, its_views in zip(networks, views, strict=True)
+        predict(network, source, its_views, progress=count, ignored=its_own, **settings)
+        for network, its_views, its_own in zip(networks, views, ignored, strict=True)
     ]
 
 
@@ -112,6 +146,7 @@ def _in_the_middle(
     source: Source,
     metrics: Metrics,
     progress: Callable[[int, int], None],
+    ignored: Ignored,
     *,
     batch_size: int,
     workers: int,
@@ -137,8 +172,9 @@ def _in_the_middle(
         host=jax.process_index(),
         hosts=jax.process_count(),
         workers=workers,
+        ignored=ignored,
     ) as batches:
-        return evaluate(
+        result: Result = evaluate(
             metrics,
             step,
             sharding.put_shared(variables, replicated),
@@ -152,6 +188,8 @@ def _in_the_middle(
             source,
             after_batch=lambda done: progress(min(done * size, len(source)), len(source)),
         )
+    ignored.counts = distributed.all_sum(ignored.counts)  # each process read its own part
+    return result
 
 
 def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -162,6 +200,10 @@ def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:
         return {"errors": errors, "count": count, "rate": errors / count, "interval": [low, high]}
 
     classes = zip(result.class_counts, result.class_errors, strict=True)
+    given = class_names or [str(i) for i in range(len(result.class_counts))]
+    several = Counter(given)
+    # Two classes of one name, as the two cranes of ImageNet, each have a rate.
+    names = [f"{one} ({i})" if several[one] > 1 else one for i, one in enumerate(given)]
     return {
         "count": result.count,
         "top1_error": rate(result.errors, result.count),
@@ -170,8 +212,6 @@ def report(result: Result, class_names: tuple[str, ...]) -> dict[str, Any]:
         "calibration_error": result.calibration_error,
         **({"metrics": dict(result.more)} if result.more else {}),
         "classes": {
-            class_names[i] if class_names else str(i): rate(errors, count)
-            for i, (count, errors) in enumerate(classes)
-            if count
+            names[i]: rate(errors, count) for i, (count, errors) in enumerate(classes) if count
         },
     }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import SettingError, UserError
 from resnet_flax.evaluation.metrics import (
     Calibration,
     Confusion,
@@ -217,10 +217,11 @@ def _plain(name: str, value: Any) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UserError(
+        raise SettingError(
             f"the metric {name!r} is {value!r}; compute must return a finite number, a list of "
-            "them, or None where it is not defined (a run continues without it by another "
-            "eval.metrics)"
+            "them, or None where it is not defined;",
+            "eval.metrics",
+            "a run continues without it by another eval.metrics",
         ) from error
     return value
 

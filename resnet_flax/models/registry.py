@@ -1,6 +1,7 @@
 """Networks by name: `create_model`, and the checks of their attributes."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import ml_collections
 from resnet_flax import renamed
 from resnet_flax.errors import UserError, closest
 from resnet_flax.keys import parsed, words
-from resnet_flax.models.attributes import attributes, check_network, checked
+from resnet_flax.models.attributes import DECIDED, attributes, check_network, checked
 from resnet_flax.models.resnet import ResNet
 from resnet_flax.models.variants import VARIANTS, Overrides
 
@@ -44,6 +45,43 @@ def create_model(name: str, /, **overrides: Any) -> ResNet:
     return model
 
 
+def changed(model: ResNet, overrides: Mapping[str, Any]) -> ResNet:
+    """A network with some attributes changed, as `settable` returns them.
+
+    Raises:
+      UserError: the attributes are not a valid network together.
+    """
+    model = model.clone(**overrides)
+    check_network(model)
+    return model
+
+
+def settable(overrides: Mapping[str, Any] | str, where: str = "overrides") -> Overrides:
+    """Changes to a network, checked one by one, under the current names of the attributes.
+
+    Args:
+      overrides: by attribute, or as `parse_overrides` takes them.
+      where: what the error calls them.
+
+    Raises:
+      UserError: there is no such attribute, weights or other arguments decide it, or a value is of
+        the wrong type or out of range.
+    """
+    given = parse_overrides(overrides, where) if isinstance(overrides, str) else dict(overrides)
+    found = renamed.keywords(given, renamed.ATTRIBUTES, "attribute of networks")
+    known = [name for name in ATTRIBUTES if name not in DECIDED]
+    for name in found:
+        if name in DECIDED:
+            raise UserError(
+                f"{where} cannot set {name}, which comes with the weights or from another setting"
+            )
+        if name not in known:
+            raise UserError(
+                f"{where} cannot set {name!r}{closest(name, known)} (can set {', '.join(known)})"
+            )
+    return checked(found)
+
+
 def configured_model(
     config: ml_collections.ConfigDict, num_classes: int, ghost_batches: int = 1
 ) -> ResNet:
@@ -66,10 +104,14 @@ def configured_model(
     return create_model(config.name, **parse_overrides(config.overrides), **decided)
 
 
-def parse_overrides(text: str) -> Overrides:
+def parse_overrides(text: str, where: str = "model.overrides") -> Overrides:
     """Parses attributes such as 'shortcut=C stem=deep stage_sizes=2,2,2,2'.
 
     Values that are not of an attribute's type stay as they are; `create_model` names them.
+
+    Args:
+      text: to be parsed.
+      where: what errors call it.
 
     Raises:
       UserError: a word is not of the form `name=value`.
@@ -78,5 +120,5 @@ def parse_overrides(text: str) -> Overrides:
     known |= {old: known[new] for old, new in renamed.ATTRIBUTES.items()}
     return {
         name: parsed(value, type(known[name].default)) if name in known else value
-        for name, value in words(text)
+        for name, value in words(text, where)
     }

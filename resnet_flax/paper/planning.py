@@ -115,21 +115,21 @@ def cost(planned: Sequence[Training]) -> float:
     return total
 
 
-def lacking(planned: Sequence[Training]) -> list[str]:
-    """Missing data, in one sentence each."""
-    sentences = {}
+def lacking(planned: Sequence[Training]) -> list[UserError]:
+    """Missing data, as one error each."""
+    errors: dict[Any, UserError | None] = {}
     for one in planned:
         if one.result is not None:
             continue
         data = one.config.data
         key = (data.source, data.data_dir, data.train_split, data.eval_split)
-        if key not in sentences:
+        if key not in errors:
+            errors[key] = None
             try:
                 open_splits(one.config.data)
-                sentences[key] = ""
             except UserError as error:
-                sentences[key] = str(error)
-    return [sentence for sentence in dict.fromkeys(sentences.values()) if sentence]
+                errors[key] = error
+    return list({str(error): error for error in errors.values() if error}.values())
 
 
 def sustained() -> tuple[float, bool]:

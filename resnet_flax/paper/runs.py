@@ -151,7 +151,7 @@ def _published(
 ) -> dict[str, Any]:
     found = load(row.weights)
     source = open_source(row.data, "test", data_dir)
-    source = as_outputs(source, found.class_names, found.model.num_classes)
+    source = as_outputs(source, found.class_names, found.model.num_classes, say=terminal.say)
     network = Network(found.model, found.variables, _preprocessing(found))
     result = evaluate_pretrained(
         *([network], source),
@@ -181,9 +181,10 @@ def _preprocessing(found: Any) -> Any:
 def _test_set(one: Training, found: Any) -> Any:
     data = one.config.data
     if data.eval_split == "holdout":
-        return open_splits(data)[1]
-    source = open_source(data.source, data.eval_split, data.data_dir)
-    return as_outputs(source, found.class_names, found.model.num_classes)
+        source = open_splits(data)[1]
+    else:
+        source = open_source(data.source, data.eval_split, data.data_dir)
+    return as_outputs(source, found.class_names, found.model.num_classes, say=terminal.say)
 
 
 def _evaluated(

@@ -193,6 +193,13 @@ def all_max(number: int) -> int:
     return number if jax.process_count() == 1 else int(_gather(np.array(number)).max())
 
 
+def all_sum(numbers: np.ndarray) -> np.ndarray:
+    """The sums over all processes of each number; a collective like `all_max`."""
+    if jax.process_count() == 1:
+        return numbers
+    return _gather(numbers).reshape(jax.process_count(), -1).sum(0)
+
+
 def of_the_first(number: int) -> int:
     """The number that the first process has, 0 or more; a collective like `all_max`."""
     return all_max(number if is_primary() else -1)

@@ -4,14 +4,13 @@ import os
 import re
 import sys
 
-from resnet_flax.errors import UserError, first_line
+from resnet_flax.errors import SettingError, UserError, first_line
 from resnet_flax.runtime.storage import OF_THE_MACHINE
 
 # What may be done about too little memory, without other results where the first ones are.
 _LESS_DEVICE = (
     "in training, set data.resident=false, model.remat=1 or a smaller data.eval_batch_size, which "
-    "a run may also be continued with, or begin with a smaller batch_size or more accumulation; in "
-    "an evaluation, pass a smaller --batch_size"
+    "a run may also be continued with, or begin with a smaller batch_size or more accumulation"
 )
 _LESS_HOST = (
     "use fewer data.workers, set data.in_memory and data.resident to false, use a smaller batch "
@@ -32,10 +31,12 @@ def explained(error: BaseException, unnamed: str = "a file") -> UserError | None
         return UserError(f"{error.filename or unnamed} cannot be used: {error.strerror or error}")
     if isinstance(error, MemoryError):
         said = f" ({first_line(error)})" if str(error) else ""
-        return UserError(f"there is not enough memory on this host{said}; {_LESS_HOST}")
+        said = f"there is not enough memory on this host{said};"
+        return SettingError(said, "memory of the host", _LESS_HOST)
     if lacks_memory(error):
         said = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
-        return UserError(f"there is not enough memory on the device ({said}); {_LESS_DEVICE}")
+        said = f"there is not enough memory on the device ({said});"
+        return SettingError(said, "memory of the device", _LESS_DEVICE)
     if isinstance(error, RuntimeError | AssertionError):
         return _without_device()
     return None

@@ -104,6 +104,13 @@ def open_closed() -> None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115
 
 
+def escape_unknown() -> None:
+    """Lets standard output and error escape what their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def stuck() -> bool:
     """Whether a thread hangs in a write; Python would wait for it at exit."""
     return any(not done.is_set() for done in _writes)

@@ -1,8 +1,6 @@
 """The checkpoints of a run: saved in the background, synced before older ones are deleted."""
 
 import contextlib
-import errno
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,7 +97,6 @@ class Checkpoints:
         meta = {**about, "format": FORMAT, "step": step, "digests": digests(state)}
         meta["sha256"] = sha256_of(meta)
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
-        self._saving = step
         try:
             self._lay_aside(step)
             self._open().save(step, args=items, force=True)
@@ -222,11 +219,13 @@ class Checkpoints:
 
     def _check_room(self, step: int, state: Any) -> None:
         # Some full disks, such as by quotas, are not detected here; the others fail cleanly.
-        storage.make_directory(self.directory)
+        self._saving = step
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 1_000_000
-        if storage.free_bytes(self.directory) < needed:
-            self._saving = step
-            raise self._failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        try:
+            storage.make_directory(self.directory)
+            storage.check_room(self.directory, needed)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> SaveError:
         """Removes the files of a failed save, and returns the error."""

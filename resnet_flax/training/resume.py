@@ -1,13 +1,16 @@
 """Where a run starts: its newest checkpoint, if that is of the same experiment and data."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 
 from resnet_flax.config import conflicts, flatten
 from resnet_flax.data import fingerprint
 from resnet_flax.errors import UserError
+from resnet_flax.keys import Key
 from resnet_flax.runtime import distributed, storage
 from resnet_flax.training import resume_notes
 from resnet_flax.training.checkpoint import Checkpoints
@@ -60,7 +63,7 @@ def restore_or_init(
 
     def accept(meta: dict[str, Any]) -> None:
         changes[:] = _changes(run, meta, workdir)
-        _check_config(run, meta, workdir)
+        check_config(run.config, run.keys, meta, workdir)
         _check_data(run, meta, workdir, changes)
 
     target = jax.tree.map(
@@ -90,16 +93,28 @@ def restore_or_init(
     return Start(state, step, averaged, changes, notes, unlogged, Recovery.of(meta))
 
 
-def _check_config(run: Run, meta: dict[str, Any], workdir: Path) -> None:
-    config = run.config
+def check_config(
+    config: ml_collections.ConfigDict, keys: Mapping[str, Key], meta: dict[str, Any], workdir: Path
+) -> None:
+    """Raises UserError unless a run may continue from a checkpoint with this config.
+
+    Args:
+      config: of the run, checked.
+      keys: all config keys.
+      meta: of the checkpoint.
+      workdir: of both, for the error.
+    """
     # The fingerprint identifies the data; its directory may differ.
     besides = ("data.source",) if "data" in meta else ()
-    different = conflicts(config, meta["config"], run.keys, besides)
+    different = conflicts(config, meta["config"], keys, besides)
     if different:
         listed = ", ".join(f"{k} is {b!r} but was {a!r}" for k, (a, b) in different.items())
+        saved = flatten(meta["config"])
+        new = [f"--config.{k}={a}" for k, (a, _) in different.items() if k not in saved]
+        former = f" (pass {' '.join(new)} for what was usual before there was such a key)"
         raise UserError(
-            f"{workdir} has a run of another config: {listed}; "
-            "give another --workdir, or the config that the run started with"
+            f"{workdir} has a run of another config: {listed}; give another --workdir, or the "
+            f"config that the run started with{former * bool(new)}"
         )
     if meta["step"] > config.steps:
         raise UserError(

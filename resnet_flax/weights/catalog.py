@@ -9,86 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_flax.errors import UserError, closest, first_line
+from resnet_flax.weights.recipes import HALVED, RECIPES
 
 if TYPE_CHECKING:  # its import is slow
     from resnet_flax.data.preprocessing import Preprocessing
 
 HALF = (0.5, 0.5, 0.5)
-
-# By training recipe: side, crop fraction, interpolation, and the networks, all on ImageNet-1k. The
-# settings are for evaluation (timm 1.0.31's test settings, which may differ from training's).
-_TIMM: tuple[tuple[str, int, float, str, str], ...] = (
-    (
-        "tv_in1k",
-        *(224, 0.875, "bilinear"),
-        "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d "
-        "resnext101_64x4d wide_resnet50_2 wide_resnet101_2",
-    ),
-    (
-        "tv2_in1k",
-        *(224, 0.965, "bilinear"),
-        "resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d wide_resnet50_2 "
-        "wide_resnet101_2",
-    ),
-    (
-        "a1_in1k",
-        *(288, 1.0, "bicubic"),
-        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnext50_32x4d seresnet50",
-    ),
-    (
-        "a2_in1k",
-        *(288, 1.0, "bicubic"),
-        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnext50_32x4d seresnet50",
-    ),
-    (
-        "a3_in1k",
-        *(224, 0.95, "bicubic"),
-        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnext50_32x4d seresnet50",
-    ),
-    (
-        "a1h_in1k",
-        *(288, 1.0, "bicubic"),
-        "resnet101 resnet152 resnext50_32x4d resnetv2_50 resnetv2_101",
-    ),
-    ("a1h_in1k", *(224, 1.0, "bicubic"), "resnet50"),
-    ("b1k_in1k", *(288, 1.0, "bicubic"), "resnet50"),
-    ("b2k_in1k", *(288, 1.0, "bicubic"), "resnet50"),
-    ("c1_in1k", *(288, 1.0, "bicubic"), "resnet50 resnext101_64x4d"),
-    ("c2_in1k", *(288, 1.0, "bicubic"), "resnet50"),
-    ("d_in1k", *(288, 1.0, "bicubic"), "resnet50"),
-    ("am_in1k", *(224, 0.875, "bicubic"), "resnet50"),
-    ("bt_in1k", *(288, 0.95, "bicubic"), "resnet34 resnet50"),
-    ("ra_in1k", *(288, 0.95, "bicubic"), "resnet50 resnext50_32x4d"),
-    ("ram_in1k", *(288, 0.95, "bicubic"), "resnet50"),
-    ("racm_in1k", *(288, 0.95, "bicubic"), "seresnext50_32x4d wide_resnet50_2"),
-    ("ra2_in1k", *(288, 0.95, "bicubic"), "resnet18d resnet34d resnet50d seresnet50"),
-    ("ra2_in1k", *(320, 1.0, "bicubic"), "resnet101d resnet152d"),
-    (
-        "ra4_e3600_r224_in1k",
-        *(288, 1.0, "bicubic"),
-        "resnet18d resnet34 resnet50d resnetv2_18 resnetv2_34",
-    ),
-    (
-        "gluon_in1k",
-        *(224, 0.875, "bicubic"),
-        "resnet18 resnet34 resnet50 resnet101 resnet152 resnet50d resnet101d resnet152d "
-        "resnext50_32x4d resnext101_32x4d resnext101_64x4d seresnext50_32x4d seresnext101_32x4d",
-    ),
-    (
-        "fb_ssl_yfcc100m_ft_in1k",
-        *(224, 0.875, "bilinear"),
-        "resnet18 resnet50 resnext50_32x4d resnext101_32x4d resnext101_32x8d",
-    ),
-    (
-        "fb_swsl_ig1b_ft_in1k",
-        *(224, 0.875, "bilinear"),
-        "resnet18 resnet50 resnext50_32x4d resnext101_32x4d resnext101_32x8d",
-    ),
-    ("fb_wsl_ig1b_ft_in1k", *(224, 0.875, "bilinear"), "resnext101_32x8d"),
-)
-
-# Networks and recipes with pixels in [-1, 1].
-_HALVED = ("ra4_e3600_r224_in1k", "resnetv2_50.a1h_in1k", "resnetv2_101.a1h_in1k")
 
 # The name of each file has the beginning of its SHA-256.
 _AKAMASTER = {
@@ -151,7 +77,7 @@ def _timm(
     variant: str, recipe: str, size: int, crop_fraction: float, interpolation: str
 ) -> Published:
     repository = f"timm/{variant}.{recipe}"
-    halved = recipe in _HALVED or f"{variant}.{recipe}" in _HALVED
+    halved = recipe in HALVED or f"{variant}.{recipe}" in HALVED
     images = {"size": size, "crop_fraction": crop_fraction, "interpolation": interpolation}
     return Published(
         variant,
@@ -189,7 +115,7 @@ def _caffe(depth: int) -> Published:
 CATALOG: dict[str, Published] = {
     **{
         f"{variant}.{recipe}": _timm(variant, recipe, size, crop_fraction, interpolation)
-        for recipe, size, crop_fraction, interpolation, variants in _TIMM
+        for recipe, size, crop_fraction, interpolation, variants in RECIPES
         for variant in variants.split()
     },
     **{f"resnet{depth}_v1.caffe_in1k": _caffe(depth) for depth in (50, 101, 152)},

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from resnet_flax import renamed
+from resnet_flax.data.class_names import unusable
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.errors import UserError, first_line
 from resnet_flax.models import ResNet, create_model
@@ -67,7 +68,29 @@ def describe(file: WeightsFile, published: Published | None, origin: str) -> Des
     if file.caffe:
         caffe = CATALOG["resnet50_v1.caffe_in1k"].preprocessing
         return Description(preprocessing=caffe, function=_CAFFE)
-    return Description()
+    return Description(function=dict(file.function))
+
+
+def as_published(
+    described: Description, published: Published, classes: int, name: str
+) -> Description:
+    """What a file is taken for that the user calls by the name of published weights.
+
+    What the file says of itself is kept: its class names, its preprocessing, its network.
+
+    Args:
+      described: by the file.
+      published: what it is called.
+      classes: number of classes of the file's head.
+      name: of the published weights, for errors.
+    """
+    if described.model is not None:
+        return described
+    model = create_model(published.variant, num_classes=classes, **dict(published.axes))
+    check_function(described.function, model, name)
+    names = published.class_names if published.classes == classes else ()
+    preprocessing = described.preprocessing or published.preprocessing
+    return Description(model, preprocessing, names, function_of(model))
 
 
 def function_of(model: ResNet) -> dict[str, Any]:
@@ -115,6 +138,8 @@ def _from_json(about: Any, origin: str) -> Description:
         names = tuple(about["class_names"])
         if not isinstance(preprocessing, dict) or not all(isinstance(n, str) for n in names):
             raise TypeError("values of wrong types")
+        if any(map(unusable, names)):
+            raise ValueError("names of classes with line breaks or control characters")
         if len(names) not in (0, model.num_classes):
             raise ValueError(f"{len(names)} names for {model.num_classes} classes")
         found = Preprocessing.from_json(preprocessing) if preprocessing else None

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from resnet_flax.errors import UserError
+from resnet_flax.errors import UserError, listed
 from resnet_flax.models import ResNet
 from resnet_flax.models.scan import stack, unstack
-from resnet_flax.weights.files import Arrays
+from resnet_flax.weights.formats import Arrays
+from resnet_flax.weights.mismatch import Shapes, explain
 from resnet_flax.weights.torch_layout import (
     COUNTER,
     export_torch,
@@ -21,8 +22,6 @@ from resnet_flax.weights.torch_layout import (
     layout_of,
     torch_name,
 )
-
-Shapes = dict[str, tuple[int, ...]]
 
 STEM, HEAD = "params/stem/conv1/kernel", ("params/head/kernel", "params/head/bias")
 
@@ -40,7 +39,7 @@ def fit_arrays(
       seed: see `loading.load`.
 
     Raises:
-      UserError: something is missing, unexpected or of another shape; the message names all of it.
+      UserError: something is missing, unexpected or of another shape; the message says how.
     """
     arrays = {name: a for name, a in arrays.items() if not name.endswith(COUNTER)}
     expected = torch_shapes(model, arrays)
@@ -49,6 +48,12 @@ def fit_arrays(
     layout = layout_of(model)
     head = [torch_name(path.partition("/")[2], model, layout) for path in HEAD]
     ignored = _check(given, wanted, head, 0, model, origin, reset_head)
+    whole = [name for name in expected if name not in ignored and arrays[name].dtype.kind in "biu"]
+    if whole:
+        raise UserError(
+            f"{origin} has whole numbers in {listed(whole)}; give the floating-point weights of "
+            "which they are a quantized form"
+        )
     leaves = {
         path: from_torch(path.partition("/")[2], arrays[name])
         for name, (path, _) in expected.items()
@@ -75,7 +80,7 @@ def fit_variables(
       seed: see `loading.load`.
 
     Raises:
-      UserError: something is missing, unexpected or of another shape; the message names all of it.
+      UserError: something is missing, unexpected or of another shape; the message says how.
     """
     leaves = flatten_dict(unstack(variables), sep="/")
     channels = leaves[STEM].shape[2] if STEM in leaves else 3
@@ -150,7 +155,7 @@ def _check(
 
     Raises:
       UserError: the weights are for another number of classes, or have no head, and no new head is
-        requested; or something else does not fit, and the message names all of it.
+        requested; or something else does not fit, and the message says how.
     """
     classes = _classes(given, head, axis)
     differ = classes is not None and classes != model.num_classes
@@ -184,23 +189,12 @@ def _classes(given: Shapes, head: Sequence[str], axis: int) -> int | None:
 
 def _differences(given: Shapes, wanted: Shapes, left_out: Sequence[str]) -> str:
     """Everything missing, unexpected or of another shape, in words."""
-    given, wanted = (
-        {name: shape for name, shape in shapes.items() if name not in left_out}
-        for shapes in (given, wanted)
+    return explain(
+        *(
+            {name: shape for name, shape in shapes.items() if name not in left_out}
+            for shapes in (given, wanted)
+        )
     )
-    problems = {
-        "missing": [name for name in wanted if name not in given],
-        "unexpected": [name for name in given if name not in wanted],
-        "of another shape": [
-            f"{name} {list(given[name])}, not {list(shape)}"
-            for name, shape in wanted.items()
-            if name in given and given[name] != shape
-        ],
-    }
-    parts = [
-        f"{len(names)} {what} ({', '.join(names)})" for what, names in problems.items() if names
-    ]
-    return "; ".join(parts)
 
 
 def _variables(leaves: Mapping[str, Any], model: ResNet, seed: int) -> dict[str, Any]:

@@ -8,16 +8,17 @@ import numpy as np
 
 from resnet_flax.config import check, flatten
 from resnet_flax.data.preprocessing import Preprocessing
-from resnet_flax.errors import UserError, closest
+from resnet_flax.errors import UserError, closest, listed
 from resnet_flax.models import VARIANTS, ResNet, configured_model
 from resnet_flax.models.attributes import check_dtype, checked
+from resnet_flax.models.registry import changed, settable
 from resnet_flax.runtime import storage
-from resnet_flax.training.checkpoint_files import DamagedError, newest, read_meta, read_variables
-from resnet_flax.weights import description
-from resnet_flax.weights.catalog import CATALOG, fetch, recognize
+from resnet_flax.training.checkpoint_files import DamagedError, read_meta, read_variables
+from resnet_flax.weights import description, hub, places
+from resnet_flax.weights.catalog import CATALOG, recognize
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.fitting import fit_arrays, fit_variables
-from resnet_flax.weights.identify import identify
+from resnet_flax.weights.identify import head_classes, identify, without_other_heads
 from resnet_flax.weights.torch_layout import COUNTER, export_torch, layout_of
 
 
@@ -33,6 +34,9 @@ class Pretrained(NamedTuple):
       sha256: of the file, empty for a checkpoint.
       config: of the training if it is a checkpoint of this package; else empty.
       assumed: whether the preprocessing is unknown and the usual one is assumed.
+      fingerprints: of the "train" and "eval" images of the training, see `fingerprint.take`, if it
+        is a checkpoint of this package.
+      classes: of the weights' own head, 0 without one; `model` may have another.
     """
 
     model: ResNet
@@ -43,6 +47,8 @@ class Pretrained(NamedTuple):
     sha256: str = ""
     config: Mapping[str, Any] = {}
     assumed: bool = False
+    fingerprints: Mapping[str, Any] = {}
+    classes: int = 0
 
 
 def load(
@@ -52,6 +58,7 @@ def load(
     weights: str | Path = "",
     model: ResNet | None = None,
     num_classes: int | None = None,
+    overrides: Mapping[str, Any] | str = {},
     dtype: Any = None,
     reset_head: bool = False,
     seed: int = 0,
@@ -60,17 +67,23 @@ def load(
 
     Args:
       what: a published name such as 'resnet50.tv2_in1k' (downloaded once), a weights file
-        (safetensors, torch's .pth, .caffemodel, .npz), a workdir or checkpoint of this package, or
-        a variant whose weights are given by `weights`.
-      variant: of a weights file, if its shapes do not decide it.
-      weights: a weights file or published name, if `what` is a variant.
+        (safetensors, torch's .pth, .caffemodel, .npz), a directory of the Hugging Face hub that
+        timm or transformers wrote, a workdir or checkpoint of this package, or what `variant` may
+        be, if its weights are given by `weights`. Where a file has several networks, 'FILE:NAME'
+        says which, such as 'dino.pth:teacher'.
+      variant: of a weights file, if its shapes do not decide it; or the published name of these
+        weights or of such that the same preprocessing is for.
+      weights: a weights file, if `what` is a variant or the published name of these weights; a
+        published name, if `what` is a variant.
       model: the network to load the weights into, with any `dtype`, `scan` and `num_classes`; by
         default the one that they are from.
       num_classes: of the network, instead of `model`; 0 leaves out the head, so that the network
         returns features. By default those of the weights.
+      overrides: other attributes of the network than the weights' network or variant has, such as
+        `{"stem": "deep"}` or 'stem=deep avg_down=True'.
       dtype: of the computation; by default float32, or that of the run or `model`.
-      reset_head: if the weights have no head, or one for another number of classes than `model` or
-        `num_classes`, initialise a new one.
+      reset_head: if the weights have no head of one linear layer, or one for another number of
+        classes than `model` or `num_classes`, initialise a new one.
       seed: of that head.
 
     Returns:
@@ -78,16 +91,23 @@ def load(
 
     Raises:
       UserError: there is no such thing, it cannot be read, its network is ambiguous, or it does not
-        fit `model`; then the message names everything missing, unexpected or of another shape.
+        fit `model`; then the message has the pattern of what is missing, unexpected or of
+        another shape, and three examples of each.
     """
     name = str(what)
     if weights:
-        _check_without_weights(name)
+        places.check_without_weights(name, str(weights))
         if variant not in ("", name):
             raise UserError(f"the network is named twice, {name} and {variant}; leave one out")
         name, variant = str(weights), name
+    if variant and variant not in VARIANTS and variant not in CATALOG:
+        near = closest(variant, [*VARIANTS, *CATALOG]) or "; resnet-flax models lists them"
+        raise UserError(f"there is no model called {variant!r}{near}")
     if variant and model is not None:
         raise UserError(f"the network is given twice, as {variant} and as a model; leave one out")
+    if overrides and model is not None:
+        raise UserError("a model has its own attributes; leave overrides or model out")
+    overrides = settable(overrides)
     if model is not None and num_classes is not None:
         raise UserError("a model has its own num_classes; leave num_classes or model out")
     if reset_head and model is None and num_classes is None:
@@ -99,14 +119,14 @@ def load(
     head = {"reset_head": reset_head, "seed": seed}
     if name and name not in CATALOG and name not in VARIANTS:
         name = str(storage.local(name))
-    if not _is_checkpoint(Path(name)):
-        found = _load_file(name, variant, model, num_classes, head)
+        places.split(name)  # explains a path that cannot be looked for
+    if not places.is_checkpoint(Path(name)):
+        found = _load_file(name, variant, model, num_classes, overrides, head)
     elif variant:
-        own = _network_of(read_meta(_checkpoint(Path(name)))).name
-        mend = f"give {name} as MODEL without --weights" if weights else "leave --model out"
-        raise UserError(f"{name} already names its network, {own}; {mend}")
+        own = _network_of(read_meta(places.checkpoint(Path(name)))).name
+        raise UserError(f"{name} already names its network, {own}; give {name} alone")
     else:
-        found = _load_checkpoint(Path(name), model, num_classes, head)
+        found = _load_checkpoint(Path(name), model, num_classes, overrides, head)
     if len(found.class_names) != found.model.num_classes:
         found = found._replace(class_names=())  # they are those of another head
     if dtype is not None:
@@ -127,14 +147,27 @@ def _load_file(
     variant: str,
     model: ResNet | None,
     num_classes: int | None,
+    overrides: Mapping[str, Any],
     head: Mapping[str, Any],
 ) -> Pretrained:
     """Published weights, or those in a file."""
-    file = read_weights(_path_of(name))
+    file, place = read_weights(*places.path_of(name)), places.split(name)[0]
     origin = name if name in CATALOG else recognize(file.sha256) or name
     described = description.describe(file, CATALOG.get(origin), name)
+    classes = num_classes if model is None else model.num_classes
+    if head["reset_head"] or classes == 0:
+        file = without_other_heads(file)
+    own_classes = head_classes(file.arrays, name)
+    if origin not in CATALOG and not file.about and storage.is_directory(place):
+        described = hub.describe(place, own_classes) or described
+    if variant in CATALOG:
+        published = CATALOG[variant]
+        if origin == name and described.model is None:
+            origin = f"{name}, as {variant}"
+        described = description.as_published(described, published, own_classes, name)
+        variant = published.variant
     if model is None:
-        model = _with_classes(identify(file, described, variant, name), num_classes)
+        model = _with_classes(identify(file, described, variant, name, overrides), num_classes)
     variables = fit_arrays(file.arrays, model, name, **head)
     description.check_function(described.function, model, name)
     preprocessing = described.preprocessing
@@ -142,48 +175,13 @@ def _load_file(
     if assumed:
         preprocessing = Preprocessing()  # the one that most of these were trained with
     names = described.class_names
-    return Pretrained(model, variables, preprocessing, names, origin, file.sha256, assumed=assumed)
-
-
-def _path_of(name: str) -> Path:
-    """The file of published weights, downloaded if needed, or the file of that name."""
-    if name in CATALOG:
-        return fetch(name)
-    path = Path(name)
-    if name and storage.is_directory(path):
-        raise UserError(f"{name} has no checkpoints; give the workdir of a run, or a weights file")
-    if name and storage.exists(path):
-        return path
-    unknown = f"{name or repr(name)} is not a file, a workdir or the name of published weights"
-    if name in VARIANTS:
-        others = [known for known in CATALOG if known.partition(".")[0] == name]
-        hint = f", or use one of {', '.join(others)}" if others else ""
-        raise UserError(f"{unknown}, but a network without weights; pass --weights FILE{hint}")
-    near = closest(name, [*CATALOG, *VARIANTS])
-    raise UserError(
-        f"{unknown}{near}{' (' if near else '; '}resnet-flax models --published lists them"
-        f"{')' * bool(near)}"
+    if file.left_out:
+        origin += f" (without {listed(file.left_out)})"
+    return Pretrained(
+        *(model, variables, preprocessing, names, origin, file.sha256),
+        assumed=assumed,
+        classes=head_classes(file.arrays, name),
     )
-
-
-def _check_without_weights(name: str) -> None:
-    """Raises UserError where what should be the name of a network is something with weights."""
-    path = Path(name)
-    for kind, fits in (
-        ("the name of published weights", name in CATALOG),
-        ("a workdir or checkpoint", _is_checkpoint(path)),
-        ("a file", name not in VARIANTS and storage.is_file(path)),
-    ):
-        if fits:
-            raise UserError(f"{name} is {kind} and has weights; leave --weights out")
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return storage.is_directory(path / "meta") or storage.is_directory(path / "checkpoints")
-
-
-def _checkpoint(path: Path) -> Path:
-    return path if storage.is_directory(path / "meta") else newest(path / "checkpoints")
 
 
 def _network_of(meta: Mapping[str, Any]) -> Any:
@@ -197,10 +195,14 @@ def _with_classes(model: ResNet, num_classes: int | None) -> ResNet:
 
 
 def _load_checkpoint(
-    path: Path, model: ResNet | None, num_classes: int | None, head: Mapping[str, Any]
+    path: Path,
+    model: ResNet | None,
+    num_classes: int | None,
+    overrides: Mapping[str, Any],
+    head: Mapping[str, Any],
 ) -> Pretrained:
     """The newest whole checkpoint of a workdir, or the one that `path` is."""
-    checkpoint = _checkpoint(path)
+    checkpoint = places.checkpoint(path)
     try:
         meta = read_meta(checkpoint)
         variables = read_variables(checkpoint, meta)
@@ -217,8 +219,8 @@ def _load_checkpoint(
             f"the network of {path} cannot be made here: {error}; if its block or normalization is "
             "your own, import the Python file that adds it first, and load the network from Python"
         ) from error
-    if num_classes is not None:
-        model = _with_classes(trained, num_classes)
+    if num_classes is not None or overrides:
+        model = changed(_with_classes(trained, num_classes), overrides)
     if model is not None:
         variables = fit_variables(variables, model, str(path), **head)
         description.check_function(description.function_of(trained), model, str(path))
@@ -229,6 +231,8 @@ def _load_checkpoint(
         names,
         f"step {meta['step']} of {path}",
         config=meta["config"],
+        fingerprints=meta.get("data", {}),
+        classes=trained.num_classes,
     )
 
 

@@ -1,162 +1,173 @@
 """Reads files of torch.save, without torch, and without running code from them.
 
-A pickle is a program: loading one may call any function. This reader replaces the few names that
-tensors and plain containers need by its own functions, and refuses all others.
+A pickle is a program: loading one may call any function. This reader looks up no name that a pickle
+asks for: tensors and plain containers are made by its own functions, and stand-ins that do nothing
+take the place of all other objects, such as the settings, schedules and random states that training
+programs save. What is there to run code is not needed by weights; a file that has it is refused.
 """
 
 import collections
 import io
-import math
 import pickle
 import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import ml_dtypes
-import numpy as np
+from typing import Any
 
 from resnet_flax.errors import UserError
+from resnet_flax.weights.torch_tensors import (
+    DTYPES,
+    STORAGES,
+    Read,
+    StandIn,
+    Storage,
+    Tensor,
+    Unread,
+)
 
 # Marks the format before torch 1.6, a sequence of pickles and storages.
 _MAGIC = 0x1950A86A20F9469CFC6C
-
-_DTYPES = {
-    "DoubleStorage": np.float64,
-    "FloatStorage": np.float32,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
-
-
-# Types that a checkpoint may contain besides tensors; they are replaced by their names.
-_NAMES = (
-    *("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64"),
-    *("uint8", "bool", "complex64", "complex128", "strided", "channels_last"),
-    *_DTYPES,
-)
 
 # A state dictionary's arrays may be views of shared storages; copies are limited to so many times
 # the file's size.
 _COPIES = 4
 
+# Stand-ins are classes, which take much more memory than their names in the file.
+_MOST_KINDS = 1000
 
-class _Storage:
-    """Memory that tensors are views of; filled once its bytes are read."""
+# Modules whose functions run programs or change the machine. They are not looked up, as nothing is;
+# but a file that asks for them is no file of weights.
+_RUNNING = (
+    *("os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "shutil", "socket"),
+    *("importlib", "runpy", "pty", "ctypes"),
+)
 
-    def __init__(self, dtype: Any, size: int) -> None:
-        self.dtype, self.size = np.dtype(dtype), size
-        self.values: np.ndarray | None = None
-
-
-class Tensor:
-    """A tensor in the object that was read, until `array` copies it.
-
-    Attributes:
-      nbytes: of the copy.
-    """
-
-    def __init__(self, storage: _Storage, offset: int, shape: Any, strides: Any) -> None:
-        self._storage, self._offset = storage, offset
-        self._shape, self._strides = tuple(shape), tuple(strides)
-        numbers = (self._offset, *self._shape, *self._strides)
-        if any(type(n) is not int or n < 0 for n in numbers):
-            raise ValueError("an invalid tensor")
-        if len(self._shape) != len(self._strides):
-            raise ValueError("a tensor with different numbers of strides and axes")
-        self.nbytes = math.prod(self._shape) * storage.dtype.itemsize
-
-    def array(self) -> np.ndarray:
-        """A copy of the elements as an array."""
-        values = self._storage.values
-        if values is None:
-            raise ValueError("a tensor without data")
-        if self.nbytes == 0:
-            return np.zeros(self._shape, values.dtype)
-        # Views are of raw memory, so they must lie inside it.
-        last = self._offset + sum(
-            (n - 1) * stride for n, stride in zip(self._shape, self._strides, strict=True)
-        )
-        if last >= len(values):
-            raise ValueError("a tensor that reaches beyond its storage")
-        itemsize = values.dtype.itemsize
-        view = np.lib.stride_tricks.as_strided(
-            values[self._offset :], self._shape, [stride * itemsize for stride in self._strides]
-        )
-        return view.copy()
+# What checkpoints have of Python's own module, by the names of Python 2 and 3.
+_BUILTIN = (
+    *("int", "long", "float", "complex", "bool", "str", "unicode", "bytes", "bytearray", "list"),
+    *("dict", "tuple", "slice", "range", "xrange", "object", "type", "Ellipsis"),
+)
 
 
-class Read(NamedTuple):
-    """The contents of a file.
+class _Function:
+    """What a pickle calls. Unlike a `functools.partial`, the pickle cannot change its state."""
 
-    Attributes:
-      tree: the object, with `Tensor`s in place of tensors.
-      budget: total bytes that arrays copied from it may take.
-    """
+    __slots__ = ("func",)
 
-    tree: Any
-    budget: int
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
 
-    def arrays(self, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        """Tensors of the tree as arrays."""
-        if sum(tensor.nbytes for tensor in tensors.values()) > self.budget:
-            raise ValueError("tensors that view the same memory many times")
-        return {name: tensor.array() for name, tensor in tensors.items()}
+    def __call__(self, *arguments: Any) -> Any:
+        return self.func(*arguments)
+
+    def __setstate__(self, _: Any) -> None:
+        raise ValueError("a function that the pickle changes")
+
+
+def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *more: Any) -> Tensor | Unread:
+    if not isinstance(storage, Storage):
+        return Unread("a view of something else")
+    if any(more[2:]):
+        return Unread("conjugate or negative view")
+    return Tensor(storage, offset, size, stride)
+
+
+def _rebuild_untyped(*arguments: Any) -> Tensor | Unread:
+    storage, offset, size, stride, _, _, dtype, *more = arguments
+    if not isinstance(storage, Storage) or not isinstance(dtype, str):
+        return Unread(getattr(dtype, "kind", "a tensor of an unknown type"))
+    if any(more):
+        return Unread("conjugate or negative view")
+    return Tensor(storage, offset, size, stride, DTYPES[dtype])
+
+
+def _rebuild_from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    is_ours = isinstance(function, _Function) and function.func in (_rebuild, _rebuild_untyped)
+    return function(*arguments) if is_ours else Unread("a tensor of a type of its own")
+
+
+def _first(value: Any = (), *_: Any) -> Any:
+    return value
+
+
+def _encoded(text: Any, *_: Any) -> bytes:
+    # The text of another object could be far longer than the file.
+    if not isinstance(text, str):
+        raise TypeError("bytes of something else than text")
+    return text.encode("latin1")
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "defaultdict"): _empty,
+    ("_codecs", "encode"): _encoded,
+    ("torch", "Size"): _first,
+    ("torch", "device"): _first,
+    ("torch._utils", "_rebuild_tensor"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_untyped,
+    ("torch._utils", "_rebuild_parameter"): _first,
+    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+}
+
+_VALUES = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "set"): set,
+    ("builtins", "frozenset"): frozenset,
+    **{("torch", name): name for name in (*DTYPES, *STORAGES)},
+    ("torch.storage", "UntypedStorage"): "UntypedStorage",
+}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Admits tensors and plain containers."""
+    """Makes tensors, plain containers and stand-ins, and imports nothing."""
 
-    def __init__(self, program: bytes, name: str, storage: Callable[[Any], _Storage]) -> None:
-        super().__init__(io.BytesIO(program), encoding="utf-8")
+    def __init__(self, program: bytes, name: str, storage: Callable[[Any], Storage]) -> None:
+        # Latin-1 also decodes the byte strings of Python 2.
+        super().__init__(io.BytesIO(program), encoding="latin1")
         self._name, self._storage = name, storage
-
-        # Defined for each file, so that a pickle can only modify its own.
-        def rebuild(storage: Any, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
-            if not isinstance(storage, _Storage) or any(more[2:]):  # conjugate, negative
-                raise ValueError("a tensor of an unknown kind")
-            return Tensor(storage, offset, size, stride)
-
-        def first(value: Any = (), *_: Any) -> Any:
-            return value
-
-        def encoded(text: Any, *_: Any) -> bytes:
-            return str(text).encode("latin1")
-
+        # A pickle can modify what it gets, so it gets objects of its own.
+        functions = {**_FUNCTIONS, ("builtins", "getattr"): self._attribute}
         self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("collections", "Counter"): collections.Counter,
-            ("builtins", "set"): set,
-            ("builtins", "complex"): complex,
-            ("_codecs", "encode"): encoded,
-            ("torch", "Size"): first,
-            ("torch", "device"): first,
-            ("torch._utils", "_rebuild_tensor"): rebuild,
-            ("torch._utils", "_rebuild_tensor_v2"): rebuild,
-            ("torch._utils", "_rebuild_parameter"): first,
-            ("torch._utils", "_rebuild_parameter_with_state"): first,
-            **{("torch", kind): kind for kind in _NAMES},
+            **_VALUES,
+            **{name: _Function(function) for name, function in functions.items()},
         }
+
+    def _refuse(self, function: str) -> None:
+        raise UserError(
+            f"{self._name} tries to run {function}, which no weights need; nothing was run: use a "
+            "file of tensors only (a safetensors file, or torch.save of a state_dict)"
+        )
+
+    def _attribute(self, of: Any, *_: Any) -> Any:
+        """Members of an enum, and classes in classes; a stand-in is all of its attributes."""
+        if not (isinstance(of, type) and issubclass(of, StandIn)):
+            self._refuse("builtins.getattr")
+        return of
 
     def find_class(self, module: str, name: str) -> Any:
         module = {"__builtin__": "builtins"}.get(module, module)
-        if (module, name) not in self._known:
-            raise UserError(
-                f"{self._name} tries to run {module}.{name}, which no weights need; nothing was "
-                "run: use a file of tensors only (a safetensors file, or torch.save of a "
-                "state_dict)"
-            )
-        return self._known[module, name]
+        if (module, name) in self._known:
+            return self._known[module, name]
+        is_builtin = module == "builtins" and name not in _BUILTIN
+        if is_builtin or module.partition(".")[0] in _RUNNING:
+            self._refuse(f"{module}.{name}")
+        if len(self._known) > _MOST_KINDS:
+            raise ValueError("more kinds of objects than a checkpoint has")
+        stand_in: Any = type("StandIn", (StandIn,), {"kind": f"{module}.{name}"})
+        if module.startswith("torch.") and name.startswith("_rebuild_"):
+            stand_in = _Function(lambda *_: Unread(name.removeprefix("_rebuild_")))
+        return self._known.setdefault((module, name), stand_in)
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # the class of a network, and its source
+            return pid[1]
         return self._storage(pid)
 
 
@@ -164,13 +175,13 @@ def read_zip(path: Path) -> Read:
     """The object in a file of torch 1.6 or newer.
 
     Raises:
-      UserError: it has more than tensors and plain containers.
+      UserError: it tries to run code.
       Exception: of any type if it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         folder = next(n for n in names if n.endswith("/data.pkl")).removesuffix("data.pkl")
-        storages: dict[str, _Storage] = {}
+        storages: dict[str, Storage] = {}
 
         def member(name: str) -> bytes:
             # Must be uncompressed, as torch writes it, so it cannot be larger than the file.
@@ -182,31 +193,32 @@ def read_zip(path: Path) -> Read:
         if f"{folder}byteorder" in names and member("byteorder") != b"little":
             raise ValueError("big-endian numbers")
 
-        def storage(pid: Any) -> _Storage:
+        def storage(pid: Any) -> Storage:
             kind, key, size = _parse(pid)
             if key not in storages:
-                storages[key] = _Storage(_DTYPES[kind], size)
-                _fill(storages[key], member(f"data/{key}"))
+                storages[key] = Storage(DTYPES[STORAGES[kind]], size)
+                storages[key].fill(member(f"data/{key}"))
             return storages[key]
 
         program = _program(io.BytesIO(member("data.pkl")))
-        return Read(_Unpickler(program, str(path), storage).load(), _budget(path))
+        found = _Unpickler(program, str(path), storage).load()
+        return Read(found, _budget(path), str(path))
 
 
 def read_legacy(path: Path) -> Read:
     """The object in a file of torch before 1.6; see `read_zip`."""
-    storages: dict[str, _Storage] = {}
+    storages: dict[str, Storage] = {}
 
-    def storage(pid: Any) -> _Storage:
+    def storage(pid: Any) -> Storage:
         kind, key, size = _parse(pid)
-        return storages.setdefault(key, _Storage(_DTYPES[kind], size))
+        return storages.setdefault(key, Storage(DTYPES[STORAGES[kind]], size))
 
-    def none(pid: Any) -> _Storage:
+    def none(pid: Any) -> Storage:
         raise ValueError("an unexpected storage")
 
     with path.open("rb") as file:
 
-        def load(find: Callable[[Any], _Storage] = none) -> Any:
+        def load(find: Callable[[Any], Storage] = none) -> Any:
             return _Unpickler(_program(file), str(path), find).load()
 
         if load() != _MAGIC:
@@ -221,8 +233,8 @@ def read_legacy(path: Path) -> Read:
             wanted = storages[key].dtype.itemsize * storages[key].size
             if size != storages[key].size or wanted > end - file.tell():
                 raise ValueError("a storage is truncated")
-            _fill(storages[key], file.read(wanted))
-    return Read(found, _budget(path))
+            storages[key].fill(file.read(wanted))
+    return Read(found, _budget(path), str(path))
 
 
 def _budget(path: Path) -> int:
@@ -247,13 +259,8 @@ def _program(file: io.BufferedIOBase) -> bytes:
 def _parse(pid: Any) -> tuple[str, str, int]:
     """Type, key and number of elements of a storage in a pickle."""
     word, kind, key, _, size, *view = pid
-    if word != "storage" or kind not in _DTYPES or type(size) is not int or any(view):
+    if word != "storage" or kind not in STORAGES or type(size) is not int or any(view):
         raise ValueError("a storage of an unknown kind")
+    if type(key) not in (str, int):
+        raise TypeError("a storage without a name")
     return kind, str(key), size
-
-
-def _fill(storage: _Storage, data: bytes) -> None:
-    values = np.frombuffer(data, storage.dtype)
-    if len(values) != storage.size:
-        raise ValueError("a storage has another size than declared")
-    storage.values = values

@@ -4,22 +4,33 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from experiments import TINY
 from PIL import Image
+from variables import drawn
 
 import resnet_flax
-from resnet_flax import UserError
+from resnet_flax import UserError, create_model, parse_overrides
 from resnet_flax import config as configs
 from resnet_flax.apply import tables
 from resnet_flax.apply.experiment import make_run
-from resnet_flax.apply.given_data import as_source
+from resnet_flax.apply.given_data import as_source, with_source
+from resnet_flax.apply.initial import starting_from
+from resnet_flax.apply.tables import check, keys
+from resnet_flax.config import conflicts, flatten, load_config
 from resnet_flax.data import ArraySource
+from resnet_flax.data.experiment import make_preprocessing, make_transforms
+from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import open_source
 from resnet_flax.training.checkpoint_files import read_meta
-from resnet_flax.weights.loading import load
+from resnet_flax.training.resume import check_config
+from resnet_flax.weights.loading import Pretrained, export, load
+from resnet_flax.weights.torch_layout import export_torch
+
+SMALL = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
 
 
 def _bars(n, seed):
@@ -117,6 +128,90 @@ def test_labels_of_any_integer_type_are_taken(type_):
     np.testing.assert_array_equal(source.labels, labels)
 
 
+def test_images_of_a_folder_are_upright_and_on_white_and_those_of_others_as_stored(tmp_path):
+    data = resnet_flax.default_config()
+    for source, expected in (("folder:x", ("on", "white")), ("tfds:x", ("off", "drop"))):
+        data.data.source = source
+        for config in (data, check(data), check(check(data))):
+            found = make_preprocessing(config.data)
+            assert (found.exif, found.alpha) == expected
+            assert [transform.pixels for transform in make_transforms(config.data)] == [
+                found.pixels,
+                found.pixels,
+            ]
+    for name in ("imagenet", "imagenet_paper"):  # as in published figures, also from folders
+        config = load_config(f"configs/{name}.py")
+        config.data.source = "folder:x"
+        assert check(config).data.exif == "off"
+        assert check(config).data.alpha == "drop"
+
+
+def test_a_run_from_before_these_keys_continues_as_it_began():
+    config = resnet_flax.default_config()
+    for source, expected in (
+        ("tfds:digits", {}),
+        ("folder:x", {"data.exif": ("off", "on"), "data.alpha": ("drop", "white")}),
+    ):
+        config.data.source = source
+        now = check(config)
+        saved = {k: v for k, v in flatten(now).items() if k not in ("data.exif", "data.alpha")}
+        assert conflicts(now, saved, keys()) == expected
+    with pytest.raises(UserError, match=r"pass --config.data.exif=off --config.data.alpha="):
+        check_config(now, keys(), {"config": saved, "step": 0}, Path("runs/x"))
+    config.data.exif, config.data.alpha = "off", "drop"
+    assert conflicts(check(config), saved, keys()) == {}
+
+
+def test_a_policy_needs_grey_or_rgb():
+    images = np.zeros((8, 6, 6, 4), np.uint8)
+    splits = (ArraySource(images, [0, 1] * 4, ("a", "b")),) * 2
+    settings = {"data.policy": "trivialaugment", "data.resident": False, "data.in_memory": False}
+    config = _config(batch_size=8, **settings)
+    with pytest.raises(UserError, match=r"data.policy changes grey .* 4 channels; set it to none"):
+        make_run(check(config), splits=splits)
+
+
+def test_a_run_keeps_how_images_are_read(tmp_path):
+    for i in range(16):
+        image = np.zeros((6, 8, 4), np.uint8)  # nothing in RGB, and nothing in the alpha channel
+        file = tmp_path / "photos" / "train" / f"class{i % 2}" / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    (tmp_path / "photos" / "val").symlink_to(tmp_path / "photos" / "train")
+    config = _config(batch_size=8)
+    config.data.in_memory = True
+    run = make_run(check(with_source(config, tmp_path / "photos")))
+    made = Preprocessing.from_json(run.about["preprocessing"])
+    assert (made.exif, made.alpha) == ("on", "white")
+    np.testing.assert_array_equal(run.train_source.images[0], 255)
+    assert run.notes == []
+    config.data.alpha = "drop"
+    run = make_run(check(with_source(config, tmp_path / "photos")))
+    np.testing.assert_array_equal(run.eval_source.images[1], 0)
+    assert run.notes == [
+        "warning: 16 images have an alpha channel, which is dropped (of those looked at in "
+        "'val'), as torchvision's loader does; data.alpha=white shows them on white"
+    ]
+    config.data.alpha = "error"
+    with pytest.raises(UserError, match=r"class0/0.png has transparent pixels, which alpha=error"):
+        make_run(check(with_source(config, tmp_path / "photos")))
+
+
+def test_weights_for_other_channels_are_named_with_the_key_that_converts(tmp_path):
+    model = create_model("cifar_resnet8", num_classes=2, **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
+    export(Pretrained(model, variables, None, (), "it"), tmp_path / "rgb.safetensors")
+    splits = tuple(ArraySource(*_bars(64, seed), ("a", "b")) for seed in (0, 1))
+    config = _config(init=str(tmp_path / "rgb.safetensors"))
+    run = make_run(check(config), splits=splits)
+    with pytest.raises(
+        UserError, match=r"init=\S+ takes images of 3 channels, but .* 1; .* data.channels=3"
+    ):
+        run.initial()
+    config.data.channels = 3
+    make_run(check(config), splits=splits).initial()
+
+
 def test_training_starts_from_given_weights(tmp_path):
     data = _bars(256, 0)
     resnet_flax.train(_config(), tmp_path / "first", data=data, eval_data=data)
@@ -143,6 +238,22 @@ def test_training_starts_from_given_weights(tmp_path):
         eval_data=data,
     )
     assert result.error < 0.1  # two steps from random weights would be at chance
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "cifar_plain8"])
+def test_a_file_is_for_the_network_of_the_config_where_its_shapes_do_not_decide(tmp_path, name):
+    model = create_model(name, num_classes=2, **parse_overrides(TINY))
+    given = drawn(model, np.zeros((1, 8, 8, 1), np.float32))
+    np.savez(tmp_path / "w.npz", **export_torch(given, model, "akamaster"))
+    settings = {"model.name": name, "init": str(tmp_path / "w.npz")}
+    config = _config(**settings)
+    splits = tuple(as_source(_bars(64, seed), "", config.data) for seed in (0, 1))
+    run = make_run(tables.check(config), splits=splits)
+    variables, said = run.initial()
+    assert said.startswith("starting from ")
+    np.testing.assert_array_equal(
+        variables["params"]["head"]["kernel"], given["params"]["head"]["kernel"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,3 +312,25 @@ def test_settings_of_the_environment_change_no_number(tmp_path, setting):
     assert found == expected
     a, b = (read_meta(tmp_path / name / "checkpoints" / "6")["digests"] for name in "ab")
     assert a == b
+
+
+def test_the_outputs_of_given_weights_stay_those_of_their_classes(tmp_path):
+    """As where directories named by numbers were sorted as text when the weights were trained."""
+    model = resnet_flax.create_model("cifar_resnet8", num_classes=3)
+    variables = drawn(model, np.zeros((1, 8, 8, 3), np.float32))
+    export(
+        Pretrained(model, variables, None, ("1", "10", "2"), "drawn"), tmp_path / "w.safetensors"
+    )
+    head = variables["params"]["head"]
+    for names, order in (
+        (("1", "2", "10"), [0, 2, 1]),
+        (("10", "1", "2"), [1, 0, 2]),
+        (("1", "10", "2"), [0, 1, 2]),
+        (("a", "b", "c"), [0, 1, 2]),
+    ):
+        weights = str(tmp_path / "w.safetensors")
+        found, note = starting_from(weights, model, 0, channels=3, class_names=names)
+        for name in ("kernel", "bias"):
+            outputs = found["params"]["head"][name]
+            np.testing.assert_array_equal(outputs, np.asarray(head[name])[..., order])
+        assert ("its outputs are put in the order" in note) == (order != [0, 1, 2])

@@ -83,7 +83,7 @@ def test_defaults_are_named(page):
             continue
         # Flags without a default.
         needed = {"--coordinator", "--num_processes", "--process_id", "--weights", "--model"}
-        own = {"--size", "--crop_fraction", "--interpolation", "--mean", "--std"}
+        own = {f"--{name}" for name in eval_flags.PREPROCESSING}
         assert {*action.option_strings} <= needed | own, action
 
 
@@ -116,6 +116,17 @@ def test_examples_name_what_there_is(capsys, data_dir):
     assert main(["data", "check", "tfds:digits", f"--data_dir={data_dir}"]) == 0
     assert main(["reproduce", "show", "degradation_digits"]) == 0
     assert main(["train", "--config.optim.learning_rate=0.05", "--print_config"]) == 0
+
+
+def test_what_names_a_network_is_the_same_for_every_verb():
+    flags = {
+        page: {flag for action in parser._actions for flag in action.option_strings}
+        for page, parser in PARSERS.items()
+        if any(action.dest in ("model_name", "name") for action in parser._actions)
+    }
+    assert sorted(flags) == ["eval", "export", "summary"]
+    assert all("--overrides" in known for known in flags.values())
+    assert all({"--weights", "--model"} <= flags[verb] for verb in ("eval", "export"))
 
 
 def test_choices_are_those_of_the_tables():

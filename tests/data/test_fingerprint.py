@@ -58,8 +58,8 @@ def test_the_same_images_at_another_place_and_time_are_the_same_data(folder, tmp
     [
         (
             lambda d: (d / "green").rename(d / "verde"),
-            ["class green is called verde now"],
-            ["class green is called verde now"],
+            ["class green is called verde now", "class red is number 1 and was 2"],
+            ["class green is called verde now", "class red is number 1 and was 2"],
         ),
         (
             lambda d: shutil.copytree(d / "red", d / "pink"),
@@ -205,3 +205,16 @@ def test_in_another_order_classes_are_others():
     before = {"kind": "x", "count": 1, "class_names": ["a", "b"]}
     now = {**before, "class_names": ["b", "a"]}
     assert differences(before, now, {}, {}) == ["its classes are in another order"]
+
+
+def test_images_in_another_order_by_another_unicode_form_are_noticed():
+    """Names were sorted as they are, and are sorted as they are composed."""
+    names = ["che\u0302ne", "chien"]
+    old = {"kind": "folder", "count": 2, "classes": {name: [1, "a", "b"] for name in names}}
+    now = {**old, "classes": {name: [1, "a", "b"] for name in ("chien", "ch\u00eane")}}
+    now["class_names"] = ["ch\u00eane", "chien"]
+    (said,) = differences({**old, "class_names": names}, now, {}, {})
+    assert (
+        said == "its images are in another order, as names of classes are in another Unicode form"
+    )
+    assert differences(now, now, {}, {}) == []

@@ -37,10 +37,13 @@ def test_the_mean_image_is_subtracted_first(images):
 
 @pytest.mark.parametrize("pixel_mean", [(), ([[1.5, 2.0]],)])
 def test_checkpoints_give_it_back(pixel_mean):
-    preprocessing = Preprocessing(96, 0.9, "bicubic", (0.1, 0.2), (0.4, 0.5), pixel_mean)
+    preprocessing = Preprocessing(
+        96, 0.9, "bicubic", (0.1, 0.2), (0.4, 0.5), pixel_mean, "on", "white", 3
+    )
     written = json.loads(json.dumps(preprocessing.to_json()))
     assert written.keys() == {
-        *("size", "crop_fraction", "interpolation", "mean", "std", "pixel_mean")
+        *("size", "crop_fraction", "interpolation", "mean", "std", "pixel_mean"),
+        *("exif", "alpha", "channels"),
     }
     assert Preprocessing.from_json(written) == preprocessing
     # As checkpoints had it up to version 0.1.

@@ -17,8 +17,9 @@ from resnet_flax.apply.tables import default_config
 from resnet_flax.cli import main
 from resnet_flax.data import batches
 from resnet_flax.data.experiment import open_splits
+from resnet_flax.data.fingerprint import differences, take
 from resnet_flax.data.in_memory import in_memory
-from resnet_flax.data.sources import ArraySource, hold_out, open_source
+from resnet_flax.data.sources import ArraySource, check_source, hold_out, open_source
 from resnet_flax.data.sources.tfds import TfdsSource, prepare
 from resnet_flax.errors import UserError
 
@@ -282,7 +283,112 @@ def test_what_the_file_system_refuses_is_said_in_its_words(folder):
     with pytest.raises(UserError, match=r"ant/9.png cannot be read: No such file or directory"):
         source[4]
     os.mkdir(os.fsencode(folder / "train") + b"/d\xff")
-    with pytest.raises(UserError, match=r"directory named 'd\\udcff', which cannot be printed"):
+    with pytest.raises(UserError, match=r"directory named 'd\\udcff'; .* valid UTF-8 without"):
+        open_source(f"folder:{folder}", "train")
+
+
+def _class_of_each(source):
+    """The directory and the label of every image."""
+    files = [file.partition("/")[0] for file, _ in source.files]
+    return [(name, int(source[i]["label"])) for i, name in enumerate(files)]
+
+
+def _empty_classes(directory, *names):
+    for name in names:
+        for split in ("train", "val"):
+            (directory / split / name).mkdir(parents=True)
+            Image.new("L", (2, 2)).save(directory / split / name / "0.png")
+    return f"folder:{directory}"
+
+
+def test_directories_named_by_numbers_are_these_classes(tmp_path):
+    numbers = tuple(map(str, range(12)))
+    name = _empty_classes(tmp_path, *numbers)
+    for split in ("train", "val"):
+        source = open_source(name, split)
+        assert source.class_names == numbers
+        assert all(int(directory) == label for directory, label in _class_of_each(source))
+    # The order of examples, on which a holdout and a run that continues depend, stays as it was.
+    assert [file for file, _ in source.files] == [f"{one}/0.png" for one in sorted(numbers)]
+    padded = open_source(_empty_classes(tmp_path / "padded", "00", "08", "010"), "val")
+    assert padded.class_names == ("00", "08", "010")
+    (tmp_path / "padded" / "val" / "08").rename(tmp_path / "padded" / "val" / "8")
+    assert _class_of_each(open_source(f"folder:{tmp_path}/padded", "val"))[2] == ("8", 1)
+    mixed = open_source(_empty_classes(tmp_path / "mixed", "2", "10", "other"), "train")
+    assert mixed.class_names == ("10", "2", "other")
+
+
+def test_a_folder_takes_the_order_of_another_list_of_its_classes(folder):
+    source = open_source(f"folder:{folder}", "train")
+    other = source.in_order_of(("cat", "ant", "bee"))
+    assert other.class_names == ("cat", "ant", "bee")
+    assert set(_class_of_each(other)) == {("cat", 0), ("ant", 1), ("bee", 2)}
+    assert set(_class_of_each(source)) == {("ant", 0), ("bee", 1), ("cat", 2)}
+    for names in ((), ("ant", "bee"), ("ant", "bee", "dog"), source.class_names):
+        assert source.in_order_of(names) is source
+
+
+def test_a_class_in_another_unicode_form_is_the_same_class(tmp_path):
+    whole, split = "caf\u00e9", "cafe\u0301"
+    name = _empty_classes(tmp_path, "tea", whole)
+    before = take(open_source(name, "val"))
+    (tmp_path / "val" / whole).rename(tmp_path / "val" / split)
+    source = open_source(name, "val")
+    assert source.class_names == (whole, "tea")
+    assert _class_of_each(source) == [(split, 0), ("tea", 1)]
+    assert take(source) == before
+    older = {**before, "class_names": [split, "tea"]}
+    older["classes"] = {split: before["classes"][whole], "tea": before["classes"]["tea"]}
+    assert differences(older, take(source), {}, {}) == []
+    (tmp_path / "train" / split).mkdir()
+    shutil.copy(tmp_path / "train" / "tea" / "0.png", tmp_path / "train" / split)
+    both = open_source(name, "train")
+    assert both.class_names == (whole, "tea")
+    assert sorted(_class_of_each(both)) == [(split, 0), (whole, 0), ("tea", 1)]
+
+
+def test_all_names_that_can_be_encoded_are_read(tmp_path):
+    classes = (
+        "a\u00a0b",
+        "\u0642\u0627\u0628\u200c\u0647\u0627",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f98a",
+    )
+    name = _empty_classes(tmp_path, *classes)
+    for file in (
+        "Screenshot at 10.30\u202fAM.png",
+        "\U0001f469\u200d\U0001f52c.png",
+        "line\nbreak.png",
+    ):
+        shutil.copy(
+            tmp_path / "train" / classes[0] / "0.png", tmp_path / "train" / classes[0] / file
+        )
+    source = open_source(name, "train")
+    assert source.class_names == tuple(sorted(classes))
+    assert len([source[i] for i in range(len(source))]) == 7
+    (tmp_path / "train" / classes[0] / "line\nbreak.png").write_bytes(b"\x1b[2J")
+    source = open_source(name, "train")
+    broken = next(i for i, (file, _) in enumerate(source.files) if "break" in file)
+    with pytest.raises(UserError, match=r"/line\\nbreak.png cannot be decoded"):
+        source[broken]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "\x1b[2J", "a\tb"])
+def test_names_of_classes_that_break_a_line_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"has a directory named '.*\\.*without line breaks"):
+        open_source(_empty_classes(tmp_path, name), "train")
+    source = ArraySource(np.zeros((1, 2, 2, 1), np.uint8), [0], (name,))
+    with pytest.raises(UserError, match=r"class_names of data have '.*\\.*without line breaks"):
+        check_source(source, "data")
+
+
+def test_a_file_whose_name_cannot_be_encoded_is_refused_if_it_is_an_image(folder):
+    there = os.fsencode(folder / "train" / "ant")
+    for name in (b"\xff.txt", b"\xff.png"):
+        os.close(os.open(there + b"/" + name, os.O_CREAT))
+        if name.endswith(b"txt"):
+            assert len(open_source(f"folder:{folder}", "train")) == 15
+    with pytest.raises(UserError, match=r"named '\\udcff.png', which is not valid UTF-8; rename"):
         open_source(f"folder:{folder}", "train")
 
 

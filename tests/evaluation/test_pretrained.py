@@ -18,10 +18,10 @@ from resnet_flax import create_model
 from resnet_flax.apply.experiment import train
 from resnet_flax.cli import main
 from resnet_flax.cli.eval_report import describe
+from resnet_flax.data.decoding import load
 from resnet_flax.data.preprocessing import Preprocessing
 from resnet_flax.data.sources import ArraySource, open_source
 from resnet_flax.data.sources.tfds import SEVERAL_LABELS, TfdsSource
-from resnet_flax.data.transforms import load
 from resnet_flax.errors import UserError
 from resnet_flax.evaluation.labels import as_outputs
 from resnet_flax.evaluation.multi_view import Network
@@ -84,21 +84,47 @@ def test_images_that_cannot_be_normalised_are_explained(source):
             evaluate_pretrained([Network(model, variables, preprocessing)], source, batch_size=10)
 
 
-def test_labels_are_found_by_the_names_of_classes(source):
-    few = ArraySource(source.images[:4], [0, 1, 1, 0], ("frog", "cat"))
-    found = as_outputs(few, ("cat", "dog", "frog"), 3)
-    assert [int(found[i]["label"]) for i in range(4)] == [2, 0, 0, 2]
-    assert as_outputs(few, ("frog", "cat"), 2) is few
-    assert as_outputs(few, ("dog", "cow"), 2, by_number=True) is few
-    assert as_outputs(few, (), 2) is few
-    with pytest.raises(
-        UserError, match=r"1 of the data's 2 classes are not among .*\(frog, \.\.\."
-    ):
-        as_outputs(few, ("cat", "dog"), 2)
-    with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs of unknown"):
-        as_outputs(few, (), 3)
-    with pytest.raises(UserError, match="the data has 2 classes, the network 3 outputs; give"):
-        as_outputs(few, ("a", "b", "c"), 3, by_number=True)
+class _Pictures:
+    """Five pictures: two with transparent pixels, one of these turned, and one other turned."""
+
+    class_names = NAMES
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        levels = np.random.default_rng(index).integers(0, 256, (16, 20, 4), np.uint8)
+        image = Image.fromarray(levels if index in (1, 4) else levels[..., :3])
+        if index in (0, 4):
+            image.getexif()[0x0112] = 6
+            image.info["exif"] = image.getexif().tobytes()
+        return {"image": image, "label": index}
+
+
+def test_what_is_ignored_of_images_is_said_once_with_its_number():
+    model = create_model("cifar_resnet8", **SMALL)
+    variables = drawn(model, jnp.zeros((1, 8, 8, 3)))
+
+    def said(preprocessing, protocol="center"):
+        sentences = []
+        settings = {"protocol": protocol, "batch_size": 2, "warn": sentences.append, "flags": "--"}
+        evaluate_pretrained([Network(model, variables, preprocessing)], _Pictures(), **settings)
+        return sentences
+
+    expected = [
+        "warning: 2 images have an alpha channel, which is dropped (of 5), as torchvision's loader "
+        "does; --alpha=white shows them on white",
+        "warning: 2 images have an EXIF orientation, which is ignored (of 5), as torchvision's "
+        "loader does; --exif=on turns them upright",
+    ]
+    published = Preprocessing(8, 0.8)
+    assert said(published) == expected
+    assert said(published, "ten_crop") == expected
+    assert said(Preprocessing(8, 0.8, exif="on", alpha="white")) == []
+    with pytest.raises(UserError, match="an image has transparent pixels, which alpha=error"):
+        said(Preprocessing(8, 0.8, alpha="error"))
+    with pytest.raises(UserError, match=r"takes images of 3 .* have 1; convert .*--channels=3"):
+        said(Preprocessing(8, 0.8, channels=1))
 
 
 class _Real(list):
@@ -279,9 +305,11 @@ def test_the_scales_that_are_taken_by_default_are_printed(config, tmp_path, caps
     assert "multiscale: shorter sides 12, 16, bil" in _eval(capsys, *command, "--scales=12,16")[1]
     status, _, error = _eval(capsys, tmp_path / "run", "--weights=w.pth")
     assert status == 2
-    assert f"{tmp_path / 'run'} is a workdir or checkpoint and has weights; leave --wei" in error
+    assert (
+        f"{tmp_path / 'run'} is a workdir or checkpoint and has weights; leave out --wei" in error
+    )
     _, _, error = _eval(capsys, tmp_path / "run", "--model=resnet50")
-    assert "run already names its network, cifar_resnet8; leave --model out" in error
+    assert f"run already names its network, cifar_resnet8; give {tmp_path / 'run'} alone" in error
 
 
 @pytest.mark.filterwarnings("ignore")

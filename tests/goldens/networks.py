@@ -31,6 +31,10 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "seresnext50_32x4d": (SHALLOW, "timm"),
     "resnetv2_18": (SHALLOW, "timm_v2"),
     "resnetv2_50": (SHALLOW, "timm_v2"),
+    "resnetv2_18d": (SHALLOW, "timm_v2"),
+    "resnetv2_50d_gn": (SHALLOW, "timm_v2"),
+    "resnet50s": (SHALLOW, "timm"),
+    "seresnext101d_32x8d": (SHALLOW, "timm"),
     "cifar_resnet20": ({}, "akamaster"),
 }
 

@@ -55,9 +55,6 @@ def torch_network(name: str) -> nn.Module:
         ),
         "wide_resnet50_2": lambda: tv.ResNet(tv.Bottleneck, layers, n, width_per_group=128),
         "resnet50_v1": lambda: _paper_strides(tv.ResNet(tv.Bottleneck, layers, n)),
-        "resnet50d": lambda: resnet(
-            bottleneck, layers, n, stem_type="deep", stem_width=32, avg_down=True
-        ),
         "seresnet18": lambda: resnet(basic, layers, n, block_args=se),
         "seresnet50": lambda: resnet(bottleneck, layers, n, block_args=se),
         "seresnext50_32x4d": lambda: resnet(
@@ -69,6 +66,8 @@ def torch_network(name: str) -> nn.Module:
         "resnetv2_50": lambda: timm.models.resnetv2.ResNetV2(**v2),
         "cifar_resnet20": lambda: Cifar(3, n),
     }
+    if name not in make:
+        return timm.create_model(name, layers=tuple(layers), num_classes=n).double()
     return make[name]().double()
 
 

@@ -50,12 +50,42 @@ COUNTS = {
     "seresnext50_32x4d": (27_559_896, "4.233"),
     "seresnext101_32x4d": (48_955_416, "7.975"),
     "resnet50d": (25_576_264, None),
+    "resnet26": (15_995_176, None),
+    "resnet26d": (16_014_408, None),
+    "resnet200d": (64_693_064, None),
+    "resnet50c": (25_576_264, None),
+    "resnet101c": (44_568_392, None),
+    "resnet152c": (60_212_040, None),
+    "resnet50s": (25_680_808, None),
+    "resnet101s": (44_672_936, None),
+    "resnet152s": (60_316_584, None),
+    "resnet50_gn": (25_557_032, None),
+    "resnetv2_18d": (11_706_952, None),
+    "resnetv2_34d": (21_815_112, None),
+    "resnetv2_50d_gn": (25_568_584, None),
+    "resnext50d_32x4d": (25_048_136, None),
+    "resnext101_32x16d": (194_026_792, None),
+    "resnext101_32x32d": (468_530_472, None),
+    "seresnet152d": (66_841_080, None),
+    "seresnext26d_32x4d": (16_809_512, None),
+    "seresnext101_32x8d": (93_569_048, None),
+    "seresnext101_64x4d": (88_232_984, None),
+    "seresnext101d_32x8d": (93_588_280, None),
     "cifar_resnet20": (269_722, "0.0406"),
     "cifar_resnet32": (464_154, "0.0689"),
     "cifar_resnet44": (658_586, "0.0972"),
     "cifar_resnet56": (853_018, "0.1255"),
     "cifar_resnet110": (1_727_962, "0.2529"),
     "cifar_resnet1202": (19_421_274, "2.829"),
+    "cifar_resnet20_b": (272_474, "0.04081"),  # chenyaofo/pytorch-cifar-models
+    "cifar_resnet32_b": (466_906, "0.06912"),
+    "cifar_resnet44_b": (661_338, "0.09744"),
+    "cifar_resnet56_b": (855_770, "0.12575"),
+    "resnet18_cifar": (11_173_962, None),  # kuangliu/pytorch-cifar
+    "resnet34_cifar": (21_282_122, None),
+    "resnet50_cifar": (23_520_842, None),
+    "resnet101_cifar": (42_512_970, None),
+    "resnet152_cifar": (58_156_618, None),
     "cifar_resnetv2_164": (1_703_258, "0.2445"),
     "cifar_resnetv2_1001": (10_327_706, "1.488"),
     "wrn28_10": (36_479_194, "5.243"),
@@ -83,10 +113,9 @@ def test_parameters_multiply_adds_and_layers_are_the_published(name):
         digits = len(printed.partition(".")[2])
         assert f"{summary.multiply_adds / 1e9:.{digits}f}" == printed
     number = int("".join(c if c.isdigit() else " " for c in name.replace("v2", "")).split()[0])
-    # Three convolutions instead of one in ResNet-D's stem; a wide network's name counts the two
+    # Three convolutions instead of one in a deep stem; a wide network's name counts the two
     # projections.
-    extra = {"d": 2}.get(name[-1], 0) if not name.endswith("32x4d") else 0
-    extra = 0 if "x" in name.partition("_")[2] else extra
+    extra = 2 if create_model(name).stem == "deep" else 0
     assert summary.depth == number + (-2 if name.startswith("wrn") else extra)
 
 

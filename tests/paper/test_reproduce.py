@@ -10,12 +10,13 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments import TINY
+from experiments import ROOT, TINY
 from flax import linen as nn
 from PIL import Image
 from variables import drawn
@@ -31,7 +32,7 @@ from resnet_flax.evaluation.multi_view import PROTOCOLS, Network
 from resnet_flax.evaluation.pretrained import evaluate_pretrained
 from resnet_flax.models.scan import stack
 from resnet_flax.paper import runs
-from resnet_flax.paper.planning import trainings
+from resnet_flax.paper.planning import Training, trainings
 from resnet_flax.paper.responses import responses
 from resnet_flax.paper.table import summary, table
 from resnet_flax.paper.targets import TARGETS, Row, Target
@@ -252,6 +253,18 @@ def test_what_is_evaluated_under_a_protocol_is_kept_until_trained_anew(
     )
     (again,) = _run(target, [other[0]._replace(workdir=planned[0].workdir)], out)
     assert again["error"] != first[0]["error"]
+
+
+@pytest.mark.parametrize("split", ["holdout", "test"])
+def test_a_network_is_evaluated_on_its_own_order_of_classes(monkeypatch, tmp_path, split):
+    source = ArraySource(np.zeros((2, 2, 2, 1), np.uint8), [0, 1], ("2", "10"))
+    monkeypatch.setattr(runs, "open_splits", lambda data: (None, source))
+    monkeypatch.setattr(runs, "open_source", lambda *where: source)
+    config = load_config(str(ROOT / "configs" / "digits_resnet20.py"))
+    config.data.eval_split = split
+    found = SimpleNamespace(class_names=("10", "2"), model=SimpleNamespace(num_classes=2))
+    one = Training("row", config, tmp_path)
+    assert [int(runs._test_set(one, found)[i]["label"]) for i in range(2)] == [1, 0]
 
 
 @pytest.mark.long

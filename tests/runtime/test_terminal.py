@@ -83,3 +83,11 @@ def test_a_program_whose_output_is_lost_ends_well():
         assert done.returncode == 0
         bad = subprocess.run([sys.executable, "-c", "print('y')"], stdout=full, stderr=full)
     assert bad.returncode != 0
+
+
+def test_what_an_encoding_lacks_is_escaped(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    terminal.escape_unknown()
+    print("caf\u00e9 \U0001f98a d\udcff", flush=True)
+    assert stream.buffer.getvalue() == b"caf\\xe9 \\U0001f98a d\\udcff\n"

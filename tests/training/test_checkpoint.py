@@ -18,7 +18,7 @@ import pytest
 from resnet_flax import create_model, sharding
 from resnet_flax.errors import UserError
 from resnet_flax.training import quiet
-from resnet_flax.training.checkpoint import Checkpoints
+from resnet_flax.training.checkpoint import Checkpoints, SaveError
 from resnet_flax.training.checkpoint_files import SUMS, DamagedError, read_meta, read_state
 from resnet_flax.training.digests import digests
 from resnet_flax.training.state import init_state
@@ -302,3 +302,13 @@ def test_meta_is_json_that_people_can_read(saved):
     meta = json.loads((saved / "3" / "meta" / "metadata").read_text())
     assert meta["class_names"] == ["a", "b"]
     assert "params/stage1_block1/conv1/kernel" in meta["digests"]
+
+
+def test_a_directory_that_is_gone_before_a_save_is_a_failed_save(tmp_path, monkeypatch):
+    def gone(path):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    monkeypatch.setattr(shutil, "disk_usage", gone)
+    with pytest.raises(SaveError, match=r"step 2 in .*: No such file or directory; .*none yet"):
+        checkpoints.save(2, {"w": jnp.zeros(2)}, {})

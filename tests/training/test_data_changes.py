@@ -64,8 +64,8 @@ def test_a_renamed_class_is_named_and_nothing_is_touched(config, folder, workdir
     before = _all(workdir)
     expected = (
         "was trained on other data: of the training images, class green is called a_green now; "
-        "of the evaluation images, class green is called a_green now; restore the data .* by "
-        "--config.data.accept_changes=true"
+        "of the training images, class blue is number 1 and was 0; of the evaluation images, class "
+        "green is called a_green now; .*; restore the data .* by --config.data.accept_changes=true"
     )
     with pytest.raises(UserError, match=expected):
         train(config, workdir)
@@ -92,6 +92,16 @@ def test_accepted_changes_are_recorded(config, folder, workdir, finished, capsys
     _rename_back(folder)
     with pytest.raises(UserError, match="class a_green is called green now"):
         train(config, workdir)
+
+
+def test_a_run_keeps_its_order_of_classes_where_another_version_sorts_otherwise(
+    config, workdir, finished, monkeypatch
+):
+    """As a run on directories named by numbers, which were sorted as text."""
+    monkeypatch.setattr(
+        "resnet_flax.data.sources.folder.ordered", lambda names: tuple(sorted(names, reverse=True))
+    )
+    assert train(config, workdir) == finished[2]
 
 
 def _rename_back(folder):
@@ -156,6 +166,7 @@ def test_another_evaluation_split_is_no_change_of_the_data(config, workdir):
 def test_another_kind_of_data_is_named(config, workdir, data_dir):
     config.data.source, config.data.data_dir = "tfds:digits", data_dir
     config.data.eval_split = "test"
+    config.data.exif, config.data.alpha = "on", "white"  # as folders have by default
     with pytest.raises(UserError, match="it is of kind tfds and was of kind folder"):
         train(config, workdir)
 

@@ -287,6 +287,29 @@ def test_the_status_of_a_second_ctrl_c_says_whether_the_state_is_saved(capsys, s
     assert error.startswith(said)
 
 
+# As of a save that has just begun, and lives as long as the program.
+NEVER_AWAITED = """
+from resnet_flax import cli
+from resnet_flax.cli.stoppable import stoppable
+async def save():
+    pass
+begun = [save()]
+def run(stop):
+    raise KeyboardInterrupt
+cli.main = lambda *_: stoppable(run)
+cli.main_and_exit()
+"""
+
+
+def test_a_second_ctrl_c_is_one_sentence_though_a_save_has_begun():
+    done = subprocess.run(
+        [sys.executable, "-c", NEVER_AWAITED], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("ended by a second Ctrl-C before the state was saved; ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_sighup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -290,7 +290,7 @@ def test_the_evaluation_split_is_looked_at_before_the_first_step(config, folder,
     if kind == "empty":
         shutil.rmtree(folder / "val")
         (folder / "val").mkdir()
-        expected = "the split 'val' has no examples"
+        expected = "val has no subdirectories; there must be one for each class, with images"
     elif kind == "truncated":
         image.write_bytes(image.read_bytes()[:50])
         expected = "in the split 'val', .*007.png cannot be decoded"

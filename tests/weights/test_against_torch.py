@@ -14,8 +14,9 @@ import networks
 import numpy as np
 import pytest
 
-from resnet_flax import UserError
+from resnet_flax import VARIANTS, UserError, create_model
 from resnet_flax.models.scan import stack
+from resnet_flax.weights.fitting import fit_arrays, torch_shapes
 from resnet_flax.weights.torch_layout import export_torch, flatten, from_torch, torch_name
 
 GOLDENS = json.loads((Path(networks.__file__).parent / "outputs.json").read_text())
@@ -126,6 +127,42 @@ def test_training_is_torch_s_in_float64(name):
     _near(export_torch({"params": gradients}, model, layout), expected_gradients)
     statistics = {k: v.numpy() for k, v in theirs.state_dict().items() if "running" in k}
     _near(export_torch(updated, model, layout), statistics)
+
+
+@live
+@pytest.mark.usefixtures("x64")
+def test_every_network_with_a_name_of_timm_is_timm_s_in_float64():
+    from torch_networks import channels_first, timm, torch
+
+    names = {*VARIANTS} & {*timm.list_models()} - {"seresnet18", "seresnet34"}  # se_divisor=1
+    assert len(names) >= 47
+    x = networks.images("resnet50")[:1, :33, :47]
+    for name in sorted(names):
+        with torch.device("meta"):
+            whole = timm.create_model(name).state_dict()
+        theirs = {k: tuple(a.shape) for k, a in whole.items() if "num_batches" not in k}
+        ours = torch_shapes(create_model(name), {}).items()
+        assert {k: shape for k, (_, shape) in ours} == theirs, name
+
+        # Fewer blocks, and all of their widths.
+        small = timm.create_model(name, layers=(2, 1, 1, 1), num_classes=7).double().eval()
+        rng = np.random.default_rng(0)
+        arrays = {k: _drawn(rng, k, a.shape) for k, a in small.state_dict().items()}
+        small.load_state_dict({k: torch.from_numpy(a) for k, a in arrays.items()})
+        expected = small(channels_first(x)).detach().numpy()
+        types = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+        model = create_model(name, num_classes=7, stage_sizes=(2, 1, 1, 1), **types)
+        variables = fit_arrays(arrays, model, name)
+        actual = jax.jit(lambda v, model=model: model.apply(v, x, train=False))(variables)
+        assert np.abs(actual - expected).max() <= 1e-10 * np.abs(expected).max(), name
+
+
+def _drawn(rng, name, shape):
+    """An array of a state dictionary: kernels keep the scale, the others are not trivial."""
+    values = np.asarray(rng.normal(size=shape))
+    if len(shape) > 1:
+        return values / np.sqrt(np.prod(shape[1:]))
+    return np.asarray(0.5 + np.abs(values) if name.endswith(("var", "weight")) else 0.3 * values)
 
 
 def _near(ours, theirs):

@@ -1,11 +1,11 @@
 """Weights files of all formats, intact, damaged and malicious."""
 
-import collections
-import importlib.util
 import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from torch_files import legacy_of, zip_of
 
 from resnet_flax.errors import UserError
+from resnet_flax.weights.contents import Node, choose
 from resnet_flax.weights.files import read_weights, write_weights
-from resnet_flax.weights.torch_pickle import _MAGIC
+from resnet_flax.weights.torch_tensors import Read, Storage, Tensor
 
 # Written by torch, see make_goldens.py.
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -72,19 +74,6 @@ class _Hostile:
         return self.call
 
 
-def _zip(content: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("x/data.pkl", content)
-        archive.writestr("x/byteorder", "little")
-    return file.getvalue()
-
-
-def _legacy(content: bytes) -> bytes:
-    head = [_MAGIC, 1001, {"little_endian": True}]
-    return b"".join(pickle.dumps(part, protocol=2) for part in head) + content
-
-
 HOSTILE = {
     "a command": ("posix.system", lambda mark: _Hostile(os.system, f"mkdir {mark}")),
     "code": (r"\w+.exec", lambda mark: _Hostile(exec, f"import os; os.mkdir({str(mark)!r})")),
@@ -97,7 +86,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("wrapped", [_zip, _legacy, bytes], ids=["zip", "legacy", "bare"])
+@pytest.mark.parametrize("wrapped", [zip_of, legacy_of, bytes], ids=["zip", "legacy", "bare"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(tmp_path, kind, wrapped):
     function, make = HOSTILE[kind]
@@ -114,6 +103,49 @@ def test_a_pickle_that_runs_code_is_refused_and_nothing_is_run(tmp_path, kind, w
     assert not mark.exists()
 
 
+def _archive(program: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", program)
+    return file.getvalue()
+
+
+# Nested tuples, each twice in the next.
+_NESTED = b"(U\x01xtq\x00" + b"".join(
+    b"(h" + bytes([i]) + b"h" + bytes([i]) + b"tq" + bytes([i + 1]) for i in range(60)
+)
+
+
+CRASHING = (
+    # A function of the reader gets itself as its state, and is called.
+    b"\x80\x02ctorch\nSize\nq\x01(h\x01)}Ntb)R.",
+    b"\x80\x02ctorch._utils\n_rebuild_x\nq\x01(h\x01)}Ntb)R.",
+    # The text of nested tuples is exponentially long.
+    b"\x80\x02c_codecs\nencode\n(" + _NESTED + b"tR.",
+    b"\x80\x02(U\x07storagectorch\nFloatStorage\n" + _NESTED + b"U\x03cpuK\x01NtQ.",
+)
+
+
+def test_a_pickle_cannot_crash_the_interpreter(tmp_path):
+    for number, program in enumerate(CRASHING):
+        (tmp_path / f"{number}.pth").write_bytes(_archive(program))
+    code = (
+        "import pathlib, resource, sys\n"
+        "from resnet_flax.weights.torch_pickle import read_zip\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))\n"
+        "for path in pathlib.Path(sys.argv[1]).iterdir():\n"
+        "    try:\n"
+        "        read_zip(path)\n"
+        "    except (TypeError, ValueError) as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(CRASHING)
+
+
 def _tensor(storage: bytes, size: int, offset: int, shape: tuple, strides: tuple) -> bytes:
     """A legacy file with one tensor, written in the opcodes of pickles."""
 
@@ -125,7 +157,7 @@ def _tensor(storage: bytes, size: int, offset: int, shape: tuple, strides: tuple
         b"U\x01kU\x03cpuJ" + struct.pack("<i", size) + b"NtQJ" + struct.pack("<i", offset)
     )
     tensor += numbers(shape) + numbers(strides) + b"\x89NtRs."
-    return _legacy(tensor) + pickle.dumps(["k"], protocol=2) + struct.pack("<q", size) + storage
+    return legacy_of(tensor) + pickle.dumps(["k"], protocol=2) + struct.pack("<q", size) + storage
 
 
 def test_tensors_stay_within_their_storage(tmp_path):
@@ -162,7 +194,7 @@ def test_a_small_file_takes_little_memory(tmp_path):
             read_weights(path)
 
     # The unpickler allocates its memo up to the largest index.
-    refused(_legacy(b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."), "too large a memo index")
+    refused(legacy_of(b"\x80\x02}r" + struct.pack("<I", 2**28) + b"."), "too large a memo index")
     # Compressed, a megabyte of zeros is a kilobyte.
     for name in ("data.pkl", "data/k"):
         file = io.BytesIO()
@@ -176,7 +208,7 @@ def test_a_small_file_takes_little_memory(tmp_path):
     nested = b"]q\x00" + b"".join(
         b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60)
     )
-    path.write_bytes(_legacy(b"\x80\x02" + nested + b".") + pickle.dumps([], protocol=2))
+    path.write_bytes(legacy_of(b"\x80\x02" + nested + b".") + pickle.dumps([], protocol=2))
     with pytest.raises(UserError, match="has no state dictionary"):
         read_weights(path)
 
@@ -196,59 +228,6 @@ def test_values_that_are_not_finite_are_named(tmp_path):
     np.savez(tmp_path / "w.npz", **arrays)
     with pytest.raises(UserError, match=r"w.npz has values that are not finite in a.weight, c;"):
         read_weights(tmp_path / "w.npz")
-
-
-@pytest.mark.parametrize(
-    ("arrays", "names"),
-    [
-        ({"module.a": WHOLE, "module.b": WHOLE}, {"a", "b"}),
-        ({"module._orig_mod.a": WHOLE}, {"a"}),
-        ({"module.a": WHOLE, "n_averaged": np.array(3)}, {"a"}),  # torch's AveragedModel
-        ({"module.a": WHOLE, "b": WHOLE}, {"module.a", "b"}),
-    ],
-)
-def test_what_wrappers_put_before_names_is_taken_off(tmp_path, arrays, names):
-    np.savez(tmp_path / "w.npz", **arrays)
-    assert set(read_weights(tmp_path / "w.npz").arrays) == names
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
-def test_what_torch_users_save_is_read(tmp_path, new):
-    import torch
-
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    net(torch.ones(2, 3, 5, 5)).sum().backward()
-    optimizer.step()
-    saved = {
-        "model": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "dtype": torch.float32,
-        "device": torch.device("cpu"),
-        "seen": {1, 2},
-        "raw": b"bytes",
-        "shape": torch.Size([1]),
-        "counter": collections.Counter("aab"),
-    }
-    averaged = torch.optim.swa_utils.AveragedModel(net)
-    expanded = {"a": torch.ones(1).expand(3, 4)}
-    path = tmp_path / "x.pth"
-    for what, of in ((saved, net), (averaged.state_dict(), net), ({"state_dict_ema": expanded}, 0)):
-        torch.save(what, path, _use_new_zipfile_serialization=new)
-        expected = torch.load(path, weights_only=True)
-        arrays = read_weights(path).arrays
-        if not of:
-            np.testing.assert_array_equal(arrays["a"], np.ones((3, 4)))
-            continue
-        assert list(arrays) == list(net.state_dict())
-        assert isinstance(expected, dict)
-        for name, tensor in net.state_dict().items():
-            np.testing.assert_array_equal(arrays[name], tensor.numpy())
-    torch.save({"a": torch._neg_view(torch.ones(2))}, path, _use_new_zipfile_serialization=new)
-    with pytest.raises(UserError, match="a tensor of an unknown kind"):
-        read_weights(path)
 
 
 def _files(tmp_path):
@@ -298,10 +277,13 @@ def test_flipped_bits_give_an_error_or_arrays_but_no_traceback(tmp_path):
         (b"\xef\xbb\xbf<!DOCTYPE html>", "w.pth is a web page, not weights"),
         (b"<html><head>", "w.pth is a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "w.pth is a pointer of Git LFS"),
-        (b"hello, world, this is text", "w.pth is not a weights file; expected .safetensors, .pth"),
+        (
+            b"hello, world, this is text",
+            "w.pth is text, not a weights file; expected .safetensors, .pth",
+        ),
         (pickle.dumps({"a": 1}, protocol=2), "w.pth is a pickle, but not from torch.save"),
         (
-            _legacy(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)),
+            legacy_of(pickle.dumps({"a": 1}, 2) + pickle.dumps([], 2)),
             "w.pth has no state dictionary",
         ),
     ],
@@ -324,3 +306,17 @@ def test_files_that_cannot_be_read_or_written_are_explained(tmp_path):
 def test_what_is_not_a_file_is_not_read(path):
     with pytest.raises(UserError, match=f"{path} is not a file; give a file of weights"):
         read_weights(path)
+
+
+def test_networks_of_the_same_name_do_not_hide_each_other():
+    tensors = {"layer1.0.conv1.weight": WHOLE}
+    nodes = [Node("a.b", tensors), Node("a", {"b.layer1.0.conv1.weight": WHOLE})]
+    for address in ("", "a.b"):
+        with pytest.raises(UserError, match=r"w has 2 networks that are all called a.b; save the"):
+            choose(nodes, address, "w")
+
+
+def test_only_an_optimizer_s_keys_are_left_out():
+    storage = Storage(np.dtype("float32"), 0)
+    tree = {key: {"w": Tensor(storage, 0, (0,), (1,))} for key in ("optim", "optimal_model", "ema")}
+    assert [node.path for node in Read(tree, 0, "w").nodes()] == ["optimal_model", "ema"]

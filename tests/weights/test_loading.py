@@ -18,9 +18,10 @@ from resnet_flax.errors import UserError
 from resnet_flax.models import ResNet
 from resnet_flax.models.scan import stack
 from resnet_flax.training.checkpoint_files import read_meta
+from resnet_flax.weights.catalog import CATALOG, CIFAR10
 from resnet_flax.weights.files import read_weights, write_weights
 from resnet_flax.weights.loading import Pretrained, export, load
-from resnet_flax.weights.torch_layout import flatten
+from resnet_flax.weights.torch_layout import export_torch, flatten, layout_of
 
 pytestmark = pytest.mark.usefixtures("soon_traced")
 
@@ -73,7 +74,9 @@ TINY = {"stage_sizes": (2, 1, 1, 1), "num_classes": 7}
 def test_a_round_trip_is_bit_identical(tmp_path, name, axes):
     model = create_model(name, **axes)
     variables = _random(model)
-    preprocessing = Preprocessing(96, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    preprocessing = Preprocessing(
+        96, 0.9, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), exif="on", alpha="white", channels=3
+    )
     names = tuple(f"class {i}" for i in range(model.num_classes))
     path = _export(tmp_path, model, variables, preprocessing=preprocessing, class_names=names)
     _same(load_pretrained(path, model), variables)
@@ -125,7 +128,7 @@ def test_what_does_not_fit_is_named_all_at_once(tmp_path):
 
 def test_a_file_of_another_network_is_refused(shared_data):
     path = shared_data / "weights" / "resnet20-12fca82f.th"
-    with pytest.raises(UserError, match=r"does not fit .* 180 missing \(.*layer3.8.bn2.running_v"):
+    with pytest.raises(UserError, match=r"not fit .* 3, 3, 3 blocks, .* 9, 9, 9; 180 missing \("):
         load_pretrained(path, create_model("cifar_resnet56"))
     with pytest.raises(UserError, match=r"does not fit .*\d+ missing .*\d+ unexpected"):
         load_pretrained(path, create_model("resnet18", num_classes=10))
@@ -192,7 +195,7 @@ def test_the_network_is_inferred_where_shapes_decide_it(tmp_path):
         load(path)
     assert load(path, variant="resnet50_v1").model.stride_on == "1x1"
     path, _ = bare("resnet50", stage_sizes=(1, 1, 1, 1))
-    with pytest.raises(UserError, match="are not those of a known network; name the network"):
+    with pytest.raises(UserError, match="network; its stages have 1, 1, 1, 1 blocks; name the"):
         load(path)
 
 
@@ -224,15 +227,21 @@ def test_a_checkpoint_of_ours(config, tmp_path):
     _same(stack(loaded), found.variables)
     _same(load_pretrained(tmp_path / "run" / "checkpoints" / "12", found.model), found.variables)
     with pytest.raises(
-        UserError, match="run already names its network, cifar_resnet8; leave --model out"
+        UserError, match=r"run already names its network, cifar_resnet8; give .*run alone"
     ):
         load(str(tmp_path / "run"), variant="resnet18")
-    with pytest.raises(UserError, match=r"cifar_resnet8; give .*run as MODEL without --weights"):
+    with pytest.raises(UserError, match=r"cifar_resnet8; give .*run alone"):
         load("cifar_resnet8", weights=tmp_path / "run")
-    with pytest.raises(UserError, match="run is a workdir or checkpoint and has weights; leave --"):
+    with pytest.raises(
+        UserError, match="run is a workdir or checkpoint and has weights; leave out w"
+    ):
         load(tmp_path / "run", weights="w.pth")
     with pytest.raises(UserError, match="is the name of published weights and has weights; leave"):
-        load("resnet50.a1_in1k", weights="w.pth")
+        load("resnet50.a1_in1k", weights="resnet50.a2_in1k")
+    stages = plain.stage_sizes
+    assert load(tmp_path / "run", overrides={"norm_unbiased": True}).model.norm_unbiased
+    with pytest.raises(UserError, match="is for a network with shortcut='A', not 'none'; give"):
+        load(tmp_path / "run", overrides={"shortcut": "none", "stage_sizes": stages})
     victim = next(
         file
         for file in (tmp_path / "run/checkpoints/12/state").rglob("*")
@@ -277,6 +286,59 @@ def test_what_a_file_says_of_itself_is_not_overruled(tmp_path):
         load_pretrained(path, model.clone(stem_pool="padded"))
     with pytest.raises(UserError, match=r"is for a network with stride_on='1x1', not '3x3'"):
         load_pretrained(path, model.clone(stride_on="3x3"))
+
+
+def _bare(path, model, side=32):
+    """A file of weights that says nothing of itself."""
+    arrays = export_torch(_random(model, side), model, layout_of(model))
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_file_may_be_called_by_the_published_name_of_its_weights(tmp_path):
+    published = "cifar_resnet20.akamaster_cifar10"
+    model = create_model("cifar_resnet20")
+    path = _bare(tmp_path / "w.npz", model)
+    found = load(published, weights=path)
+    assert found.model == model
+    assert found.preprocessing == CATALOG[published].preprocessing
+    assert (found.class_names, found.assumed) == (CIFAR10, False)
+    assert found.origin == f"{path}, as {published}"
+    again = load(path, variant=published)
+    assert again._replace(variables={}) == found._replace(variables={})
+    _same(again.variables, found.variables)
+    other = _bare(tmp_path / "three.npz", model.clone(num_classes=3))
+    assert load(other, variant=published).class_names == ()
+    with pytest.raises(UserError, match=r"w.npz does not fit the network: \d+ missing"):
+        load("cifar_resnet32.akamaster_cifar10", weights=path)
+    # What a file says of itself is true.
+    own = Preprocessing(8, mean=(0.1,), std=(0.4,))
+    described = _export(tmp_path, model, _random(model, 32), preprocessing=own)
+    assert load(published, weights=described).preprocessing == own
+    with pytest.raises(UserError, match="as a network other than cifar_resnet32; leave cifar_resn"):
+        load("cifar_resnet32.akamaster_cifar10", weights=described)
+
+
+def test_overrides_change_the_network_that_a_file_is_for(tmp_path):
+    narrow = {"stage_sizes": (1, 1), "stage_features": (8, 16), "stem_features": 8}
+    model = create_model("cifar_resnet8", num_classes=3, **narrow)
+    path = _bare(tmp_path / "w.npz", model)
+    assert load(path, variant="cifar_resnet8", overrides=narrow).model == model
+    # The shapes decide between the networks with these attributes.
+    text = "stage_sizes=1,1 stage_features=8,16 stem_features=8 shortcut=A"
+    assert load(path, overrides=text).model == model
+    with pytest.raises(UserError, match="fits cifar_resnet8 and cifar_plain8, which have the sam"):
+        load(path, overrides=narrow)
+    for wrong, message in (
+        ({"depth": 3}, "overrides cannot set 'depth'"),
+        ({"num_classes": 3}, "overrides cannot set num_classes, which"),
+        ({"stem": "big"}, "stem must be one of cifar, imagenet, deep, not 'big'"),
+        ({**narrow, "stage_features": (8,)}, "must have the same number of entries"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(path, variant="cifar_resnet8", overrides=wrong)
+    with pytest.raises(UserError, match="leave overrides or model out"):
+        load(path, model=model, overrides=narrow)
 
 
 TRUE = {
@@ -352,12 +414,13 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
         (
             "resnet50",
             r"resnet50 is not a file, a workdir or the name of published weights, but a network "
-            r"without weights; pass --weights FILE, or use one of resnet50.tv_in1k, ",
+            r"without weights; use one of resnet50.tv_in1k, .*, or give a file of them as weights",
         ),
         (
             "resnet5O.tv_in1k",
             r"is not a file, a workdir or the name of published weights; did you mean res",
         ),
+        (5000 * "x", "^x{80} cannot be read: File name too long"),
         ("", r"^'' is not a file, a workdir or the name of published weights"),
         (
             "nowhere/w.pth",
@@ -368,14 +431,14 @@ def test_a_damaged_head_is_no_other_head(tmp_path):
 def test_what_is_not_there_is_explained(what, message):
     with pytest.raises(UserError, match=message):
         load(what)
-    with pytest.raises(
-        UserError, match="is not a file, a workdir or the name of published weights"
-    ):
+    with pytest.raises(UserError, match=message):
         load_pretrained(what, create_model("resnet50"))
 
 
 def test_a_directory_without_checkpoints_is_explained(tmp_path):
-    with pytest.raises(UserError, match="has no checkpoints; give the workdir"):
+    with pytest.raises(
+        UserError, match=r"has neither checkpoints nor weights of the Hugging Face hub; give"
+    ):
         load(str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="checkpoints has no finished checkpoint yet"):

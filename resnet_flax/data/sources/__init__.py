@@ -6,11 +6,12 @@ help pages list their config keys, without the second that importing them takes.
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from resnet_flax.errors import UserError
-from resnet_flax.keys import Entry, Key
+from resnet_flax.data.class_names import unusable
+from resnet_flax.errors import SettingError, UserError
+from resnet_flax.keys import Entry, Key, Value
 
 if TYPE_CHECKING:
     from resnet_flax.data.sources.arrays import ArraySource
@@ -31,6 +32,7 @@ __all__ = [
     "hold_out",
     "open_source",
     "splits_of",
+    "without_auto",
 ]
 
 # `data.source` of a run on data that only the program that started it has.
@@ -82,6 +84,10 @@ class Store(Entry):
     """
 
     splits: Callable[..., tuple[str, ...]] = lambda where, **options: ("train",)
+    # As torchvision's loader and TFDS do, for published figures.
+    automatic: Mapping[str, Value] = dataclasses.field(
+        default_factory=lambda: {"data.exif": "off", "data.alpha": "drop"}
+    )
 
 
 def _open_folder(where: str, split: str, class_names: tuple[str, ...]) -> Source:
@@ -124,8 +130,15 @@ SOURCES: dict[str, Store] = {
         },
         splits=_tfds_splits,
     ),
-    "folder": Store(_open_folder, splits=_folder_splits),
+    "folder": Store(
+        _open_folder,
+        splits=_folder_splits,
+        automatic={"data.exif": "on", "data.alpha": "white"},
+    ),
 }
+
+
+_UNNAMED = Store(lambda *_: None)
 
 
 def open_source(
@@ -141,22 +154,28 @@ def open_source(
       split: a TFDS split, which may be a slice such as 'train[:90%]', or a subdirectory of DIR.
       data_dir: of TFDS; empty for its default (~/tensorflow_datasets or TFDS_DATA_DIR).
       class_names: of a folder; by default those of DIR/train, or of the split itself if there is no
-        DIR/train, in alphabetical order.
+        DIR/train, in the order of `class_names.ordered`.
       **options: of other stores, see `Store`.
 
     Raises:
-      UserError: there is no such data set or split, it is not prepared, or lacks images or labels.
+      UserError: there is no such data set or split, it is not prepared, is empty, or lacks images
+        or labels.
     """
     store, where = _store(name)
     found = store.make(where, split, class_names, **_of(store, {"data_dir": data_dir, **options}))
-    return check_source(found, name)
+    return check_source(found, name, f"the split {split!r} of {name}")
 
 
-def check_source(source: Any, name: str) -> Source:
-    """The source, if it is one; `name` is what the error calls it.
+def check_source(source: Any, name: str, split: str = "") -> Source:
+    """The source, if it is one.
+
+    Args:
+      source: any object.
+      name: what errors call the data set.
+      split: what they call this part of it.
 
     Raises:
-      UserError: it lacks something, or has no names of classes.
+      UserError: it lacks something, or has no examples or no names of classes.
     """
     wanted = ("class_names", "__len__", "__getitem__")
     lacking = [attribute for attribute in wanted if not hasattr(source, attribute)]
@@ -165,10 +184,18 @@ def check_source(source: Any, name: str) -> Source:
             f"{name} is not a data source: its {type(source).__name__} has no "
             f"{' and no '.join(lacking)}; see resnet_flax.data.sources.Source"
         )
+    if not len(source):
+        raise UserError(f"{split or name} has no examples; give another one, or add some")
     names = source.class_names
     if isinstance(names, str) or not names or not all(isinstance(one, str) for one in names):
         raise UserError(
             f"class_names of {name} must be a tuple of strings, one for each class, not {names!r}"
+        )
+    bad = next(filter(unusable, names), None)
+    if bad is not None:
+        raise UserError(
+            f"class_names of {name} have {bad!a}; the name of a class must be text without line "
+            "breaks and control characters"
         )
     found: Source = source
     return found
@@ -181,11 +208,26 @@ def splits_of(name: str, data_dir: str = "", **options: Any) -> tuple[str, ...]:
     return store.splits(where, **_of(store, {"data_dir": data_dir, **options})) or ("train",)
 
 
+def without_auto(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of `data.*` by the last part of their keys; those that are 'auto' as the store says.
+
+    Args:
+      name: see `open_source`, or empty for data without a name.
+      values: of a config; a checked one has none that are 'auto'.
+    """
+    automatic = SOURCES.get(name.partition(":")[0], _UNNAMED).automatic
+    return {
+        key: automatic.get(f"data.{key}", value) if value == "auto" else value
+        for key, value in values.items()
+    }
+
+
 def _store(name: str) -> tuple[Store, str]:
     if name == GIVEN:
-        raise UserError(
+        raise SettingError(
             "the run was trained on arrays that a Python program gave to it; give them to "
-            "resnet_flax.train again, or name other data as --data"
+            "resnet_flax.train again, or name other data as",
+            "data.source",
         )
     kind, _, where = name.partition(":")
     if kind not in SOURCES or not where:

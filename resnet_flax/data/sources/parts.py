@@ -30,6 +30,13 @@ class Share:
         return self.source[int(self._indices[index])]
 
 
+def whole(source: Source) -> Source:
+    """The source itself, or that of which it is a share."""
+    while isinstance(source, Share):
+        source = source.source
+    return source
+
+
 def hold_out(source: Source, share: float) -> tuple[Source, Source]:
     """Splits a source in two: a random fraction `share` for validation, and the rest for training.
 

@@ -3,20 +3,23 @@
 import contextlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from resnet_flax.data.transforms import load
-from resnet_flax.errors import UserError, closest, first_line
+from resnet_flax.data.decoding import load
+from resnet_flax.errors import SettingError, UserError, closest, first_line
 from resnet_flax.runtime import storage
 from resnet_flax.runtime.terminal import say
 
 # Data sets that this package can prepare itself, from other packages' data.
 EMBEDDED = ("digits",)
+
+# Number of examples whose labels are checked when a split is opened.
+SAMPLE = 32
 
 # Data sets whose examples have any number of correct labels: the features with one label and with
 # all of them, and the number of examples of a split that have any (Beyer et al. 2020, "Are we done
@@ -69,25 +72,43 @@ class TfdsSource:
         return {"set": self._version, "files": files, "digests": digests}
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._raw(int(index))
+        name = f"example {index} of {self._name}"
+        channels = self._channels if self._channels in (1, 4) else 3
+        image = load(io.BytesIO(example["image"]), name, channels)
+        found: dict[str, Any] = {"image": image, "label": self._checked(example, index)}
+        if self._valid_labels:
+            found["valid_labels"] = np.zeros(len(self.class_names), bool)
+            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
+        return found
+
+    def check_labels(self) -> None:
+        """Raises UserError if an example has a label that is no class, as those of a test split.
+
+        At most `SAMPLE` examples are read, evenly spaced, and no image is decoded.
+        """
+        for index in np.linspace(0, len(self) - 1, min(len(self), SAMPLE), dtype=int).tolist():
+            self._checked(self._raw(index), index)
+
+    def _raw(self, index: int) -> Mapping[str, Any]:
         try:
-            example = self._split[int(index)]
+            return self._split[index]  # type: ignore[no-any-return]
         except Exception as error:  # readers and decoders raise errors of all types
             raise UserError(
                 f"example {index} of {self._name} cannot be read ({first_line(error)}); "
                 f"{self._remedy}"
             ) from error
-        name = f"example {index} of {self._name}"
-        image = load(io.BytesIO(example["image"]), name, self._channels)
-        found: dict[str, Any] = {"image": image, "label": np.int32(example[self._label])}
-        if not 0 <= found["label"] < len(self.class_names):
-            raise UserError(
-                f"{name} has the label {found['label']}, which is not one of the "
-                f"{len(self.class_names)} classes; choose a labelled split"
-            )
-        if self._valid_labels:
-            found["valid_labels"] = np.zeros(len(self.class_names), bool)
-            found["valid_labels"][np.asarray(example[self._valid_labels], int)] = True
-        return found
+
+    def _checked(self, example: Mapping[str, Any], index: int) -> np.int32:
+        """The label of an example, all of whose labels are indices of classes."""
+        for feature in filter(None, (self._label, self._valid_labels)):
+            for label in np.atleast_1d(example[feature]):
+                if not 0 <= label < len(self.class_names):
+                    raise UserError(
+                        f"example {index} of {self._name} has the label {label}, which is not one "
+                        f"of the {len(self.class_names)} classes; choose a labelled split"
+                    )
+        return np.int32(example[self._label])
 
 
 def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
@@ -95,6 +116,7 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     import resnet_flax.data.digits  # noqa: F401  registers the builder
+    from resnet_flax.data.sources.tfds_features import check_features
 
     builder = _builder(dataset, data_dir)
     if not builder.info.splits and dataset in EMBEDDED:
@@ -102,22 +124,19 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         builder = _builder(dataset, data_dir)
     if not builder.info.splits:
         _check_whole(dataset, data_dir, Path(builder.data_dir))
-        raise UserError(
+        raise SettingError(
             f"{name} is not prepared in {builder.data_dir}; prepare it with "
-            f"`resnet-flax data prepare {name}`, or give its directory as --data_dir (in a run, "
-            "--config.data.data_dir)"
+            f"`resnet-flax data prepare {name}`, or give its directory as",
+            "data.data_dir",
         )
     features = builder.info.features
     labels = SEVERAL_LABELS.get(dataset.partition("/")[0].partition(":")[0], ("label", "", {}))
-    if not {"image", labels[0]} <= set(features):
-        raise UserError(f"{name} is not for image classification: it lacks 'image' or 'label'")
+    check_features(name, features, labels[0])
     # Decoded here: TFDS uses OpenCV if it is installed, else Pillow.
     decoders = {"image": tfds.decode.SkipDecoding()}
-    if not getattr(features[labels[0]], "names", None):
-        raise UserError(f"the labels of {name} are numbers without classes; they must be classes")
     try:
         examples = builder.as_data_source(split=split, decoders=decoders)
-        return TfdsSource(
+        source = TfdsSource(
             name,
             examples,
             tuple(features[labels[0]].names),
@@ -130,6 +149,8 @@ def open_tfds(name: str, dataset: str, split: str, data_dir: str) -> TfdsSource:
         )
     except (ValueError, KeyError, AssertionError) as error:
         raise UserError(_wrong_split(name, split, tuple(builder.info.splits))) from error
+    source.check_labels()
+    return source
 
 
 # One split, or several with + between them, each with or without a slice in examples or percent.
@@ -212,11 +233,12 @@ def _array_record(builder: Any) -> Any:
     wanted = tfds.core.file_adapters.FileFormat.ARRAY_RECORD
     if builder.info.splits and builder.info.file_format != wanted:
         there = builder.data_dir
-        raise UserError(
+        raise SettingError(
             f"{there} is prepared as {builder.info.file_format.value}, which has no "
             "random access; convert it with `python -m tensorflow_datasets.scripts.convert_format "
             f"--dataset_version_dir={there} --out_file_format=array_record "
-            "--out_dir=DIR/NAME/VERSION` and give DIR as --data_dir"
+            "--out_dir=DIR/NAME/VERSION` and give DIR as",
+            "data.data_dir",
         )
     if not builder.info.splits:
         builder.info.set_file_format(wanted, override=True)
@@ -262,16 +284,15 @@ def prepare(dataset: str, data_dir: str = "") -> str:
     except Exception as error:  # errors of many types: disk, network, missing TensorFlow
         builder = _builder(dataset, data_dir)
         if not builder.info.splits:  # else another process prepared it first
+            reason = getattr(error, "strerror", None) or first_line(error)
+            said = f"cannot prepare {dataset} in {builder.data_dir}: {reason};"
+            if isinstance(error, OSError) and not _lacks_tensorflow(error):
+                said += " give a directory that can be written as"
+                raise SettingError(said, "data.data_dir") from error
             hint = (
                 "it needs TensorFlow: pip install 'resnet_flax[prepare]'"
                 if _lacks_tensorflow(error)
-                else "give a directory that can be written as --data_dir (in a run, "
-                "--config.data.data_dir)"
-                if isinstance(error, OSError)
                 else "its page on tensorflow.org/datasets says what it needs"
             )
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(
-                f"cannot prepare {dataset} in {builder.data_dir}: {reason}; {hint}"
-            ) from error
+            raise UserError(f"{said} {hint}") from error
     return str(builder.data_dir)

@@ -26,9 +26,9 @@ from resnet_flax.runtime.storage.appending import AppendedFile, note
 from resnet_flax.runtime.storage.errors import OF_THE_MACHINE, naming
 from resnet_flax.runtime.storage.paths import local
 from resnet_flax.runtime.storage.reading import (
+    check_room,
     exists,
     files_below,
-    free_bytes,
     is_directory,
     is_file,
     names,
@@ -51,9 +51,9 @@ from resnet_flax.runtime.storage.writing import (
 __all__ = [
     "OF_THE_MACHINE",
     "AppendedFile",
+    "check_room",
     "exists",
     "files_below",
-    "free_bytes",
     "is_directory",
     "is_file",
     "local",

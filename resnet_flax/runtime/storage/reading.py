@@ -1,5 +1,6 @@
 """What is in a workdir."""
 
+import errno
 import hashlib
 import json
 import os
@@ -63,6 +64,7 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def free_bytes(directory: Path) -> int:
-    """The free space of the disk that a directory is on; a quota may allow less."""
-    return shutil.disk_usage(directory).free
+def check_room(directory: Path, needed: int) -> None:
+    """Raises OSError unless a directory's disk has so many free bytes; a quota may allow less."""
+    if shutil.disk_usage(directory).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
