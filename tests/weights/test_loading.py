@@ -220,7 +220,9 @@ def test_a_checkpoint_of_ours(config, tmp_path):
     assert (other.model, other.class_names) == (wide, ())
     assert (other.preprocessing, other.origin) == (found.preprocessing, found.origin)
     assert other.variables["params"]["head"]["bias"].shape == (3,)
-    with pytest.raises(UserError, match=r"fit .*: its stages have 2, 1 blocks, .*; 10 missing \(ba"):
+    with pytest.raises(
+        UserError, match=r"fit .*: its stages have 2, 1 blocks, .*; 10 missing \(ba"
+    ):
         load_pretrained(tmp_path / "run", plain.clone(stage_sizes=(3, 1)))
     with pytest.raises(UserError, match="is for a network with shortcut='A', not 'none'"):
         load_pretrained(tmp_path / "run", create_model("cifar_plain8", **axes))
@@ -309,7 +311,9 @@ def test_a_file_may_be_called_by_the_published_name_of_its_weights(tmp_path):
     _same(again.variables, found.variables)
     other = _bare(tmp_path / "three.npz", model.clone(num_classes=3))
     assert load(other, variant=published).class_names == ()
-    with pytest.raises(UserError, match=r"w.npz does not fit the network: its stages have 3, 3, 3 blo"):
+    with pytest.raises(
+        UserError, match=r"w.npz does not fit the network: its stages have 3, 3, 3 blo"
+    ):
         load("cifar_resnet32.akamaster_cifar10", weights=path)
     # What a file says of itself is true.
     own = Preprocessing(8, mean=(0.1,), std=(0.4,))
