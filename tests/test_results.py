@@ -36,7 +36,7 @@ def test_a_result_is_of_the_config_that_stands_here_and_good_enough(
     measured = default_config()  # keys newer than the result have their defaults
     for key, value in saved_config(flatten(result["config"])).items():
         measured.update_from_flattened_dict({key: value})
-    assert flatten(measured) == flatten(config)
+    assert flatten(check(measured)) == flatten(config)
     errors = list(result["error_percent"].values())
     assert len(errors) == result["n"] == seeds
     assert round(statistics.mean(errors), 4) == result["mean"] <= mean
