@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import data_source, tfds_source
@@ -21,6 +21,24 @@ def add_arguments(parser: Parser) -> None:
         "%(prog)s check folder:/data/imagenet --all",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    check, prepare = _add_check(actions), _add_prepare(actions)
+    for action, function in ((check, _check), (prepare, _prepare)):
+        action.add_argument(
+            "--data_dir",
+            default="",
+            metavar="DIR",
+            help="Directory with TensorFlow Datasets (TFDS) data, created if needed (default: "
+            "TFDS_DATA_DIR, or ~/tensorflow_datasets).",
+        )
+        action.add_argument(
+            "--all",
+            action="store_true",
+            help="Decode every image, not only the first one of each split.",
+        )
+        action.set_defaults(run=function)
+
+
+def _add_check(actions: Any) -> Parser:
     check = actions.add_parser("check", help="Print the splits, images and classes of a data set.")
     check.describe(
         "Print the splits, images and classes of a data set, and decode some of its images. Of a "
@@ -43,6 +61,10 @@ def add_arguments(parser: Parser) -> None:
         help="The split to check, which may be a slice of one of TFDS, such as train[:10%%] "
         "(default: every split).",
     )
+    return check
+
+
+def _add_prepare(actions: Any) -> Parser:
     prepare = actions.add_parser("prepare", help="Download a data set of TFDS and prepare it.")
     prepare.describe(
         "Download a data set of TensorFlow Datasets (TFDS), write it in the form that this "
@@ -53,20 +75,7 @@ def add_arguments(parser: Parser) -> None:
         "source", type=tfds_source, metavar="SOURCE", help="The data set, as tfds:NAME."
     )
     prepare.set_defaults(split="")
-    for action, function in ((check, _check), (prepare, _prepare)):
-        action.add_argument(
-            "--data_dir",
-            default="",
-            metavar="DIR",
-            help="Directory with TensorFlow Datasets (TFDS) data, created if needed (default: "
-            "TFDS_DATA_DIR, or ~/tensorflow_datasets).",
-        )
-        action.add_argument(
-            "--all",
-            action="store_true",
-            help="Decode every image, not only the first one of each split.",
-        )
-        action.set_defaults(run=function)
+    return prepare
 
 
 def _prepare(arguments: argparse.Namespace) -> int:

@@ -74,12 +74,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if jax.process_count() > 1:
         _check_same_on_all(arguments, networks, fingerprint)
     if distributed.is_primary():
+        views = eval_report.describe_views(arguments, networks[0], source, models[0].assumed)
         print("\n".join(one.origin for one in models))
-        print(
-            f"on {data.name}, {data.about}, {arguments.protocol}: "
-            f"{eval_report.describe_views(arguments, networks[0], source, models[0].assumed)}",
-            flush=True,
-        )
+        print(f"on {data.name}, {data.about}, {arguments.protocol}: {views}", flush=True)
     warnings: list[str] = []
     # A launcher may give processes a terminal though it writes to a file.
     with Progress(wanted=jax.process_count() == 1) as progress:

@@ -44,7 +44,7 @@ def open_eval_data(arguments: argparse.Namespace, models: "Sequence[Pretrained]"
 
     Raises:
       UserError: nothing tells the data set, it has no such split, or the images that the run held
-        out cannot be told from the others.
+        out cannot be distinguished from the others.
     """
     from resnet_flax.data.sources import open_source, splits_of
     from resnet_flax.data.sources.folder import note_left_out
@@ -137,9 +137,10 @@ def _held_out(
     if "train" in first.fingerprints:
         if changes := _changes(first, "train", train):
             raise UserError(
-                f"the images that {arguments.model_name} held out cannot be told from those it was "
-                f"trained on, as {name}, {split}, has changed: {'; '.join(changes)}; restore the "
-                "data that the run was trained on, pass --data with where it is, or another --split"
+                f"the images that {arguments.model_name} held out can no longer be distinguished "
+                f"from those it was trained on, as {name}, {split}, has changed: "
+                f"{'; '.join(changes)}; restore the data that the run was trained on, pass --data "
+                "with where it is, or another --split"
             )
     else:
         _note(

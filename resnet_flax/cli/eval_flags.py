@@ -1,5 +1,7 @@
 """The flags of `resnet-flax eval`."""
 
+import argparse
+
 from resnet_flax.cli import model_flags, processes
 from resnet_flax.cli.parser import Parser
 from resnet_flax.cli.types import (
@@ -74,6 +76,24 @@ def _add_data(parser: Parser) -> None:
         help="The split, such as test or test[:1000] (default: that of the run, or the first of "
         f"{', '.join(SPLITS)} that the data set has).",
     )
+    _add_matching(group)
+    group.add_argument(
+        "--batch_size",
+        type=whole_number(1, 2**20),
+        default=100,
+        metavar="N",
+        help="Images in a batch; the results do not depend on it (default: %(default)s).",
+    )
+    group.add_argument(
+        "--workers",
+        type=whole_number(0, 1024),
+        default=0,
+        metavar="N",
+        help="Processes that read images; 0 reads in threads (default: %(default)s).",
+    )
+
+
+def _add_matching(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--by_number",
         action="store_true",
@@ -89,20 +109,6 @@ def _add_data(parser: Parser) -> None:
         help="A text file with the names of the network's outputs in their order, one a line, as "
         "the data calls them (default: those in the weights; without any, classes are matched by "
         "number).",
-    )
-    group.add_argument(
-        "--batch_size",
-        type=whole_number(1, 2**20),
-        default=100,
-        metavar="N",
-        help="Images in a batch; the results do not depend on it (default: %(default)s).",
-    )
-    group.add_argument(
-        "--workers",
-        type=whole_number(0, 1024),
-        default=0,
-        metavar="N",
-        help="Processes that read images; 0 reads in threads (default: %(default)s).",
     )
 
 

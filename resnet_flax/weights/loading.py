@@ -180,7 +180,7 @@ def _load_file(
     return Pretrained(
         *(model, variables, preprocessing, names, origin, file.sha256),
         assumed=assumed,
-        classes=head_classes(file.arrays, name),
+        classes=own_classes,
     )
 
 

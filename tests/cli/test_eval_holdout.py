@@ -82,7 +82,7 @@ def test_changed_images_are_noticed(runs, tmp_path):
     flags = (f"--data=folder:{moved}", "--split=holdout")
     assert len(_data([first], *flags).source) == 6
     (moved / "train/red/009.png").rename(moved / "train/red/999.png")
-    with pytest.raises(UserError, match=r"RUN held out cannot be told .* class red have other"):
+    with pytest.raises(UserError, match=r"RUN held out can no longer .* class red have other"):
         _data([first], *flags)
     # The data set's own split of that name is another thing.
     shutil.copytree(moved / "val", moved / "holdout")
